@@ -1,0 +1,110 @@
+"""The command `jobctl`: loads the subcommand asked for, and ends with its status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from jobctl import __version__
+from jobctl.cli import render
+from jobctl.errors import JobctlError
+from jobctl.ops.delivery import ReaderLeft
+
+PROGRAM = "jobctl"
+COMMANDS = {
+    "start": "Start a job in the background.",
+    "get": "Show jobs.",
+    "receive": "Write the output of jobs that was not received yet.",
+    "wait": "Wait until jobs are finished.",
+    "stop": "Stop jobs, or send them a signal.",
+    "remove": "Delete jobs and their output.",
+}
+
+
+class _Lazy(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"jobctl.cli.{name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: jobctl start -n nightly -- make -j4 && jobctl wait nightly",
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+def cli() -> None:
+    """Background jobs for the shell: they outlive the terminal that started them."""
+
+
+def main() -> NoReturn:
+    """Run the command line and end with its exit status."""
+    render.open_standard_files()
+    status = _run()
+    try:
+        sys.stdout.flush()  # of --help and --version: all else goes through render
+    except OSError as error:
+        status = 125
+        render.say(f"cannot write to standard output: {error.strerror}")
+    # Nothing is left that would justify the time of taking the interpreter down in order.
+    os._exit(status)
+
+
+def _run() -> int:
+    try:
+        result = cli.main(prog_name=PROGRAM, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.UsageError as error:
+        place = error.ctx.command_path if error.ctx else PROGRAM
+        render.say(f"{error.format_message().rstrip('.')}; see '{place} --help'")
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except SystemExit as error:  # completion ends so
+        return error.code if isinstance(error.code, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except ReaderLeft as error:
+        return error.status
+    except JobctlError as error:
+        render.say(str(error))
+        return error.status
+    except Exception as error:
+        return _bug(error)
+
+
+def _bug(error: Exception) -> int:
+    """Tell of a fault of our own, with what mends it kept in a file; return the status."""
+    import tempfile
+    import traceback
+
+    trace = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="jobctl-", suffix=".log", delete=False, errors="backslashreplace"
+        ) as file:
+            file.write(f"jobctl {__version__}, Python {sys.version}\n{trace}")
+        where = f"please report it with {file.name}"
+    except OSError:
+        where = trace
+    render.say(f"a fault in jobctl: {type(error).__name__}: {error}; {where}")
+    return JobctlError.status

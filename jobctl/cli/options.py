@@ -1,0 +1,217 @@
+"""The words that several commands understand alike: JOBs, filters, durations, formats."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from jobctl import quoting, timing
+from jobctl.cli import render
+from jobctl.errors import BadUsage, JobctlError
+from jobctl.folder import Jobs
+from jobctl.model import State, printable
+from jobctl.paths import state_dir
+
+_OFFERED = 100
+"""Jobs that completion offers at most, the newest."""
+_WILD = re.compile(r"[*?\[]")
+
+if TYPE_CHECKING:
+    from jobctl.ops.find import Found
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Parsed(click.ParamType):
+    """A value that one of our functions makes of the text, or says why it cannot."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except BadUsage as error:
+            self.fail(str(error), param, ctx)
+
+
+class _State(click.Choice[str]):
+    """A state by its name, in any case."""
+
+    def __init__(self) -> None:
+        super().__init__([state.value for state in State], case_sensitive=False)
+
+
+DURATION = Parsed("duration", timing.parse_duration)
+WHEN = Parsed("when", timing.parse_when)
+STATE = _State()
+
+
+def positive(text: str) -> float:
+    """Return a duration that is longer than nothing."""
+    seconds = timing.parse_duration(text)
+    if seconds <= 0:
+        raise BadUsage(f"'{text}' is no time at all; give at least 0.01s")
+    return seconds
+
+
+def output(function: F) -> F:
+    """Add -o and -q."""
+    function = click.option(
+        "-o",
+        "--output",
+        "form",
+        type=click.Choice(render.FORMATS),
+        default="table",
+        envvar="JOBCTL_OUTPUT",
+        help="How to print records. The default is JOBCTL_OUTPUT, else table.",
+    )(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Print ids only, like -o ids.")(function)
+
+
+def selectors(function: F) -> F:
+    """Add JOB arguments."""
+    return click.argument("jobs", metavar="[JOB]...", nargs=-1, shell_complete=_complete_jobs)(
+        function
+    )
+
+
+def filters(function: F) -> F:
+    """Add what narrows a selection."""
+    for option in reversed(
+        (
+            click.option(
+                "--state", "states", type=STATE, multiple=True, help="Only jobs in this state."
+            ),
+            click.option("--name", metavar="GLOB", help="Only jobs with such a name."),
+            click.option("--command", metavar="GLOB", help="Only jobs with such a command."),
+            click.option("--location", metavar="HOST", help="Only jobs that run there."),
+            click.option("--before", type=WHEN, help="Only jobs that ended before."),
+            click.option("--after", type=WHEN, help="Only jobs that ended then or later."),
+            click.option(
+                "--newest",
+                metavar="N",
+                type=click.IntRange(1, 2**31),
+                help="Only the N latest to end, unfinished ones being the newest.",
+            ),
+            click.option(
+                "--has-more-data/--no-more-data",
+                "has_more_data",
+                default=None,
+                help="Only jobs with (without) output not received yet.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def all_jobs(function: F) -> F:
+    """Add --all, for commands that must be told that they are to act on everything."""
+    return click.option("--all", "everything", is_flag=True, help="All jobs.")(function)
+
+
+def through_disconnect(function: F) -> F:
+    """Add --force of wait and receive. No local job is ever disconnected on purpose."""
+    return click.option(
+        "--force",
+        is_flag=True,
+        expose_value=False,
+        help="Go on also where a session was disconnected on purpose.",
+    )(function)
+
+
+class Chosen:
+    """What the JOB arguments and filters of one command line say."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        """Take the values that the decorators above produce out of values."""
+        # Here, not above: the commands that choose no jobs do without SQLite.
+        from jobctl.ops.find import Filter
+
+        self.jobs: tuple[str, ...] = tuple(_with_standard_input(values.pop("jobs")))
+        self._everything = values.pop("everything", None)
+        self.filter = Filter(
+            states=tuple(State(name) for name in values.pop("states")),
+            name=values.pop("name"),
+            command=values.pop("command"),
+            location=values.pop("location"),
+            before=values.pop("before"),
+            after=values.pop("after"),
+            newest=values.pop("newest"),
+            has_more_data=values.pop("has_more_data"),
+            child_states=tuple(State(name) for name in values.pop("child_states", ())),
+        )
+
+    def check(self) -> None:
+        """Refuse to guess what a command without JOB and filter is to act on.
+
+        :raises BadUsage: there is neither, or --all beside a JOB.
+        """
+        if self._everything and self.jobs:
+            raise BadUsage("--all and JOB contradict each other; give one of them")
+        if not self._everything and not self.jobs and self.filter.empty:
+            raise BadUsage("name a JOB, a filter, or --all")
+
+
+def _with_standard_input(words: Iterable[str]) -> Iterable[str]:
+    for word in words:
+        if word == "-":
+            lines = os.fsdecode(sys.stdin.buffer.read()).split("\n") if sys.stdin else []
+            yield from (line.strip() for line in lines if line.strip())
+        else:
+            yield word
+
+
+def _complete_jobs(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from jobctl.store import NEWEST_FIRST, Store
+
+    try:
+        store = Store(state_dir())
+        store.refresh()
+    except JobctlError:
+        return []
+    prefix = _WILD.sub("[\\g<0>]", incomplete) + "*"
+    jobs = store.select(
+        "CAST(id AS TEXT) GLOB ? OR name GLOB ?",
+        [prefix, prefix],
+        f"{NEWEST_FIRST} LIMIT {_OFFERED}",
+    )
+    helps = {}
+    for job in sorted(jobs, key=lambda job: job.number):
+        help_text = f"{job.state.value} {printable(job.command)[:60]}"
+        helps[job.id] = help_text
+        # Names that a shell would need quoted are left to be typed.
+        if quoting.readable([job.name]) == job.name:
+            helps.setdefault(job.name, help_text)
+    return [
+        CompletionItem(value, help=text)
+        for value, text in helps.items()
+        if value.startswith(incomplete)
+    ]
+
+
+def found(chosen: Chosen) -> Found:
+    """Return the jobs chosen, as they are now."""
+    from jobctl.ops.find import find
+    from jobctl.store import Store
+
+    return find(Store(state_dir()), chosen.jobs, chosen.filter)
+
+
+def jobs() -> Jobs:
+    """Return the folder of all job folders."""
+    return Jobs(state_dir())

@@ -1,0 +1,171 @@
+"""`jobctl receive`, and the same for the job that `jobctl start --wait` has begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import click
+
+from jobctl import paths, timing
+from jobctl.cli import options, render
+from jobctl.errors import BadUsage, JobctlError
+from jobctl.folder import STREAMS
+from jobctl.model import Job, State, printable
+from jobctl.ops.delivery import ReaderLeft
+from jobctl.ops.receive import Listener, Manner, Receiver
+from jobctl.store import Store
+
+_TIMED_OUT = 124
+
+
+@click.command("receive", epilog="Example: jobctl receive --wait nightly > nightly.log")
+@options.selectors
+@options.all_jobs
+@options.filters
+@click.option("-k", "--keep", is_flag=True, help="Do not move the read mark.")
+@click.option("--again", is_flag=True, help="All output from the start; the mark stays.")
+@click.option(
+    "-w", "--wait", "-f", "--follow", "wait", is_flag=True, help="Until the jobs are finished, live."
+)
+@click.option(
+    "--timeout", type=options.DURATION, help="With --wait: give up after this time, status 124."
+)
+@click.option("--auto-remove", is_flag=True, help="With --wait: remove the jobs afterwards.")
+@click.option(
+    "--write-events", is_flag=True, help="With --wait: states as JSON lines on standard error."
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="With --wait: also where a session was disconnected on purpose.",
+)
+@click.option(
+    "--stream",
+    type=click.Choice([*STREAMS, "both"]),
+    default="both",
+    show_default=True,
+    help="Which output.",
+)
+@click.option("--no-recurse", is_flag=True, help="Not the output of a job's children.")
+@click.option("--tag", is_flag=True, help="Put job and host before each line.")
+@click.option("--output-dir", metavar="DIR", help="Write a file per job and stream in there.")
+def command(
+    keep: bool,
+    again: bool,
+    wait: bool,
+    timeout: float | None,
+    auto_remove: bool,
+    write_events: bool,
+    force: bool,
+    stream: str,
+    no_recurse: bool,
+    tag: bool,
+    output_dir: str | None,
+    **values: Any,
+) -> int:
+    """Write the output of jobs that was not received yet, byte for byte.
+
+    What was written to a job's standard error goes to standard error. Nothing is deleted, and
+    what the reader did not take is not received: `jobctl receive 12 | head -1` loses nothing.
+
+    With --wait and one job, ends with the status of the job's command.
+    """
+    for name, given in (
+        ("--auto-remove", auto_remove),
+        ("--write-events", write_events),
+        ("--force", force),
+    ):
+        if given and not wait:
+            raise BadUsage(f"{name} needs --wait")
+    if keep and again:
+        raise BadUsage("--keep and --again contradict each other; --again keeps the mark too")
+    if output_dir is not None and not os.path.isdir(output_dir):
+        raise BadUsage(f"--output-dir '{printable(output_dir)}' is not a directory")
+    manner = Manner(
+        keep=keep,
+        again=again,
+        streams=STREAMS if stream == "both" else (stream,),
+        tag=tag,
+        output_dir=output_dir,
+        umask=paths.caller_umask,
+    )
+    deadline = None if timeout is None else time.monotonic() + timeout
+    chosen = options.Chosen(values)
+    chosen.check()
+    found = options.found(chosen)
+    status = render.tell_all(found.missing)
+    numbers = [job.number for job in found.jobs]
+    if wait:
+        ended = follow(numbers, manner, deadline, write_events, auto_remove)
+    else:
+        with _doubting(numbers):
+            Receiver(options.jobs(), manner, Listener(_tell_failure)).now(numbers)
+        ended = 0
+    return status or ended
+
+
+def follow(
+    numbers: list[int],
+    manner: Manner,
+    deadline: float | None = None,
+    events: bool = False,
+    auto_remove: bool = False,
+) -> int:
+    """Deliver output until jobs are finished; return the exit status.
+
+    That of one job's command is passed on, and every failure of our own is then 125.
+    """
+    listener = Listener(_tell_failure, _write_event if events else None)
+    receiver = Receiver(options.jobs(), manner, listener)
+    try:
+        with _doubting(numbers):
+            ended = list(receiver.follow(numbers, deadline))
+        if auto_remove:
+            _remove(ended)
+    except ReaderLeft:
+        raise
+    except JobctlError as error:
+        raise JobctlError(str(error)) if len(numbers) == 1 else error from None
+    if len(ended) < len(numbers) and deadline is not None and time.monotonic() >= deadline:
+        return _TIMED_OUT
+    if len(numbers) == len(ended) == 1:
+        return ended[0].pass_through_status
+    return int(any(job.state is not State.COMPLETED for job in ended))
+
+
+@contextmanager
+def _doubting(numbers: list[int]) -> Iterator[None]:
+    """Have the index look again at jobs whose read marks this may move."""
+    try:
+        yield
+    finally:
+        if numbers:
+            Store(paths.state_dir()).doubt(numbers)
+
+
+def _remove(jobs: list[Job]) -> None:
+    from jobctl.ops.remove import remove
+
+    for error in remove(Store(paths.state_dir()), jobs, force=False, local_only=False):
+        raise error
+
+
+def _tell_failure(job: Job) -> None:
+    render.say(f"job {job.id} failed: {job.reason}")
+
+
+def _write_event(job: Job) -> None:
+    event = {
+        "time": timing.rfc3339(time.time()),
+        "id": job.id,
+        "name": job.name,
+        "state": job.state.value,
+        "reason": job.reason,
+    }
+    with suppress(OSError):
+        os.write(2, json.dumps(event).encode() + b"\n")

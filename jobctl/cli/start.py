@@ -1,0 +1,203 @@
+"""`jobctl start`."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+
+from jobctl import paths, timing
+from jobctl.cli import options, render
+from jobctl.errors import BadUsage, JobctlError
+from jobctl.model import Job, JobSpec, check_name, printable
+from jobctl.ops.start import start
+
+_MOST_RETRIES = 1_000_000
+_NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
+"""What the runner sets, or what belongs to the job that called us."""
+
+
+@click.command(
+    "start",
+    context_settings={"allow_interspersed_args": False},
+    epilog="Example: jobctl start -n nightly --timeout 2h -- make -j4",
+)
+@click.option(
+    "-c", "text", metavar="TEXT", help="Run TEXT with sh -c; the arguments are its $1, $2 ..."
+)
+@click.option("-f", "script", metavar="SCRIPT", help="Run this script file with the arguments.")
+@click.option("-n", "--name", help="A name to find the job by.")
+@click.option("-C", "--cwd", metavar="DIR", help="Run in this directory instead of here.")
+@click.option(
+    "-e",
+    "--env",
+    "variables",
+    metavar="NAME[=VALUE]",
+    multiple=True,
+    help="Set a variable. May be repeated.",
+)
+@click.option("--init", default="", metavar="TEXT", help="Shell text to run first, in the same shell.")
+@click.option("--stdin", metavar="FILE|-", help="Standard input; a copy is kept. Else /dev/null.")
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    help="Stop it after this time; it is Failed then.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0, _MOST_RETRIES),
+    metavar="N",
+    default=0,
+    help="Run it again when it fails, at most N times.",
+)
+@click.option(
+    "--after", metavar="JOB", multiple=True, help="Begin when JOB is finished. May be repeated."
+)
+@click.option(
+    "--after-ok", metavar="JOB", multiple=True, help="The same, if JOB is Completed, else never."
+)
+@click.option(
+    "--singleton", is_flag=True, help="Start nothing if an unfinished job has the same name."
+)
+@click.option("--merge", is_flag=True, help="Standard error into standard output, in order.")
+@click.option("--with-parent", is_flag=True, help="Stop it when the process that calls this ends.")
+@click.option("--on-finish", default="", metavar="TEXT", help="Shell text to run when it is finished.")
+@click.option("-w", "--wait", is_flag=True, help="Write its output, and end with its status.")
+@options.output
+@click.argument(
+    "words", metavar="COMMAND [ARG]...", nargs=-1, type=click.UNPROCESSED, shell_complete=None
+)
+def command(wait: bool, form: str, quiet: bool, singleton: bool, **values: Any) -> int:
+    """Start COMMAND as a job in the background, and print its record.
+
+    Options end at the first word that is none; the rest is the command. It runs in a session
+    of its own and goes on when the terminal is closed.
+    """
+    try:
+        return _start(wait, "ids" if quiet else form, singleton, values)
+    except JobctlError as error:
+        if wait and not isinstance(error, BadUsage) and error.status != JobctlError.status:
+            # Any other status would be taken for the command's.
+            raise JobctlError(str(error)) from None
+        raise
+
+
+def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> int:
+    spec = _spec(values)
+    state_dir = paths.state_dir()
+    if singleton:
+        if not spec.name:
+            raise BadUsage("--singleton needs --name, to tell which jobs are the same")
+        from jobctl.ops.others import unless_running
+
+        job, begun = unless_running(state_dir, spec.name, lambda: start(state_dir, spec))
+    else:
+        job, begun = start(state_dir, spec), True
+    unable = begun and _could_not_begin(job)
+    if not wait:
+        render.records([job], form)
+        if unable:
+            render.say(f"job {job.id} failed: {job.reason}")
+        return int(unable)
+    if form != "ids":
+        render.say(f"job {job.id}")
+    from jobctl.cli.receive import Manner, follow
+
+    return follow([job.number], Manner())
+
+
+def _could_not_begin(job: Job) -> bool:
+    return job.state.finished and job.pid is None
+
+
+def _spec(values: dict[str, Any]) -> JobSpec:
+    """Return what the options say.
+
+    :raises BadUsage: they make no sense, alone or together.
+    :raises NotFound: there is no job to begin after.
+    """
+    words: tuple[str, ...] = values["words"]
+    text, script = values["text"], values["script"]
+    if text is not None and script is not None:
+        raise BadUsage("-c and -f contradict each other; give one of them")
+    if text is None and script is None and not (words and words[0]):
+        raise BadUsage("there is no command to run; write jobctl start COMMAND [ARG]...")
+    if text is not None and not text.strip():
+        raise BadUsage("-c '' is no command; give it shell text")
+    timeout = values["timeout"]
+    name = "" if values["name"] is None else check_name(values["name"])
+    spec = dict(
+        argv=words,
+        text=text or "",
+        name=name,
+        cwd=_directory(values["cwd"]),
+        env=_environment(values["variables"]),
+        umask=paths.caller_umask,
+        init=values["init"],
+        merge=values["merge"],
+        timeout=None if timeout is None else options.positive(timeout),
+        timeout_text=timeout or "",
+        retries=values["retries"],
+        caller=os.getppid() if values["with_parent"] else None,
+        on_finish=values["on_finish"],
+    )
+    if script is not None:
+        spec |= {"script": _opened(script), "script_name": script}
+    if values["stdin"] is not None:
+        spec["stdin"] = 0 if values["stdin"] == "-" else _opened(values["stdin"])
+    if values["after"] or values["after_ok"]:
+        from jobctl.ops.others import dependencies
+
+        spec |= {key: dependencies(paths.state_dir(), values[key]) for key in ("after", "after_ok")}
+    return JobSpec(**spec)
+
+
+def _directory(cwd: str | None) -> str:
+    """Return the directory to run in: absolute, symbolic links left as they were given."""
+    try:
+        here = os.getcwd()
+        logical = os.environ.get("PWD", "")
+        if os.path.isabs(logical) and os.path.samefile(logical, here):
+            here = logical
+    except OSError:
+        if cwd is None or not os.path.isabs(cwd):
+            raise BadUsage("the current directory is gone; give one with --cwd") from None
+        here = "/"
+    if cwd is None:
+        return here
+    path = os.path.join(here, cwd)
+    if not cwd or not os.path.isdir(path):
+        raise BadUsage(f"--cwd '{printable(cwd)}' is not a directory")
+    if not os.access(path, os.X_OK):
+        raise BadUsage(f"--cwd '{printable(cwd)}' cannot be entered")
+    return path
+
+
+def _environment(variables: tuple[str, ...]) -> dict[str, str]:
+    """Return our caller's environment with what -e sets."""
+    environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+    for variable in variables:
+        name, given, value = variable.partition("=")
+        if not name or re.search(r"\s", name):
+            raise BadUsage(f"-e '{printable(variable)}' names no variable; write NAME=VALUE")
+        if not given and name not in os.environ:
+            raise BadUsage(f"-e {printable(name)}: it is not set here; write {name}=VALUE")
+        environment[name] = value if given else os.environ[name]
+    return environment
+
+
+def _opened(path: str) -> int:
+    """Return a file opened for reading.
+
+    :raises BadUsage: it cannot be.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        if os.path.isdir(path):
+            raise IsADirectoryError(21, "Is a directory")
+        return fd
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadUsage(f"cannot read '{printable(path)}': {why}") from None

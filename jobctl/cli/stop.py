@@ -1,0 +1,58 @@
+"""`jobctl stop`."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import click
+
+from jobctl.cli import options, render
+from jobctl.errors import BadUsage
+from jobctl.ops import stop
+
+
+def _signal(text: str) -> str:
+    """Return the name, without SIG, of a signal given by name or number."""
+    try:
+        if text.isdecimal():
+            return signal.Signals(int(text)).name.removeprefix("SIG")
+        return signal.Signals["SIG" + text.upper().removeprefix("SIG")].name.removeprefix("SIG")
+    except (ValueError, KeyError):
+        raise BadUsage(f"'{text}' is not a signal; 'kill -l' lists them") from None
+
+
+@click.command("stop", epilog="Example: jobctl stop --reason 'wrong input' nightly")
+@options.selectors
+@options.all_jobs
+@options.filters
+@click.option(
+    "--grace",
+    type=options.DURATION,
+    default="10s",
+    show_default=True,
+    help="Time from TERM to KILL.",
+)
+@click.option(
+    "--signal",
+    "name",
+    metavar="NAME",
+    type=options.Parsed("signal", _signal),
+    help="Only send this signal, such as HUP, USR1, STOP or CONT.",
+)
+@click.option("--reason", default="", metavar="TEXT", help="Why, for people to read in get.")
+def command(grace: float, name: str | None, reason: str, **values: Any) -> int:
+    """End everything that jobs started: TERM first, KILL to what is left after --grace.
+
+    Returns when nothing is left. Finished jobs stay as they are, but what they left running
+    is ended too.
+    """
+    chosen = options.Chosen(values)
+    chosen.check()
+    found = options.found(chosen)
+    jobs = options.jobs()
+    if name is None:
+        errors = stop.stop(jobs, found.jobs, grace, reason)
+    else:
+        errors = stop.send(jobs, found.jobs, name)
+    return render.tell_all([*found.missing, *errors])

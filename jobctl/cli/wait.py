@@ -1,0 +1,84 @@
+"""`jobctl wait`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import click
+
+from jobctl.cli import options, render
+from jobctl.errors  import Job, State
+from jobctl.ops.wait import finished
+
+_TIMED_OUT = 124
+_BEAT, _LONG = 0.5, 3600.0
+"""Seconds between looks at a job's progress, and where nobody watches."""
+
+
+@click.command("wait", epilog="Example: jobctl wait --any --timeout 10m build test")
+@options.selectors
+@options.all_jobs
+@options.filters
+@click.option("--any", "first", is_flag=True, help="Until one is finished; print just that one.")
+@click.option("--timeout", type=options.DURATION, help="Give up after this time, with status 124.")
+@options.through_disconnect
+@options.output
+def command(
+    first: bool, timeout: float | None, form: str, quiet: bool, **values: Any
+) -> int:
+    """Wait until jobs are finished, and print their records.
+
+    Ends with status 1 if one of them Failed or was Stopped, with 124 when time is up.
+    To interrupt it does nothing to the jobs.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    chosen = options.Chosen(values)
+    chosen.check()
+    found = options.found(chosen)
+    status = render.tell_all(found.missing)
+    done, waiting = _until_finished(found.jobs, first, deadline)
+    if first:
+        done = done[:1]
+    render.records(sorted(done, key=lambda job: job.number), "ids" if quiet else form)
+    if status:
+        return status
+    if waiting and not (first and done):
+        return _TIMED_OUT
+    return int(any(job.state is not State.COMPLETED for job in done))
+
+
+def _until_finished(
+    jobs: list[Job], first: bool, deadline: float | None
+) -> tuple[list[Job], set[str]]:
+    """Return the jobs that finished, in that order, and the ids of those that did not."""
+    done: list[Job] = []
+    waiting = {job.id for job in jobs}
+    folders = options.jobs()
+    shown = os.isatty(2)
+    only = folders.folder(jobs[0].number) if len(jobs) == 1 else None
+    with click.progressbar(
+        length=100 if only else len(jobs),
+        label=f"job {jobs[0].id}" if only else f"{len(jobs)} jobs",
+        item_show_func=lambda message: message,
+        show_eta=False,
+        hidden=not shown,
+        file=click.get_text_stream("stderr"),
+    ) as bar:
+        beat = _BEAT if shown else _LONG
+        for ended in finished(folders, [job.number for job in jobs], deadline, beat):
+            for number, job in ended:
+                waiting.discard(str(number))
+                if job is None:
+                    render.say(f"job {number} was removed meanwhile")
+                else:
+                    done.append(job)
+            if first and done:
+                break
+            if only and waiting:
+                percent, message = only.progress()
+                bar.update(round(percent or 0) - bar.pos, message)
+            elif shown:
+                bar.update((100 if only else len(done)) - bar.pos, "")
+    return done, waiting

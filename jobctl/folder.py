@@ -1,0 +1,431 @@
+"""The job folder: the truth about one job, in plain files that this file alone names.
+
+The header of runner.sh says what is in them, but for `received`, the read marks, and
+`progress`, which belongs to the command.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from jobctl import process, quoting
+from jobctl.model import LOCALHOST, TYPE_BACKGROUND, Job, JobSpec, Marks, State
+from jobctl.process import Identity
+
+STREAMS = ("stdout", "stderr")
+PIECE = 1 << 20
+"""Bytes moved at a time."""
+
+_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+# Names that sh keeps for itself, will not have set, or behaves differently by.
+_SHELLS_OWN = frozenset(
+    "BASHOPTS BASH_COMPAT BASH_XTRACEFD DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID EXECIGNORE"
+    " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
+    " SHELLOPTS SRANDOM TMOUT UID _".split()
+)
+_DAMAGED = "damaged: the file {} cannot be read"
+
+
+class Folder:
+    """One job's folder. It is a job's from the moment it holds a spec."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @property
+    def number(self) -> int:
+        """The job's number, which is the folder's name."""
+        return int(os.path.basename(self.path))
+
+    def file(self, name: str) -> str:
+        """Return the path of a file in here."""
+        return f"{self.path}/{name}"
+
+    # --- making a job ---
+
+    def write(self, spec: JobSpec) -> None:
+        """Write down a job that commit() will make real.
+
+        :raises OSError: the disk is full, say.
+        """
+        instance_id = str(uuid.uuid4())
+        name = spec.name or f"Job{self.number}"
+        environment = {
+            **spec.env,
+            "JOBCTL_ID": str(self.number),
+            "JOBCTL_NAME": name,
+            "JOBCTL_INSTANCE_ID": instance_id,
+            "JOBCTL_HOST": LOCALHOST,
+        }
+        self._write_environment(environment)
+        for stream in (*STREAMS, "lock"):
+            self._write(stream, b"")
+        script = ""
+        if spec.script is not None:
+            # Without #! it would be up to the system what runs it: sh then does.
+            executable = self._copy(spec.script, "script") == b"#!"
+            script = "executable" if executable else "text"
+            os.chmod(self.file("script"), 0o700)
+        if spec.stdin is not None:
+            self._copy(spec.stdin, "stdin")
+        record = {
+            "format": "1",
+            "instance_id": instance_id,
+            "name": name,
+            "type": TYPE_BACKGROUND,
+            "location": LOCALHOST,
+            "command": spec.command,
+            "text": spec.text,
+            "script": script,
+            "init": spec.init,
+            "cwd": spec.cwd,
+            "umask": f"{spec.umask:04o}",
+            "stdin": "/dev/null" if spec.stdin is None else "stdin",
+            "merge": "1" if spec.merge else "",
+            "timeout": "" if spec.timeout is None else f"{spec.timeout:g}",
+            "timeout_text": spec.timeout_text,
+            "retries": str(spec.retries),
+            "after": " ".join(map(str, spec.after)),
+            "after_ok": " ".join(map(str, spec.after_ok)),
+            "caller": "" if spec.caller is None else _caller(spec.caller),
+            "on_finish": spec.on_finish,
+            "created": f"{time.time():.6f}",
+        }
+        fields = {key: os.fsencode(value) for key, value in record.items()}
+        fields["argv"] = quoting.join(map(os.fsencode, spec.argv))
+        fields["words"] = quoting.join(map(os.fsencode, spec.words))
+        self._write("spec.new", quoting.dump(fields))
+        _sync(self.file("spec.new"))
+
+    def commit(self) -> None:
+        """Make the job real, and that durable."""
+        os.rename(self.file("spec.new"), self.file("spec"))
+        _sync(self.path)
+        _sync(os.path.dirname(self.path))
+
+    def _write_environment(self, environment: dict[str, str]) -> None:
+        lines, odd = [], []
+        for name, value in environment.items():
+            pair = os.fsencode(f"{name}={value}")
+            if _SHELL_NAME.fullmatch(name) and name not in _SHELLS_OWN:
+                lines.append(b"export " + quoting.quote(pair) + b"\n")
+            else:
+                odd.append(pair)
+        self._write("env", b"".join(lines))
+        if odd:
+            self._write("env.odd", b"set -- /usr/bin/env " + quoting.join(odd) + b' "$@"\n')
+
+    def _write(self, name: str, content: bytes) -> None:
+        with open(self.file(name), "wb") as file:
+            file.write(content)
+
+    def _copy(self, source: int, name: str) -> bytes:
+        """Copy an open file to its end; return its first two bytes."""
+        start = b""
+        with open(self.file(name), "wb") as file:
+            while piece := os.read(source, PIECE):
+                start = start or piece[:2]
+                file.write(piece)
+        return start
+
+    # --- reading a job ---
+
+    def exists(self) -> bool:
+        """Whether this is a job's folder."""
+        return os.path.exists(self.file("spec"))
+
+    def finished(self) -> bool:
+        """Whether the job's end is written down."""
+        try:
+            return os.path.getsize(self.file("exit")) > 0
+        except OSError:
+            return False
+
+    def read(self, boot: str) -> Job | None:
+        """Return the job as it is now, or None if this is no job's folder.
+
+        A job whose runner was killed, or whose host was rebooted, is found out here, and
+        written down as lost.
+        """
+        if not self.exists():
+            return None
+        spec = self._record("spec")
+        job = Job(
+            id=str(self.number),
+            name=os.fsdecode(spec.get("name", b"")),
+            instance_id=spec.get("instance_id", b"").decode("ascii", "replace"),
+            command=os.fsdecode(spec.get("command", b"")),
+            argv=[os.fsdecode(word) for word in quoting.split(spec.get("words", b""))],
+            cwd=os.fsdecode(spec.get("cwd", b"")),
+            created_at=_number(spec.get("created")),
+        )
+        if not self.finished():
+            self._read_unfinished(job, boot)
+        run = self._record("run")
+        if job.state.finished or self.finished():
+            self._read_exit(job)
+        job.pid = _integer(run.get("pid"))
+        job.began_at = _number(run.get("began"))
+        job.percent, job.message = self.progress()
+        job.began_uptime = _number(run.get("began_uptime"))
+        same_boot = run.get("boot", b"").decode("ascii", "replace") == job.ended_boot
+        if job.began_at is not None and job.ended_at is not None:
+            if same_boot and job.began_uptime is not None and job.ended_uptime is not None:
+                job.elapsed = max(0.0, job.ended_uptime - job.began_uptime)
+            else:
+                job.elapsed = max(0.0, job.ended_at - job.began_at)
+        return job
+
+    def _read_unfinished(self, job: Job, boot: str) -> None:
+        run = self._record("run")
+        runner = process.alive(_identity(run, "runner", "runner_ticks"), boot)
+        command = process.alive(_identity(run, "pid", "ticks"), boot)
+        if runner or command:
+            if "pid" not in run:
+                job.state = State.NOT_STARTED
+                other = run.get("waiting", b"").decode("ascii", "replace")
+                job.reason = f"waiting for job {other}" if other else "starting"
+            elif os.path.exists(self.file("stop")):
+                job.state = State.STOPPING
+            elif command and command.condition in "Tt":
+                job.state = State.SUSPENDED
+            else:
+                job.state = State.RUNNING
+            return
+        if self.finished():
+            return
+        host = run.get("host", b"").decode("utf-8", "replace")
+        if run.get("boot", b"").decode("ascii", "replace") == boot:
+            reason = "lost: runner was killed"
+        elif not run:
+            reason = _DAMAGED.format("run")
+        elif host != process.hostname():
+            # A home directory shared by several machines: only that one can tell.
+            job.state, job.location = State.DISCONNECTED, host
+            job.reason = f"runs on {host}, which shares this state directory"
+            return
+        else:
+            reason = "lost: host rebooted"
+        self._settle_lost(reason, boot)
+        job.state = State.FAILED
+
+    def _read_exit(self, job: Job) -> None:
+        record = self._record("exit")
+        try:
+            job.state = State(record["state"].decode())
+        except (KeyError, ValueError):
+            job.state = State.FAILED
+            record = {"reason": _DAMAGED.format("exit").encode()}
+        job.reason = os.fsdecode(record.get("reason", b""))
+        job.exit_code = _integer(record.get("code"))
+        job.signal = _integer(record.get("signal"))
+        job.ended_at = _number(record.get("ended"))
+        job.ended_boot = record.get("boot", b"").decode("ascii", "replace")
+        job.ended_uptime = _number(record.get("ended_uptime"))
+        marks = self.marks()
+        job.has_more_data = any(self.size(stream) > getattr(marks, stream) for stream in STREAMS)
+
+    def _settle_lost(self, reason: str, boot: str) -> None:
+        """Write down that nobody knows how the job ended, unless somebody does."""
+        uptime = process.uptime()
+        record = {
+            "state": State.FAILED.value,
+            "code": "",
+            "signal": "",
+            "reason": reason,
+            "ended": f"{time.time():.6f}",
+            "ended_uptime": "" if uptime is None else f"{uptime:.2f}",
+            "boot": boot,
+        }
+        aside = f"exit.{os.getpid()}"
+        with suppress(OSError):
+            self._write(aside, quoting.dump({key: os.fsencode(v) for key, v in record.items()}))
+            try:
+                os.link(self.file(aside), self.file("exit"))
+            except FileExistsError:
+                if not self.finished():  # empty: its bytes were lost with the power
+                    os.replace(self.file(aside), self.file("exit"))
+        with suppress(OSError):
+            os.unlink(self.file(aside))
+
+    def watched(self, boot: str) -> Identity | None:
+        """Return the process whose end may be the job's, None if all have ended."""
+        run = self._record("run")
+        for names in (("runner", "runner_ticks"), ("pid", "ticks")):
+            identity = _identity(run, *names)
+            if process.alive(identity, boot):
+                return identity
+        return None
+
+    def progress(self) -> tuple[float | None, str | None]:
+        """Return percent and message of what the job last wrote to its progress file."""
+        try:
+            with open(self.file("progress"), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+                lines = file.read(4096).split(b"\n")
+        except OSError:
+            return None, None
+        last = next((line.strip() for line in reversed(lines) if line.strip()), b"")
+        if not last:
+            return None, None
+        text = last.decode("utf-8", "replace")
+        first, _, rest = text.partition(" ")
+        percent = _number(first.removesuffix("%").encode())
+        if percent is None or not 0 <= percent <= 100:
+            return None, text
+        return percent, rest.strip()
+
+    def log(self) -> str:
+        """Return what the runner's shell last had to say."""
+        try:
+            with open(self.file("log"), "rb") as file:
+                return os.fsdecode(file.read(4096).strip())
+        except OSError:
+            return ""
+
+    def _record(self, name: str) -> dict[str, bytes]:
+        try:
+            with open(self.file(name), "rb") as file:
+                return quoting.load(file.read())
+        except OSError:
+            return {}
+
+    # --- output and marks ---
+
+    def size(self, stream: str) -> int:
+        """Return how many bytes a stream has."""
+        try:
+            return os.stat(self.file(stream)).st_size
+        except OSError:
+            return 0
+
+    def marks(self) -> Marks:
+        """Return how much was received."""
+        record = self._record("received")
+        return Marks(
+            _integer(record.get("stdout")) or 0,
+            _integer(record.get("stderr")) or 0,
+            record.get("told") == b"1",
+        )
+
+    @contextmanager
+    def receiving(self) -> Iterator[int]:
+        """Hold the right to move the marks; gives what move_marks() takes."""
+        fd = os.open(self.file("received"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+        finally:
+            os.close(fd)
+
+    # --- the end ---
+
+    def delete(self) -> None:
+        """Delete the job. From the first moment on it is none any more."""
+        import shutil
+
+        with suppress(FileNotFoundError):
+            os.unlink(self.file("spec"))
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def abandoned(self, boot: str) -> bool:
+        """Whether this is what a killed `start` left behind."""
+        try:
+            age = time.time() - os.stat(self.path).st_mtime
+        except OSError:
+            return False
+        return age > 60 and not self.exists() and self.watched(boot) is None
+
+
+def move_marks(fd: int, marks: Marks) -> None:
+    """Write down how much was received: in place and of fixed width, so as a whole."""
+    text = f"stdout='{marks.stdout:020d}'\nstderr='{marks.stderr:020d}'\ntold='{marks.told:d}'\n"
+    os.pwrite(fd, text.encode(), 0)
+
+
+class Jobs:
+    """The folder of all job folders."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.path = f"{state_dir}/jobs"
+        self._last = f"{state_dir}/last"
+
+    def folder(self, number: int) -> Folder:
+        """Return the folder of a job that need not exist."""
+        return Folder(f"{self.path}/{number}")
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all folders, in no order."""
+        try:
+            return [int(name) for name in os.listdir(self.path) if name.isdecimal()]
+        except FileNotFoundError:
+            return []
+
+    def stamp(self) -> int:
+        """Return what changes when a folder comes or goes: nanoseconds since 1970."""
+        try:
+            return os.stat(self.path).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def allocate(self) -> Folder:
+        """Make the folder of the next job. Its number was never used before.
+
+        The file `last` keeps the highest number given out, as removed jobs leave no trace
+        here. mkdir has the last word.
+
+        :raises OSError: the disk is full, say.
+        """
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        with open(os.open(self._last, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as last:
+            fcntl.flock(last, fcntl.LOCK_EX)
+            number = _integer(last.read(21).strip()) or max(self.numbers(), default=0)
+            while True:
+                number += 1
+                try:
+                    os.mkdir(f"{self.path}/{number}", 0o700)
+                    break
+                except FileExistsError:
+                    continue
+            last.seek(0)
+            last.write(b"%020d\n" % number)
+        return self.folder(number)
+
+
+def _identity(run: dict[str, bytes], pid: str, start: str) -> Identity | None:
+    number = _integer(run.get(pid))
+    if number is None or number <= 0:
+        return None
+    return Identity(number, *(run.get(key, b"").decode("ascii", "replace") for key in (start, "boot")))
+
+
+def _caller(pid: int) -> str:
+    sight = process.look(pid)
+    return f"{pid} {sight.start if sight else ''}"
+
+
+def _integer(text: bytes | None) -> int | None:
+    return int(text) if text and text.isdigit() and len(text) < 21 else None
+
+
+def _number(text: bytes | None) -> float | None:
+    try:
+        number = float(text or b"")
+    except ValueError:
+        return None
+    return number if abs(number) < 1e12 else None
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+

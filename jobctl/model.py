@@ -1,0 +1,191 @@
+"""What a job is: what was asked for, what became of it, and the states in between."""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import os
+import re
+from dataclasses import dataclass, field
+
+from jobctl import quoting
+from jobctl.errors import BadUsage
+
+TYPE_BACKGROUND = "BackgroundJob"
+LOCALHOST = "localhost"
+
+_ID_LIKE = re.compile(r"\d+([.-]\d+)?", re.ASCII)
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+class State(enum.Enum):
+    """Where a job is in its life."""
+
+    NOT_STARTED = "NotStarted"
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+    STOPPING = "Stopping"
+    SUSPENDED = "Suspended"
+    DISCONNECTED = "Disconnected"
+    BLOCKED = "Blocked"
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is the last state of a job."""
+        return self in (State.COMPLETED, State.FAILED, State.STOPPED)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to run, as the caller asked for it. Durations are in seconds.
+
+    One of argv (a program and its arguments), text (for `sh -c`) and script (an open file)
+    says what to run; argv holds the arguments of the latter two.
+    """
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: dict[str, str]
+    umask: int
+    text: str = ""
+    script: int | None = None
+    script_name: str = ""
+    name: str = ""
+    init: str = ""
+    stdin: int | None = None
+    """An open file or pipe that the job gets a copy of, to its end."""
+    merge: bool = False
+    timeout: float | None = None
+    timeout_text: str = ""
+    retries: int = 0
+    after: tuple[int, ...] = ()
+    after_ok: tuple[int, ...] = ()
+    caller: int | None = None
+    """The process whose end stops the job."""
+    on_finish: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command as words, as JSON shows it."""
+        if self.text:
+            return ("sh", "-c", self.text, *(("sh", *self.argv) if self.argv else ()))
+        if self.script is not None:
+            return (self.script_name, *self.argv)
+        return self.argv
+
+    @property
+    def command(self) -> str:
+        """The command as people read it."""
+        if self.text and not self.argv:
+            return self.text
+        return quoting.readable(self.words)
+
+
+@dataclass
+class Job:
+    """What is known of a job. Times are seconds since 1970, UTC."""
+
+    id: str
+    name: str = ""
+    instance_id: str = ""
+    type: str = TYPE_BACKGROUND
+    state: State = State.NOT_STARTED
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    has_more_data: bool = True
+    location: str = LOCALHOST
+    session: str | None = None
+    command: str = ""
+    argv: list[str] = field(default_factory=list)
+    cwd: str = ""
+    pid: int | None = None
+    item: str | None = None
+    created_at: float | None = None
+    began_at: float | None = None
+    ended_at: float | None = None
+    percent: float | None = None
+    message: str | None = None
+    parent: str | None = None
+    children: list[str] = field(default_factory=list)
+    began_uptime: float | None = None
+    """Seconds from boot to began; None where that is not known."""
+    elapsed: float | None = None
+    """Seconds from began to ended, by the clock since boot, which nobody sets."""
+    ended_boot: str = ""
+    ended_uptime: float | None = None
+    """Seconds from that boot to ended: what orders the ends, whatever the clock did."""
+
+    @property
+    def number(self) -> int:
+        """The id as a number."""
+        return int(self.id)
+
+    def running_for(self, now: float, uptime: float | None) -> float | None:
+        """Return the seconds since it began, to its end or to now (since 1970, since boot)."""
+        if self.elapsed is not None or self.began_at is None:
+            return self.elapsed
+        if self.began_uptime is not None and uptime is not None:
+            return max(0.0, uptime - self.began_uptime)
+        return max(0.0, now - self.began_at)
+
+    @property
+    def pass_through_status(self) -> int:
+        """The exit status of a command that passes this finished job's own one through."""
+        if self.exit_code is not None:
+            return self.exit_code
+        return 125 if self.signal is None else 128 + self.signal
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How much of a job's output was received, in bytes, and whether its reason was told."""
+
+    stdout: int = 0
+    stderr: int = 0
+    told: bool = False
+
+
+def check_name(name: str) -> str:
+    """Return name if a job may be called so.
+
+    :raises BadUsage: it is empty, could be taken for an id, a range or an option, or holds
+        characters that do not print.
+    """
+    shown = printable(name)
+    if not name.strip():
+        raise BadUsage("a name must not be empty")
+    if _ID_LIKE.fullmatch(name):
+        raise BadUsage(f"name {shown!r} looks like a job id or a range; put a letter in it")
+    if name.startswith("-"):
+        raise BadUsage(f"name {shown!r} begins with '-' and would be taken for an option")
+    if shown != name:
+        raise BadUsage(f"name '{shown}' contains control or unprintable characters")
+    if len(os.fsencode(name)) > 255:
+        raise BadUsage(f"name {name[:20] + '…'!r} is longer than 255 bytes")
+    return name
+
+
+def printable(text: str) -> str:
+    """Return text in one line with what could steer a terminal, or is no text, escaped."""
+    return _INVISIBLE.sub(_escape, text)
+
+
+def glob(pattern: str) -> re.Pattern[str]:
+    """Return what matches whole strings as the shell's *, ? and [...] do, case counting."""
+    return re.compile(fnmatch.translate(pattern))
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match.group()
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, see os.fsdecode
+        code -= 0xDC00
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

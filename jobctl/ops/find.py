@@ -1,0 +1,144 @@
+"""Finds the jobs that selectors and filters mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from jobctl.errors import BadUsage, NotFound
+from jobctl.model import Job, State, printable
+from jobctl.store import NEWEST_FIRST, Store
+
+_NUMBER = re.compile(r"\d+", re.ASCII)
+_CHILD = re.compile(r"(\d+)\.(\d+)", re.ASCII)
+_RANGE = re.compile(r"(\d+)-(\d+)", re.ASCII)
+_INSTANCE = re.compile(r"[0-9a-fA-F-]{8,36}")
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What narrows a selection: a job must pass all of it. Times: seconds since 1970."""
+
+    states: tuple[State, ...] = ()
+    name: str | None = None
+    command: str | None = None
+    location: str | None = None
+    before: float | None = None
+    after: float | None = None
+    newest: int | None = None
+    has_more_data: bool | None = None
+    child_states: tuple[State, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything passes."""
+        return self == Filter()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The jobs found, in id order, and a message for each selector that matched nothing."""
+
+    jobs: list[Job]
+    missing: list[NotFound] = field(default_factory=list)
+
+
+def find(store: Store, selectors: Iterable[str], narrow: Filter, every: bool = True) -> Found:
+    """Return the jobs that any of the selectors means and that pass the filter.
+
+    Without selectors these are all jobs if every, else none.
+
+    :raises BadUsage: a selector makes no sense.
+    """
+    selectors = list(dict.fromkeys(selectors))
+    ranges = [_range(selector) for selector in selectors]
+    store.refresh()
+    conditions: list[str] = []
+    values: list[object] = []
+    missing: list[NotFound] = []
+    for selector, span in zip(selectors, ranges, strict=True):
+        if span:
+            conditions.append("id BETWEEN ? AND ?")
+            values += span
+            continue
+        try:
+            ids = resolve(store, selector)
+        except NotFound as error:
+            missing.append(error)
+            continue
+        conditions.append(f"id IN ({','.join(map(str, ids))})")
+    if not conditions and not (every and not selectors):
+        return Found([], missing)
+    where = [f"({' OR '.join(conditions)})"] if conditions else ["1"]
+    _narrow(narrow, where, values)
+    jobs_where = " AND ".join(where)
+    if narrow.newest is not None:
+        newest = store.ids(jobs_where, values, f"{NEWEST_FIRST} LIMIT {narrow.newest}")
+        jobs_where, values = f"id IN ({','.join(map(str, newest))})", []
+    return Found(store.select(jobs_where, values), missing)
+
+
+def resolve(store: Store, selector: str) -> list[int]:
+    """Return the ids of the jobs that one selector means, as of the last refresh().
+
+    :raises NotFound: no job is called so; a wildcard may match none.
+    """
+    shown = printable(selector)
+    if _NUMBER.fullmatch(selector):
+        number = int(selector)
+        if number <= _LARGEST and (ids := store.ids("id = ?", [number])):
+            return ids
+        raise NotFound(f"no job {shown}; 'jobctl get' lists those there are")
+    if match := _CHILD.fullmatch(selector):
+        raise NotFound(f"no job {shown}: job {match[1]} has no children, or there is no such job")
+    # SQLite holds a replacement for bytes that are not UTF-8, and so has to be asked for it.
+    text = selector.encode("utf-8", "replace").decode()
+    if ids := store.ids("name = ?", [text]):
+        return ids
+    if any(character in selector for character in "*?["):
+        return store.ids("glob(?, name)", [text])
+    if _INSTANCE.fullmatch(selector):
+        ids = store.ids("instance_id GLOB ?", [selector.lower() + "*"])
+        if len(ids) == 1:
+            return ids
+        if ids:
+            raise NotFound(f"{shown} begins {len(ids)} instance ids; give more of it")
+    raise NotFound(f"no job is called '{shown}'; 'jobctl get' lists those there are")
+
+
+def _range(selector: str) -> tuple[int, int] | None:
+    match = _RANGE.fullmatch(selector)
+    if match is None:
+        if not selector:
+            raise BadUsage("a job must not be named ''; give an id, a name or a range")
+        return None
+    first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise BadUsage(f"range {selector} runs backwards; write {last}-{first}")
+    return min(first, _LARGEST), min(last, _LARGEST)
+
+
+def _narrow(narrow: Filter, where: list[str], values: list[object]) -> None:
+    def add(condition: str, *arguments: object) -> None:
+        where.append(condition)
+        values.extend(arguments)
+
+    if narrow.states:
+        names = [state.value for state in narrow.states]
+        add(f"state IN ({','.join('?' * len(names))})", *names)
+    if narrow.name is not None:
+        add("glob(?, name)", narrow.name)
+    if narrow.command is not None:
+        add("glob(?, command)", narrow.command)
+    if narrow.location is not None:
+        add("location = ?", narrow.location)
+    if narrow.before is not None:
+        add("ended < ?", narrow.before)
+    if narrow.after is not None:
+        add("ended >= ?", narrow.after)
+    if narrow.has_more_data is not None:
+        add("has_more = ?", narrow.has_more_data)
+    if narrow.child_states:
+        add("0")  # no job has children

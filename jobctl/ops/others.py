@@ -1,0 +1,42 @@
+"""What a job about to be started has to do with those there are."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+
+from jobctl.model import Job
+from jobctl.ops.find import Filter, find
+from jobctl.store import Store
+
+
+def unless_running(state_dir: str, name: str, begin: Callable[[], Job]) -> tuple[Job, bool]:
+    """Return the unfinished job called name, else what begin() starts, and whether it did.
+
+    Of several callers at once one starts it.
+    """
+    store = Store(state_dir)
+    lock = os.open(f"{state_dir}/singleton.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store.refresh()
+        for job in store.select("NOT final AND name = ?", [name]):
+            if not job.state.finished:
+                return job, False
+        return begin(), True
+    finally:
+        os.close(lock)
+
+
+def dependencies(state_dir: str, selectors: list[str]) -> tuple[int, ...]:
+    """Return the ids of the jobs to wait for.
+
+    :raises NotFound: one of the selectors matches no job.
+    """
+    if not selectors:
+        return ()
+    found = find(Store(state_dir), selectors, Filter())
+    for error in found.missing:
+        raise error
+    return tuple(job.number for job in found.jobs)

@@ -1,0 +1,58 @@
+"""Where jobctl keeps its state, and whether that place can be trusted."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from jobctl.errors import JobctlError, Refused
+
+caller_umask = os.umask(0o077)
+"""The umask this process was started with. All that is ours is for nobody else."""
+
+
+def state_dir() -> str:
+    """Return the state directory, made or checked: ours, a folder, writable by nobody else.
+
+    It is $JOBCTL_STATE_DIR, else ${XDG_STATE_HOME:-~/.local/state}/jobctl on every system:
+    the runner on a bare host, which has only sh to find it with, must come to the same one.
+
+    :raises Refused: somebody else owns it or can write to it.
+    :raises JobctlError: it cannot be made or is no directory, or there is no home.
+    """
+    path = _named()
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        link, folder = os.lstat(path), os.stat(path)
+    except FileExistsError:
+        raise JobctlError(
+            f"{path} is not a directory; move it away or set JOBCTL_STATE_DIR"
+        ) from None
+    except OSError as error:
+        raise JobctlError(
+            f"cannot use the state directory {path}: {error.strerror}; set JOBCTL_STATE_DIR"
+        ) from None
+    for owner in (link.st_uid, folder.st_uid):
+        if owner != os.geteuid():
+            raise Refused(
+                f"the state directory {path} belongs to user {owner}, not to you;"
+                " set JOBCTL_STATE_DIR to one of your own"
+            )
+    if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(f"others can write to the state directory {path}; chmod go-w it")
+    if folder.st_mode & 0o077:
+        os.chmod(path, 0o700)
+    return path
+
+
+def _named() -> str:
+    named = os.environ.get("JOBCTL_STATE_DIR")
+    if named:
+        return os.path.abspath(named)
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # "All paths must be absolute; if not, ignore them": XDG Base Directory Specification.
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.local/state")
+    if not os.path.isabs(base):
+        raise JobctlError("there is no home directory to keep jobs in; set JOBCTL_STATE_DIR")
+    return os.path.join(base, "jobctl")

@@ -1,0 +1,154 @@
+"""What the kernel says of processes: which one is meant, is it alive, when does it end.
+
+A process is known by its pid, when it started (clock ticks since boot, field 22 of
+proc_pid_stat(5), where there is /proc, else the words of ps's lstart) and the boot: pids
+come round. runner.sh writes the same three down.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from typing import NamedTuple
+
+_PROC = os.path.exists("/proc/self/stat")
+
+
+class Identity(NamedTuple):
+    """One process, for ever: no other one will have the same three."""
+
+    pid: int
+    start: str
+    boot: str
+
+
+class Sight(NamedTuple):
+    """What is to be seen of a process now."""
+
+    start: str
+    condition: str
+    """The letter of proc_pid_stat(5): R, S, T (stopped), Z and so on."""
+    parent: int
+
+
+def boot_id() -> str:
+    """Return what differs after each start of the system."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return (
+            _output("sysctl", "-n", "kern.bootsessionuuid")
+            or _output("sysctl", "-n", "kern.boottime")
+        ).strip()
+
+
+def hostname() -> str:
+    """Return the name this machine gives itself."""
+    return os.uname().nodename
+
+
+def uptime() -> float | None:
+    """Return the seconds since boot, sleep included, or None where that is not told."""
+    try:
+        # Not clock_gettime: in containers the two differ, and runner.sh reads this one.
+        with open("/proc/uptime") as file:
+            return float(file.read().split()[0])
+    except OSError:
+        return None
+
+
+def look(pid: int) -> Sight | None:
+    """Return what is to be seen of pid, None if there is no such process."""
+    if not _PROC:
+        words = _output("ps", "-o", "ppid=,state=,lstart=", "-p", str(pid)).split()
+        return Sight("_".join(words[2:]) + "_", words[1], int(words[0])) if words else None
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The second field is the program's name in brackets and may hold anything.
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    return Sight(fields[19].decode(), fields[0].decode(), int(fields[1]))
+
+
+def alive(identity: Identity | None, boot: str) -> Sight | None:
+    """Return what is to be seen of a process if it is still there and no zombie."""
+    if identity is None or identity.boot != boot:
+        return None
+    sight = look(identity.pid)
+    if sight is None or sight.start != identity.start or sight.condition[0] in "ZX":
+        return None
+    return sight
+
+
+class Watch:
+    """Tells which of a set of processes end, asleep until one does.
+
+    By pidfd on Linux, by kqueue where that is; a process that neither takes (more of them
+    than descriptors, say) is looked at 20 times a second.
+    """
+
+    def __init__(self) -> None:
+        self._boot = boot_id()
+        self._pidfds: dict[int, str] = {}
+        self._kqueued: dict[int, str] = {}
+        self._others: dict[str, Identity] = {}
+        self._poll = select.poll()
+        if sys.platform != "linux":
+            self._kqueue = select.kqueue()
+            self._poll.register(self._kqueue.fileno(), select.POLLIN)
+
+    def add(self, key: str, process: Identity) -> None:
+        """Watch a process; wait() will tell its key."""
+        try:
+            if sys.platform == "linux":
+                fd = os.pidfd_open(process.pid)
+                self._pidfds[fd] = key
+                self._poll.register(fd, select.POLLIN)
+            else:
+                flags = select.KQ_EV_ADD | select.KQ_EV_ONESHOT
+                self._kqueue.control(
+                    [select.kevent(process.pid, select.KQ_FILTER_PROC, flags, select.KQ_NOTE_EXIT)],
+                    0,
+                )
+                self._kqueued[process.pid] = key
+        except OSError:
+            self._others[key] = process
+        # Since it was named it may have ended, and its pid be somebody else's by now.
+        if alive(process, self._boot) is None:
+            self._others[key] = process
+
+    def wait(self, timeout: float) -> set[str]:
+        """Return the keys of those that ended, none if that takes over timeout seconds.
+
+        Each key is told at least once.
+        """
+        if self._others:
+            timeout = 0 if self._ended_others() else min(timeout, 0.05)
+        ended = set()
+        for fd, _ in self._poll.poll(max(0.0, timeout) * 1000):
+            if fd in self._pidfds:
+                self._poll.unregister(fd)
+                os.close(fd)
+                ended.add(self._pidfds.pop(fd))
+        if sys.platform != "linux" and self._kqueued:
+            for event in self._kqueue.control(None, len(self._kqueued), 0):
+                ended.add(self._kqueued.pop(event.ident))
+        for key in self._ended_others():
+            del self._others[key]
+            ended.add(key)
+        return ended
+
+    def _ended_others(self) -> list[str]:
+        return [key for key, process in self._others.items() if not alive(process, self._boot)]
+
+
+def _output(*command: str) -> str:
+    import subprocess
+
+    environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C", "TZ": "UTC0"}
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ).stdout

@@ -1,0 +1,47 @@
+"""Words and records in a form that both sh and Python read back byte for byte."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+_ENTRY = re.compile(rb"([a-z_]+)='([^']*(?:'\\''[^']*)*)'\n")
+_WORD = re.compile(rb"'([^']*(?:'\\''[^']*)*)'")
+_PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+
+
+def quote(value: bytes) -> bytes:
+    """Return value as one word of sh, between single quotes."""
+    return b"'" + value.replace(b"'", b"'\\''") + b"'"
+
+
+def unquote(quoted: bytes) -> bytes:
+    """Return what stands between the single quotes of a quoted word."""
+    return quoted.replace(b"'\\''", b"'")
+
+
+def join(words: Iterable[bytes]) -> bytes:
+    """Return words as text that `eval "set -- $text"` makes into the same words."""
+    return b" ".join(map(quote, words))
+
+
+def split(text: bytes) -> list[bytes]:
+    """Return the words that join() was given."""
+    return [unquote(word) for word in _WORD.findall(text)]
+
+
+def dump(record: Mapping[str, bytes]) -> bytes:
+    """Return record as lines of key='value', as in os-release(5)."""
+    return b"".join(key.encode() + b"=" + quote(value) + b"\n" for key, value in record.items())
+
+
+def load(text: bytes) -> dict[str, bytes]:
+    """Return the record in text; of equal keys the last. What is no entry is passed over."""
+    return {key.decode(): unquote(value) for key, value in _ENTRY.findall(text)}
+
+
+def readable(words: Iterable[str]) -> str:
+    """Return words as a person would type them in a shell."""
+    return " ".join(
+        word if _PLAIN.fullmatch(word) else "'" + word.replace("'", "'\\''") + "'" for word in words
+    )

@@ -1,0 +1,143 @@
+"""Sets runner.sh going: the one way in which a job's command is ever run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+
+from jobctl.errors import JobctlError
+from jobctl.folder import Folder
+
+SHELL = "/bin/sh"
+SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.sh")
+
+_DEFAULT = [s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)]
+_AT_ONCE = 16
+_HIGH = 20
+"""Descriptors from here on are out of the way of those the runner gets."""
+
+
+class Runner:
+    """A runner of one job, waiting to hear that the job is real."""
+
+    def __init__(self, folder: Folder, shell: str = SHELL) -> None:
+        """Start it, in a session of its own.
+
+        :raises OSError: there are no processes or descriptors left.
+        """
+        lock = os.open(folder.file("lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        go, self._go = os.pipe()
+        said, say = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR)
+        actions: list[tuple[int, ...]] = [
+            (os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd > 2
+        ]
+        high = []
+        for ours, theirs in ((go, 0), (say, 1), (null, 2), (lock, 9)):
+            high.append(fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _HIGH))
+            os.close(ours)
+            actions.append((os.POSIX_SPAWN_DUP2, high[-1], theirs))
+        try:
+            os.posix_spawn(
+                shell.split()[0],
+                [*shell.split(), SCRIPT, "run", folder.path],
+                {},
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_DEFAULT,
+            )
+        finally:
+            for fd in high:
+                os.close(fd)
+        self._said = open(said, "rb")
+
+    def ready(self) -> bool:
+        """Wait until the runner has named itself in the folder; False if it died before."""
+        return self._said.readline() == b"ready\n"
+
+    def go(self) -> str:
+        """Let it begin; return "began", "waiting", or "" when the job is finished already."""
+        with suppress(BrokenPipeError):
+            os.write(self._go, b"\n")
+        os.close(self._go)
+        with self._said:
+            return self._said.readline().decode().strip()
+
+    def abandon(self) -> None:
+        """Let it end without a job."""
+        os.close(self._go)
+        self._said.close()
+
+
+def stop(
+    targets: Iterable[tuple[Folder, str]], grace: float, reason: str
+) -> list[JobctlError]:
+    """End all that jobs, each a folder and an instance id, started: TERM, later KILL.
+
+    Returns when it is over.
+
+    :param grace: seconds from TERM to KILL.
+    :return: an error for each job of which something cannot be ended.
+    """
+    running: dict[int, Folder] = {}
+    failed: list[Folder] = []
+    for folder, instance_id in targets:
+        if len(running) == _AT_ONCE:
+            _reap(running, failed)
+        words = ("stop", folder.path, instance_id, f"{grace * 100:.0f}", reason)
+        running[_spawn(*words)] = folder
+    while running:
+        _reap(running, failed)
+    return [
+        JobctlError(
+            f"job {folder.number}: some of its processes cannot be ended (another user's, or in"
+            " uninterruptible sleep); stop it again later"
+        )
+        for folder in sorted(failed, key=lambda folder: folder.number)
+        if folder.exists()
+    ]
+
+
+def send(folder: Folder, instance_id: str, name: str) -> None:
+    """Send the signal called name, without SIG, to all that a job started."""
+    os.waitpid(_spawn("signal", folder.path, instance_id, name), 0)
+
+
+def bearers() -> set[str]:
+    """Return the instance ids of all jobs that have processes here."""
+    import subprocess
+
+    # In an environment without the cookie of the job that may have called us.
+    result = subprocess.run([SHELL, SCRIPT, "cookies"], env={}, stdout=subprocess.PIPE)
+    lines = result.stdout.decode("ascii", "replace").splitlines()
+    return {instance_id for _, _, instance_id in (line.partition(" ") for line in lines)}
+
+
+def _spawn(*words: str) -> int:
+    """Run the script in a session of its own, as a job may stop itself; return its pid."""
+    return os.posix_spawn(
+        SHELL, [SHELL, SCRIPT, *words], {}, setsid=True, setsigmask=(), setsigdef=_DEFAULT
+    )
+
+
+def _reap(running: dict[int, Folder], failed: list[Folder]) -> None:
+    """Wait until one of the running ones ends, and note if it failed."""
+    pid, status = os.wait()
+    folder = running.pop(pid, None)
+    if folder and status:
+        failed.append(folder)
+
+
+def _inheritable() -> list[int]:
+    """Return the descriptors that our caller left open for whoever comes after us."""
+    found = []
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            if os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found

@@ -1,0 +1,521 @@
+#!/bin/sh
+# jobctl runner: runs one job's command and writes down what became of it.
+#
+# The only program that runs a job's command, on this machine and on any other.
+# It needs a POSIX sh with awk, date, grep, ln, mv, rm, sed, sleep and tr, and uses
+# /proc, setsid (or perl) and flock where the host has them, else ps.
+#
+#   sh runner.sh run DIR                     run the job in DIR
+#   sh runner.sh stop DIR ID GRACE REASON    TERM, GRACE hundredths of a second, KILL
+#   sh runner.sh signal DIR ID NAME          send one signal
+#   sh runner.sh cookies                     print "pid instance-id" of every process
+#                                            that a job started, directly or not
+#
+# DIR is a job folder, ID the job's instance id. Whoever makes the folder writes
+#   spec            what to run: lines of key='value', quoted for sh
+#   env             the command's environment: lines of export NAME='value'
+#   env.odd         names that no shell can hold: set -- env 'NAME=value' ... "$@"
+#   stdin, script   where the job has them
+#   stdout, stderr, lock   empty
+# and `run` adds
+#   run         who runs it: runner, runner_ticks, boot, host; then pid, ticks, began
+#               of each attempt, appended: of equal keys the last one counts
+#   log         what sh itself had to say, and what --on-finish printed
+#   exit        state, code or signal, reason, ended: put in place last, whole, once
+# Word passes between processes in stop (a reason), timedout, signals and failure.
+#
+# `run` speaks with its starter over two pipes. It says "ready" on standard output
+# once it has named itself in the file run, then reads standard input to its first
+# line or its end. Is there no spec by then, the job was never started, and `run`
+# ends. So the starter makes the job real by renaming spec into place, and may die
+# at any instant. Next `run` says "waiting" or "began"; where it says neither, the
+# file exit tells why.
+#
+# Descriptor 9 may hold a lock, which the kernel lets go when `run` ends, however it
+# ends. The command gets neither this nor any other descriptor of jobctl's.
+#
+# The command is run in the foreground: a background command of sh ignores INT and
+# QUIT, for good. And $? cannot tell `exit 137` from death by signal 9, but sh puts
+# the name of the signal on its standard error (the file log) when a foreground
+# command dies of one; not for INT and PIPE, nor in some builds of bash for TERM, so
+# 130, 141 and, in bash, 143 are always taken for the signal.
+
+set -u
+
+# --- processes ----------------------------------------------------------------
+
+# A process is known by its pid, by when it started (clock ticks since boot: field 22
+# of proc_pid_stat(5); else the words of ps's lstart) and by the boot: pids come round.
+
+# Sets boot_now, which differs after each start of the system.
+boot() {
+    read -r boot_now 2>/dev/null </proc/sys/kernel/random/boot_id ||
+        boot_now=$(sysctl -n kern.bootsessionuuid 2>/dev/null || sysctl -n kern.boottime)
+}
+
+# Sets born and condition of the process whose /proc/PID/stat line is $1. The second
+# field is the program's name and may hold anything, hence ##.
+parse_stat() {
+    # shellcheck disable=SC2086  # to split is the point
+    set -- ${1##*") "}
+    condition=$1
+    born=${20}
+}
+
+# Sets born of process $1 where there is no /proc.
+ask_ps() {
+    born=$(LC_ALL=C TZ=UTC0 ps -o lstart= -p "$1" 2>/dev/null | tr -s ' ' _)
+    condition=${born:+S}
+}
+
+# Sets own and born to pid and start of this very process, subshells included.
+self() {
+    if read -r stat 2>/dev/null </proc/self/stat; then
+        own=${stat%% *}
+        parse_stat "$stat"
+    else
+        own=$(exec sh -c 'echo "$PPID"')
+        ask_ps "$own"
+    fi
+}
+
+# Succeeds if process $1, started at $2 on boot $3, still runs; zombies do not.
+alive() {
+    [ -n "$1" ] && [ "$3" = "$boot_now" ] || return 1
+    if [ -r /proc/self/stat ]; then
+        read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+        parse_stat "$stat"
+    else
+        ask_ps "$1"
+    fi
+    [ "$born" = "$2" ] || return 1
+    case $condition in [ZX]*) return 1 ;; esac
+}
+
+# Prints "pid parent group session condition start" of every process.
+processes() {
+    if [ -r /proc/self/stat ]; then
+        cat /proc/[0-9]*/stat 2>/dev/null |
+            awk '{ pid = $1; sub(/^.*\) /, ""); print pid, $2, $3, $4, $1, $20 }'
+    else
+        LC_ALL=C TZ=UTC0 ps -A -o pid= -o ppid= -o pgid= -o sess= -o state= -o lstart= |
+            awk '{ print $1, $2, $3, $4, $5, $6 "_" $7 "_" $8 "_" $9 "_" $10 }'
+    fi
+}
+
+# Prints "pid instance-id" of every process that bears a job's cookie.
+cookies() {
+    if [ ! -r /proc/self/environ ]; then
+        LC_ALL=C ps -A -E -ww -o pid= -o command= 2>/dev/null | awk '
+            { for (i = 2; i <= NF; i++)
+                if (sub(/^JOBCTL_INSTANCE_ID=/, "", $i)) { print $1, $i; next } }'
+    elif echo x | grep -z x >/dev/null 2>&1; then
+        grep -Hazx 'JOBCTL_INSTANCE_ID=[0-9a-f-]*' /proc/[0-9]*/environ 2>/dev/null |
+            tr '\0' '\n' | sed 's,^/proc/\([0-9]*\)/environ:JOBCTL_INSTANCE_ID=,\1 ,'
+    else
+        for file in /proc/[0-9]*/environ; do
+            process=${file#/proc/}
+            tr '\0' '\n' 2>/dev/null <"$file" |
+                sed -n "s,^JOBCTL_INSTANCE_ID=,${process%/environ} ,p"
+        done
+    fi
+}
+
+# Sets instant: a clock in hundredths of a second that nobody sets.
+instant() {
+    if read -r instant _ 2>/dev/null </proc/uptime; then
+        instant=${instant%.*}${instant#*.}
+    else
+        instant=$(date +%s)00
+    fi
+}
+
+pause() {
+    sleep 0.05 2>/dev/null || sleep 1
+}
+
+# --- files --------------------------------------------------------------------
+
+# Sets quoted to $1 as one word of sh.
+quote() {
+    quoted="'"
+    set -- "$1"
+    while :; do
+        case $1 in
+        *"'"*)
+            quoted=$quoted${1%%"'"*}"'\\''"
+            set -- "${1#*"'"}"
+            ;;
+        *) break ;;
+        esac
+    done
+    quoted="$quoted$1'"
+}
+
+# Sets the variables that the file run in folder $1 names. It is read, not sourced:
+# this one may be damaged.
+load_run() {
+    runner='' runner_ticks='' boot='' pid='' ticks='' waiter='' waiter_ticks=''
+    [ -r "$1/run" ] || return 0
+    while IFS="='" read -r key _ value _; do
+        case $key in
+        runner) runner=$value ;;
+        runner_ticks) runner_ticks=$value ;;
+        boot) boot=$value ;;
+        pid) pid=$value ;;
+        ticks) ticks=$value ;;
+        waiter) waiter=$value ;;
+        waiter_ticks) waiter_ticks=$value ;;
+        esac
+    done <"$1/run"
+}
+
+# Writes the file exit, once: state $1, code $2, signal $3, reason $4. A link does
+# not replace what is there, so that finished never changes again.
+settle() {
+    now=$(date +%s.%N)
+    case $now in *[!0-9.]*) now=${now%%.*} ;; esac
+    read -r uptime _ 2>/dev/null </proc/uptime || uptime=
+    quote "$4"
+    until
+        printf "state='%s'\ncode='%s'\nsignal='%s'\nreason=%s\nended='%s'\nended_uptime='%s'\nboot='%s'\n" \
+            "$1" "$2" "$3" "$quoted" "$now" "$uptime" "$boot_now" 1<>exit.new &&
+            { ln exit.new exit 2>/dev/null || [ -s exit ] || mv -f exit.new exit; }
+    do
+        [ -f spec ] || exit 1 # the folder was removed
+        sleep 1
+    done
+}
+
+# --- stop ---------------------------------------------------------------------
+
+# Prints "pid/start" of everything that the job in this folder started and that still
+# lives: its command, what bears its cookie or was in $known, and all that descends
+# from these or shares the command's session. Not this process ($own) and its like:
+# a job may stop itself. Call load_run and self before.
+members() {
+    root=${waiter:-$pid}
+    alive "$root" "${waiter_ticks:-$ticks}" "$boot" || root=
+    { cookies | sed 's/^/cookie /'; processes; } | awk \
+        -v root="$root" -v id="$instance_id" -v known="$known" -v own="$own" '
+        BEGIN { n = split(known, list, " "); for (i = 1; i <= n; i++) was[list[i]] = 1
+                if (root != "") in_job[root] = 1 }
+        $1 == "cookie" { if ($3 == id) in_job[$2] = 1; next }
+        $1 == own || $5 ~ /^[ZX]/ { next }
+        { parent[$1] = $2; start[$1] = $6
+          if ($1 "/" $6 in was || (root != "" && ($3 == root || $4 == root))) in_job[$1] = 1 }
+        END { do { more = 0
+                   for (p in parent)
+                       if (!(p in in_job) && parent[p] in in_job && parent[p] != own) {
+                           in_job[p] = 1; more = 1
+                       }
+              } while (more)
+              for (p in in_job) if (p in parent) print p "/" start[p] }'
+}
+
+# Ends everything of the job in this folder: TERM, and after $1 hundredths of a second
+# KILL. Fails if something is left all the same, 5 seconds later.
+terminate() {
+    known=''
+    instant
+    late=$((instant + $1))
+    while :; do
+        load_run .
+        self
+        found=$(members)
+        [ -n "$found" ] || return 0
+        instant
+        [ "$instant" -lt $((late + 500)) ] || return 1
+        for member in $found; do
+            if [ "$instant" -ge "$late" ]; then
+                kill -s KILL "${member%%/*}"
+            else
+                case " $known " in *" $member "*) continue ;; esac
+                kill -s TERM "${member%%/*}" && kill -s CONT "${member%%/*}"
+            fi
+        done 2>/dev/null
+        # Still known when the command, by which they were found, has gone.
+        known=$(echo "$known $found" | tr ' ' '\n' | sort -u | tr '\n' ' ')
+        pause
+    done
+}
+
+stop() {
+    cd -- "$1" || exit 125
+    instance_id=$2
+    boot
+    # The first reason counts. It is written before run is read: see command_itself.
+    [ -s exit ] || (set -C && printf '%s\n' "$4" >stop) 2>/dev/null
+    terminate "$3" || exit 1
+    load_run .
+    until [ -s exit ]; do
+        if alive "$runner" "$runner_ticks" "$boot"; then
+            pause
+        else
+            settle Stopped '' '' "$4"
+        fi
+    done
+}
+
+send() {
+    cd -- "$1" || exit 125
+    instance_id=$2 known=''
+    boot
+    load_run .
+    self
+    echo "$3" >>signals
+    for member in $(members); do
+        kill -s "$3" "${member%%/*}" 2>/dev/null
+    done
+    :
+}
+
+# --- run ----------------------------------------------------------------------
+
+# Says $1 to the starter, who may have left.
+say() {
+    echo "$1" 2>/dev/null >&3
+}
+
+run() {
+    cd -- "$1" || exit 125
+    dir=$PWD
+    exec 3>&1 >/dev/null 2>>log
+    trap : HUP INT QUIT TERM
+    trap '' PIPE
+    boot
+    self
+    read -r host 2>/dev/null </proc/sys/kernel/hostname || host=$(uname -n)
+    printf "runner='%s'\nrunner_ticks='%s'\nboot='%s'\nhost='%s'\n" \
+        "$own" "$born" "$boot_now" "$host" >run || exit 125
+    # Its place on the disk is taken now: a full disk shall not swallow the exit status.
+    echo >exit.new || exit 125
+    say ready
+    read -r _
+    [ -f spec ] || exit 0
+    exec </dev/null
+    argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
+    timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish=''
+    # shellcheck source=/dev/null
+    . ./spec
+    attempt=0 code='' killed='' refusal=''
+    await_others
+    while [ -z "$refusal" ]; do
+        attempt=$((attempt + 1))
+        try
+        if [ "$code" -eq 0 ] || [ "$attempt" -gt "$retries" ]; then break; fi
+        if [ -e stop ] || [ -e failure ]; then break; fi
+        [ ! -e timedout ] || rm -f timedout
+    done
+    conclude
+    settle "$state" "$code" "$signal" "$reason"
+    exec 3>&- 9>&-
+    if [ -n "$on_finish" ]; then
+        announce >>log 2>&1 &
+    else
+        rm -f env env.odd exit.new
+    fi
+}
+
+# Waits for the jobs in $after and $after_ok. Sets refusal when one of the latter is
+# not Completed, or this job is stopped.
+await_others() {
+    for other in $after $after_ok; do
+        await "../$other"
+    done
+    for other in $after_ok; do
+        grep -q "^state='Completed'" "../$other/exit" 2>/dev/null ||
+            refusal="not begun: job $other did not complete"
+    done
+    [ ! -e stop ] || refusal=stopped
+}
+
+# Waits until job folder $1 is finished, lost, or gone, or this job is stopped.
+await() {
+    until [ -s "$1/exit" ] || [ ! -f "$1/spec" ] || [ -e stop ]; do
+        load_run "$1"
+        alive "$runner" "$runner_ticks" "$boot" || alive "$pid" "$ticks" "$boot" ||
+            [ -s "$1/exit" ] || break
+        (
+            self
+            printf "waiting='%s'\nwaiter='%s'\nwaiter_ticks='%s'\n" "${1##*/}" "$own" "$born" >>run
+            [ ! -e stop ] || exit
+            say waiting
+            exec 3>&- 9>&-
+            # The kernel tells when the lock is let go; where that cannot be waited for,
+            # or the command has outlived its runner, look again in a second.
+            flock -s "$1/lock" true 2>/dev/null
+            [ -s "$1/exit" ] || exec sleep 1
+        )
+    done
+    printf "waiting=''\nwaiter=''\n" >>run
+}
+
+# Runs the command once. Sets code, and killed if a signal ended it.
+try() {
+    : >log
+    time_watch='' caller_watch='' killed=''
+    [ -z "$timeout" ] || { when_time_is_up 2>/dev/null 3>&- 9>&- & time_watch=$!; }
+    [ -z "$caller" ] || { when_caller_ends 2>/dev/null 3>&- 9>&- & caller_watch=$!; }
+    (command_itself) <"$stdin" >>stdout 2>>stderr
+    code=$?
+    case ${BASH_VERSION:+bash}$code in
+    130 | 141 | bash130 | bash141 | bash143) killed=1 ;;
+    *) [ "$code" -le 128 ] || [ ! -s log ] || killed=1 ;;
+    esac
+    # When the command is being ended, let that be finished.
+    [ -z "$time_watch" ] || [ -e timedout ] || kill "$time_watch" 2>/dev/null
+    [ -z "$caller_watch" ] || [ -e stop ] || kill "$caller_watch" 2>/dev/null
+    [ -z "$time_watch$caller_watch" ] || wait
+}
+
+# In a subshell of its own: becomes the command.
+command_itself() {
+    exec 9>&-
+    [ -z "$merge" ] || exec 2>&1
+    eval "set -- $argv"
+    case $script in
+    '') ;;
+    executable) set -- "$dir/script" "$@" ;;
+    *) set -- /bin/sh "$dir/script" "$@" ;;
+    esac
+    if [ -n "$text" ]; then
+        set -- /bin/sh -c "${init:+$init
+}$text" sh "$@"
+    elif [ -n "$init" ]; then
+        set -- /bin/sh -c "$init
+exec \"\$@\"" sh "$@"
+    fi
+    self
+    now=$(date +%s.%N)
+    case $now in *[!0-9.]*) now=${now%%.*} ;; esac
+    read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
+    jobctl_dir=$dir jobctl_leader=''
+    jobctl_begun="attempt='$attempt'
+pid='$own'
+ticks='$born'
+began='$now'
+began_uptime='$uptime'"
+    for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
+        [ ! -x "$leader" ] || { jobctl_leader=$leader; break; }
+    done
+    CDPATH='' cd -- "$cwd" 2>/dev/null || refuse 126 "cannot enter directory: $cwd"
+    umask "$umask"
+    # From here on any variable but jobctl_* may have the caller's value.
+    export PWD
+    unset LC_ALL
+    [ -z "${caller_locale+set}" ] || export LC_ALL="$caller_locale"
+    if [ -n "${caller_path+set}" ]; then PATH=$caller_path; else unset PATH; fi
+    # shellcheck source=/dev/null
+    . "$jobctl_dir/env" 2>/dev/null
+    export JOBCTL_PROGRESS="$jobctl_dir/progress"
+    findable "$1"
+    printf '%s\n' "$jobctl_begun" >>"$jobctl_dir/run"
+    # Who stops the job writes stop, then reads run; here it is the other way round, so
+    # that at least one of both sees the other.
+    [ ! -e "$jobctl_dir/stop" ] || exit 143
+    say began
+    exec 3>&-
+    # shellcheck source=/dev/null
+    [ ! -e "$jobctl_dir/env.odd" ] || . "$jobctl_dir/env.odd"
+    trap - PIPE
+    if [ -n "$jobctl_leader" ]; then
+        exec "$jobctl_leader" "$@"
+    elif [ -x /usr/bin/perl ]; then
+        exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV or exit 127' -- "$@"
+    fi
+    exec "$@"
+}
+
+# Ends with status $1 and reason $2 before the command began.
+refuse() {
+    printf '%s\n' "$2" >"$jobctl_dir/failure"
+    exit "$1"
+}
+
+# Returns if the command $1 can be executed, else refuses. exec would find out only
+# after the job was said to have begun.
+findable() {
+    case $1 in
+    */*) jobctl_found=$1 ;;
+    *)
+        jobctl_found=''
+        set -f
+        IFS=:
+        for jobctl_part in ${PATH-/usr/bin:/bin}; do
+            jobctl_part=${jobctl_part:-.}/$1
+            [ -f "$jobctl_part" ] || continue
+            jobctl_found=$jobctl_part
+            [ ! -x "$jobctl_part" ] || break
+        done
+        ;;
+    esac
+    if [ -z "$jobctl_found" ] || [ ! -e "$jobctl_found" ]; then
+        refuse 127 "command not found: $1"
+    elif [ -d "$jobctl_found" ]; then
+        refuse 126 "cannot execute $1: it is a directory"
+    elif [ ! -x "$jobctl_found" ]; then
+        refuse 126 "cannot execute $1: permission denied"
+    fi
+}
+
+# Sets state, code, signal and reason from what the last attempt left.
+conclude() {
+    state=Failed signal=''
+    if [ -n "$killed" ]; then
+        signal=$((code - 128)) code=''
+        signal_name=$(kill -l "$signal")
+    fi
+    if [ -e stop ]; then
+        state=Stopped
+        read -r reason <stop || reason='stopped by user'
+    elif [ -n "$refusal" ]; then
+        state=Stopped reason=$refusal
+    elif [ -e timedout ]; then
+        reason="timed out after $timeout_text"
+    elif [ -e failure ]; then
+        read -r reason <failure || reason='could not be started'
+    elif [ -n "$signal" ]; then
+        reason="killed by signal $signal ($signal_name)"
+        if grep -qx "$signal_name" signals 2>/dev/null; then
+            state=Stopped reason="stopped by user: signal $signal_name"
+        fi
+    elif [ "$code" -eq 0 ]; then
+        state=Completed reason=''
+    else
+        reason="exit status $code"
+    fi
+}
+
+# Runs the shell text of --on-finish, in the job's directory and environment.
+announce() {
+    trap - HUP INT QUIT TERM PIPE
+    jobctl_hook=$on_finish jobctl_dir=$dir jobctl_state=$state
+    jobctl_code=$code
+    CDPATH='' cd -- "$cwd" || cd /
+    # shellcheck source=/dev/null
+    . "$jobctl_dir/env"
+    /bin/rm -f "$jobctl_dir/env" "$jobctl_dir/env.odd" "$jobctl_dir/exit.new"
+    # Without the cookie: to remove the job shall not end what it says at its end.
+    unset JOBCTL_INSTANCE_ID JOBCTL_PROGRESS
+    export JOBCTL_STATE="$jobctl_state" JOBCTL_EXIT_CODE="$jobctl_code"
+    exec /bin/sh -c "$jobctl_hook"
+}
+
+# --- what to do ---------------------------------------------------------------
+
+umask 077
+[ -z "${PATH+set}" ] || caller_path=$PATH
+[ -z "${LC_ALL+set}" ] || caller_locale=$LC_ALL
+export LC_ALL=C PATH=/usr/bin:/bin:/usr/sbin:/sbin
+case ${1-} in
+run) run "$2" ;;
+stop) stop "$2" "$3" "$4" "$5" ;;
+signal) send "$2" "$3" "$4" ;;
+cookies) cookies ;;
+*)
+    echo "runner.sh: run, stop, signal or cookies" >&2
+    exit 2
+    ;;
+esac
+exit

@@ -1,0 +1,271 @@
+"""The index: what the job folders say, in SQLite, so that nothing is proportional to them.
+
+It is derived from the folders and may be deleted at any time. Finished jobs in it are final
+and their folders not looked at again; unfinished ones are read anew by every refresh().
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TypeVar
+
+from jobctl import process
+from jobctl.folder import Jobs
+from jobctl.model import Job, State, glob
+
+T = TypeVar("T")
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY,
+        final INTEGER NOT NULL,          -- finished: need not be read again
+        name TEXT NOT NULL,
+        instance_id TEXT NOT NULL,
+        state TEXT NOT NULL,
+        has_more INTEGER NOT NULL,
+        location TEXT NOT NULL,
+        command TEXT NOT NULL,
+        ended REAL,                      -- seconds since 1970
+        boot INTEGER,                    -- of boots, in which it ended
+        ended_uptime REAL,               -- seconds since that boot
+        record TEXT NOT NULL             -- the whole Job, JSON
+    );
+    CREATE INDEX unfinished ON jobs (id) WHERE NOT final;
+    CREATE INDEX by_name ON jobs (name);
+    CREATE INDEX by_instance ON jobs (instance_id);
+    CREATE INDEX by_end ON jobs (boot, ended_uptime, ended, id);
+    CREATE TABLE boots (rank INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
+    CREATE TABLE seen (one INTEGER PRIMARY KEY, boot TEXT NOT NULL, stamp INTEGER NOT NULL);
+    """,
+)
+_PATIENCE = 30.0
+"""Seconds to wait for others that write."""
+_SETTLED = 100_000_000
+"""Nanoseconds after which a folder's time stamp tells it from any later change."""
+
+NEWEST_FIRST = "final, boot DESC, ended_uptime DESC, ended DESC, id DESC"
+
+
+class Store:
+    """The index of one state directory."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.jobs = Jobs(state_dir)
+        self.boot = process.boot_id()
+        self._path = f"{state_dir}/index.db"
+        self._lock = f"{state_dir}/index.lock"
+        self._db: sqlite3.Connection | None = None
+
+    def refresh(self) -> None:
+        """Bring the index up to what the folders say now."""
+        self._attempt(self._refresh)
+
+    def select(self, where: str, values: Iterable[object] = (), order: str = "id") -> list[Job]:
+        """Return the jobs for which the SQL condition holds, as refresh() left them.
+
+        glob(pattern, text) may be used in it.
+        """
+        values = list(values)
+        rows = self._attempt(
+            lambda db: db.execute(
+                f"SELECT record FROM jobs WHERE {where} ORDER BY {order}", values
+            ).fetchall()
+        )
+        return [_load(record) for (record,) in rows]
+
+    def ids(self, where: str, values: Iterable[object] = (), order: str = "id") -> list[int]:
+        """Return the ids of the jobs for which the SQL condition holds."""
+        values = list(values)
+        rows = self._attempt(
+            lambda db: db.execute(
+                f"SELECT id FROM jobs WHERE {where} ORDER BY {order}", values
+            ).fetchall()
+        )
+        return [number for (number,) in rows]
+
+    def doubt(self, numbers: Iterable[int]) -> None:
+        """Have the next refresh() read these jobs' folders again."""
+        chosen = ",".join(map(str, numbers))
+        with suppress(sqlite3.Error):
+            self._attempt(
+                lambda db: db.execute(f"UPDATE jobs SET final = 0 WHERE id IN ({chosen})")
+            )
+
+    def _attempt(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Do something with the index; where it turns out damaged, make it anew first.
+
+        Where none can be kept (read-only, full), one in memory serves this process.
+        """
+        try:
+            return action(self._connection())
+        except sqlite3.DatabaseError:
+            pass
+        try:
+            self._discard()
+            return self._refreshed(action)
+        except (sqlite3.DatabaseError, OSError):
+            self._db = _opened(":memory:")
+            return self._refreshed(action)
+
+    def _refreshed(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        self._refresh(self._connection())
+        return action(self._connection())
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = _opened(self._path)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(_MIGRATIONS):
+                raise sqlite3.DatabaseError(f"unknown version {version}")
+        return self._db
+
+    def _discard(self) -> None:
+        """Take a damaged index away, unless somebody else just did."""
+        damaged = self._identity()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        with open(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._identity() == damaged and not self._sound():
+                for suffix in ("", "-journal", "-wal", "-shm"):
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._path + suffix)
+
+    def _sound(self) -> bool:
+        try:
+            db = self._connection()
+            return bool(db.execute("PRAGMA quick_check").fetchone()[0] == "ok")
+        except sqlite3.DatabaseError:
+            self._db = None
+            return False
+
+    def _identity(self) -> int:
+        try:
+            return os.stat(self._path).st_ino
+        except OSError:
+            return 0
+
+    # --- refreshing ---
+
+    def _refresh(self, db: sqlite3.Connection) -> None:
+        _, changed, gone, _ = self._news(db)
+        if not changed and not gone:
+            return
+        # Looked at again with the index to ourselves: whoever moves a read mark doubts the
+        # job after that, so that what was read before cannot be written after.
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            anew, changed, gone, stamp = self._news(db)
+            if anew:
+                db.execute("DELETE FROM jobs")
+                db.execute("DELETE FROM seen")
+            db.executemany("DELETE FROM jobs WHERE id = ?", [(number,) for number in gone])
+            for job in changed:
+                _insert(db, job)
+            # A change within the clock's granularity would leave the same stamp.
+            if time.time_ns() - stamp > _SETTLED:
+                db.execute("INSERT OR REPLACE INTO seen VALUES (1, ?, ?)", (self.boot, stamp))
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def _news(self, db: sqlite3.Connection) -> tuple[bool, list[Job], set[int], int]:
+        """Return whether the index is of another boot, what to put in, what to take out, and
+        the time stamp that the folder of folders had before."""
+        stamp = self.jobs.stamp()
+        boot, seen = db.execute("SELECT boot, stamp FROM seen").fetchone() or (None, -1)
+        # Nothing here is synced: what another boot left may be old.
+        anew = boot not in (None, self.boot)
+        known = {} if anew else dict(db.execute("SELECT id, record FROM jobs WHERE NOT final"))
+        look, gone = list(known), set()
+        if anew or seen != stamp:
+            on_disk = set(self.jobs.numbers())
+            indexed = {number for (number,) in db.execute("SELECT id FROM jobs")}
+            look += sorted(on_disk if anew else on_disk - indexed)
+            gone = indexed - on_disk
+        changed = []
+        for number in look:
+            folder = self.jobs.folder(number)
+            job = folder.read(self.boot)
+            if job is None:
+                if number in known:
+                    gone.add(number)
+                elif folder.abandoned(self.boot):
+                    folder.delete()
+            elif job.state.finished or known.get(number) != _dump(job):
+                changed.append(job)
+        return anew, changed, gone, stamp
+
+
+def _opened(path: str) -> sqlite3.Connection:
+    """Return a connection to an index of our version, made if need be."""
+    db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+    # A rollback journal works on network file systems, where WAL does not. Nothing is
+    # synced: the index of another boot is made anew, and what is lost with the power is
+    # in the folders.
+    db.execute("PRAGMA journal_mode = TRUNCATE")
+    db.execute("PRAGMA synchronous = OFF")
+    db.create_function("glob", 2, lambda pattern, text: _matches(pattern, text), deterministic=True)
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version < len(_MIGRATIONS):
+        db.execute("BEGIN IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+            for statement in script.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+    return db
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return glob(pattern).match(text) is not None
+
+
+def _insert(db: sqlite3.Connection, job: Job) -> None:
+    rank = None
+    if job.ended_boot:
+        db.execute("INSERT OR IGNORE INTO boots (id) VALUES (?)", (job.ended_boot,))
+        rank = db.execute("SELECT rank FROM boots WHERE id = ?", (job.ended_boot,)).fetchone()[0]
+    db.execute(
+        "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job.number,
+            job.state.finished,
+            _text(job.name),
+            job.instance_id,
+            job.state.value,
+            job.has_more_data,
+            job.location,
+            _text(job.command),
+            job.ended_at,
+            rank,
+            job.ended_uptime,
+            _dump(job),
+        ),
+    )
+
+
+def _text(text: str) -> str:
+    """Return text with bytes that are not UTF-8 replaced: SQLite takes no surrogates."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _dump(job: Job) -> str:
+    return json.dumps({**vars(job), "state": job.state.value})
+
+
+def _load(record: str) -> Job:
+    fields = json.loads(record)
+    fields["state"] = State(fields["state"])
+    return Job(**fields)

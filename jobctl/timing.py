@@ -1,0 +1,89 @@
+"""Durations and points in time, as people write and read them."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import time
+
+from jobctl.errors import BadUsage
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile(
+    r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?|\.\d+)s)?", re.ASCII
+)
+_SECONDS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
+_LONGEST = 100 * 365 * 86400
+_CLOCK = re.compile(r"(\d{1,2}):(\d\d)", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that text means: `90`, `1.5`, `90s`, `5m`, `1h30m`, `2d`.
+
+    :raises BadUsage: it is none, or longer than a hundred years.
+    """
+    if _SECONDS.fullmatch(text):
+        seconds = float(text)
+    elif text and (match := _DURATION.fullmatch(text)):
+        seconds = sum(
+            float(amount) * unit
+            for amount, unit in zip(match.groups(), _UNITS.values(), strict=True)
+            if amount
+        )
+    else:
+        raise BadUsage(f"'{text}' is not a duration; write 90, 90s, 5m, 1h30m or 2d")
+    if not math.isfinite(seconds) or seconds > _LONGEST:
+        raise BadUsage(f"'{text}' is more than a hundred years")
+    return seconds
+
+
+def parse_when(text: str, now: float | None = None) -> float:
+    """Return the seconds since 1970 that text means: RFC 3339, HH:MM today, or an age.
+
+    :raises BadUsage: it is none of these.
+    """
+    now = time.time() if now is None else now
+    if match := _CLOCK.fullmatch(text):
+        hour, minute = map(int, match.groups())
+        if hour < 24 and minute < 60:
+            today = datetime.datetime.fromtimestamp(now)
+            return today.replace(hour=hour, minute=minute, second=0, microsecond=0).timestamp()
+    try:
+        return now - parse_duration(text)
+    except BadUsage:
+        pass
+    try:
+        # Python 3.10 does not know Z; without an offset it is local time.
+        return datetime.datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise BadUsage(
+            f"'{text}' is not a time; write 2026-01-31T08:00:00Z, 08:00 or an age such as 2h"
+        ) from None
+
+
+def rfc3339(seconds: float | None) -> str | None:
+    """Return seconds since 1970 as UTC to the millisecond."""
+    if seconds is None:
+        return None
+    whole, thousandths = divmod(int(seconds * 1000), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{thousandths:03d}Z"
+
+
+def local(seconds: float | None) -> str:
+    """Return seconds since 1970 as local time to the second."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def spell(seconds: float | None) -> str:
+    """Return a duration as parse_duration reads it, in its two largest units."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    left, parts = int(seconds), []
+    for unit, size in _UNITS.items():
+        amount, left = divmod(left, size)
+        if amount or parts:
+            parts.append(f"{amount}{unit}")
+    return "".join(parts[:2])
