@@ -1,11 +1,12 @@
 """What can go wrong, each with the exit status that the command line ends with.
 
-    JobctlError 125
-    ├── BadUsage 2          words that make no sense
-    ├── NotFound 3          no such job
-    ├── Refused 4           the state does not allow it
-    ├── Unreachable 5       it runs where we cannot reach it
-    └── CannotWrite 125     our own output has nowhere to go
+JobctlError 125
+├── BadUsage 2          words that make no sense
+├── NotFound 3          no such job
+├── Refused 4           the state does not allow it
+├── Unreachable 5       it runs where we cannot reach it
+└── CannotWrite 125     our own output has nowhere to go
+    └── ReaderLeft      because whoever read it has gone
 """
 
 from __future__ import annotations
@@ -43,3 +44,7 @@ class Unreachable(JobctlError):
 
 class CannotWrite(JobctlError):
     """Standard output or a file named by the user does not take our output."""
+
+
+class ReaderLeft(CannotWrite):
+    """Whoever read our output has gone. Nothing is amiss, nobody is to be told."""

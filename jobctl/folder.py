@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from jobctl import process, quoting
 from jobctl.model import LOCALHOST, TYPE_BACKGROUND, Job, JobSpec, Marks, State
@@ -156,80 +157,78 @@ class Folder:
         if not self.exists():
             return None
         spec = self._record("spec")
-        job = Job(
-            id=str(self.number),
-            name=os.fsdecode(spec.get("name", b"")),
-            instance_id=spec.get("instance_id", b"").decode("ascii", "replace"),
-            command=os.fsdecode(spec.get("command", b"")),
-            argv=[os.fsdecode(word) for word in quoting.split(spec.get("words", b""))],
-            cwd=os.fsdecode(spec.get("cwd", b"")),
-            created_at=_number(spec.get("created")),
-        )
-        if not self.finished():
-            self._read_unfinished(job, boot)
+        known: dict[str, Any] = {
+            "name": os.fsdecode(spec.get("name", b"")),
+            "instance_id": _ascii(spec.get("instance_id")),
+            "command": os.fsdecode(spec.get("command", b"")),
+            "argv": tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
+            "cwd": os.fsdecode(spec.get("cwd", b"")),
+            "created_at": _number(spec.get("created")),
+        }
+        unfinished = None if self.finished() else self._unfinished(boot)
+        known |= unfinished or self._finished()
         run = self._record("run")
-        if job.state.finished or self.finished():
-            self._read_exit(job)
-        job.pid = _integer(run.get("pid"))
-        job.began_at = _number(run.get("began"))
-        job.percent, job.message = self.progress()
-        job.began_uptime = _number(run.get("began_uptime"))
-        same_boot = run.get("boot", b"").decode("ascii", "replace") == job.ended_boot
-        if job.began_at is not None and job.ended_at is not None:
-            if same_boot and job.began_uptime is not None and job.ended_uptime is not None:
-                job.elapsed = max(0.0, job.ended_uptime - job.began_uptime)
-            else:
-                job.elapsed = max(0.0, job.ended_at - job.began_at)
-        return job
+        known |= {
+            "pid": _integer(run.get("pid")),
+            "began_at": _number(run.get("began")),
+            "began_uptime": _number(run.get("began_uptime")),
+        }
+        known["percent"], known["message"] = self.progress()
+        job = Job(str(self.number), **known)
+        return job if unfinished else job._replace(elapsed=_elapsed(job, _ascii(run.get("boot"))))
 
-    def _read_unfinished(self, job: Job, boot: str) -> None:
+    def _unfinished(self, boot: str) -> dict[str, Any] | None:
+        """Return what is known of an unfinished job, None if it turns out to be finished."""
         run = self._record("run")
         runner = process.alive(_identity(run, "runner", "runner_ticks"), boot)
         command = process.alive(_identity(run, "pid", "ticks"), boot)
         if runner or command:
             if "pid" not in run:
-                job.state = State.NOT_STARTED
-                other = run.get("waiting", b"").decode("ascii", "replace")
-                job.reason = f"waiting for job {other}" if other else "starting"
-            elif os.path.exists(self.file("stop")):
-                job.state = State.STOPPING
-            elif command and command.condition in "Tt":
-                job.state = State.SUSPENDED
-            else:
-                job.state = State.RUNNING
-            return
+                other = _ascii(run.get("waiting"))
+                reason = f"waiting for job {other}" if other else "starting"
+                return {"state": State.NOT_STARTED, "reason": reason}
+            if os.path.exists(self.file("stop")):
+                return {"state": State.STOPPING}
+            if command and command.condition in "Tt":
+                return {"state": State.SUSPENDED}
+            return {"state": State.RUNNING}
         if self.finished():
-            return
+            return None
         host = run.get("host", b"").decode("utf-8", "replace")
-        if run.get("boot", b"").decode("ascii", "replace") == boot:
+        if _ascii(run.get("boot")) == boot:
             reason = "lost: runner was killed"
         elif not run:
             reason = _DAMAGED.format("run")
-        elif host != process.hostname():
-            # A home directory shared by several machines: only that one can tell.
-            job.state, job.location = State.DISCONNECTED, host
-            job.reason = f"runs on {host}, which shares this state directory"
-            return
-        else:
+        elif host == process.hostname():
             reason = "lost: host rebooted"
+        else:
+            # A home directory shared by several machines: only that one can tell.
+            return {
+                "state": State.DISCONNECTED,
+                "location": host,
+                "reason": f"runs on {host}, which shares this state directory",
+            }
         self._settle_lost(reason, boot)
-        job.state = State.FAILED
+        return None
 
-    def _read_exit(self, job: Job) -> None:
+    def _finished(self) -> dict[str, Any]:
+        """Return what is known of a finished job."""
         record = self._record("exit")
         try:
-            job.state = State(record["state"].decode())
-        except (KeyError, ValueError):
-            job.state = State.FAILED
-            record = {"reason": _DAMAGED.format("exit").encode()}
-        job.reason = os.fsdecode(record.get("reason", b""))
-        job.exit_code = _integer(record.get("code"))
-        job.signal = _integer(record.get("signal"))
-        job.ended_at = _number(record.get("ended"))
-        job.ended_boot = record.get("boot", b"").decode("ascii", "replace")
-        job.ended_uptime = _number(record.get("ended_uptime"))
+            state, reason = State(_ascii(record.get("state"))), record.get("reason", b"")
+        except ValueError:
+            state, reason = State.FAILED, _DAMAGED.format("exit").encode()
         marks = self.marks()
-        job.has_more_data = any(self.size(stream) > getattr(marks, stream) for stream in STREAMS)
+        return {
+            "state": state,
+            "reason": os.fsdecode(reason),
+            "exit_code": _integer(record.get("code")),
+            "signal": _integer(record.get("signal")),
+            "ended_at": _number(record.get("ended")),
+            "ended_boot": _ascii(record.get("boot")),
+            "ended_uptime": _number(record.get("ended_uptime")),
+            "has_more_data": any(self.size(name) > mark for name, mark in marks.offsets),
+        }
 
     def _settle_lost(self, reason: str, boot: str) -> None:
         """Write down that nobody knows how the job ended, unless somebody does."""
@@ -402,12 +401,25 @@ def _identity(run: dict[str, bytes], pid: str, start: str) -> Identity | None:
     number = _integer(run.get(pid))
     if number is None or number <= 0:
         return None
-    return Identity(number, *(run.get(key, b"").decode("ascii", "replace") for key in (start, "boot")))
+    return Identity(number, _ascii(run.get(start)), _ascii(run.get("boot")))
+
+
+def _elapsed(job: Job, began_boot: str) -> float | None:
+    """Return the seconds that a finished job took, by the clock that nobody sets if can be."""
+    if job.began_at is None or job.ended_at is None:
+        return None
+    if began_boot == job.ended_boot and None not in (job.began_uptime, job.ended_uptime):
+        return max(0.0, (job.ended_uptime or 0.0) - (job.began_uptime or 0.0))
+    return max(0.0, job.ended_at - job.began_at)
 
 
 def _caller(pid: int) -> str:
     sight = process.look(pid)
     return f"{pid} {sight.start if sight else ''}"
+
+
+def _ascii(text: bytes | None) -> str:
+    return (text or b"").decode("ascii", "replace")
 
 
 def _integer(text: bytes | None) -> int | None:
@@ -428,4 +440,3 @@ def _sync(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-

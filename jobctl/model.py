@@ -6,7 +6,7 @@ import enum
 import fnmatch
 import os
 import re
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jobctl import quoting
 from jobctl.errors import BadUsage
@@ -15,9 +15,7 @@ TYPE_BACKGROUND = "BackgroundJob"
 LOCALHOST = "localhost"
 
 _ID_LIKE = re.compile(r"\d+([.-]\d+)?", re.ASCII)
-_INVISIBLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
@@ -40,8 +38,7 @@ class State(enum.Enum):
         return self in (State.COMPLETED, State.FAILED, State.STOPPED)
 
 
-@dataclass(frozen=True)
-class JobSpec:
+class JobSpec(NamedTuple):
     """What to run, as the caller asked for it. Durations are in seconds.
 
     One of argv (a program and its arguments), text (for `sh -c`) and script (an open file)
@@ -86,8 +83,7 @@ class JobSpec:
         return quoting.readable(self.words)
 
 
-@dataclass
-class Job:
+class Job(NamedTuple):
     """What is known of a job. Times are seconds since 1970, UTC."""
 
     id: str
@@ -102,7 +98,7 @@ class Job:
     location: str = LOCALHOST
     session: str | None = None
     command: str = ""
-    argv: list[str] = field(default_factory=list)
+    argv: tuple[str, ...] = ()
     cwd: str = ""
     pid: int | None = None
     item: str | None = None
@@ -112,7 +108,7 @@ class Job:
     percent: float | None = None
     message: str | None = None
     parent: str | None = None
-    children: list[str] = field(default_factory=list)
+    children: tuple[str, ...] = ()
     began_uptime: float | None = None
     """Seconds from boot to began; None where that is not known."""
     elapsed: float | None = None
@@ -142,13 +138,21 @@ class Job:
         return 125 if self.signal is None else 128 + self.signal
 
 
-@dataclass(frozen=True)
-class Marks:
+class Marks(NamedTuple):
     """How much of a job's output was received, in bytes, and whether its reason was told."""
 
     stdout: int = 0
     stderr: int = 0
     told: bool = False
+
+    @property
+    def offsets(self) -> tuple[tuple[str, int], ...]:
+        """The bytes received of each stream, by its name."""
+        return (("stdout", self.stdout), ("stderr", self.stderr))
+
+    def moved(self, stream: str, offset: int) -> Marks:
+        """Return the marks with that of one stream at offset."""
+        return self._replace(stdout=offset) if stream == "stdout" else self._replace(stderr=offset)
 
 
 def check_name(name: str) -> str:

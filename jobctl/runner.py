@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -63,7 +64,7 @@ class Runner:
     def go(self) -> str:
         """Let it begin; return "began", "waiting", or "" when the job is finished already."""
         with suppress(BrokenPipeError):
-            os.write(self._go, b"\n")
+            os.write(self._go, b"%.6f\n" % time.time())
         os.close(self._go)
         with self._said:
             return self._said.readline().decode().strip()
@@ -74,9 +75,7 @@ class Runner:
         self._said.close()
 
 
-def stop(
-    targets: Iterable[tuple[Folder, str]], grace: float, reason: str
-) -> list[JobctlError]:
+def stop(targets: Iterable[tuple[Folder, str]], grace: float, reason: str) -> list[JobctlError]:
     """End all that jobs, each a folder and an instance id, started: TERM, later KILL.
 
     Returns when it is over.

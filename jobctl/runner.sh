@@ -25,11 +25,11 @@
 # Word passes between processes in stop (a reason), timedout, signals and failure.
 #
 # `run` speaks with its starter over two pipes. It says "ready" on standard output
-# once it has named itself in the file run, then reads standard input to its first
-# line or its end. Is there no spec by then, the job was never started, and `run`
-# ends. So the starter makes the job real by renaming spec into place, and may die
-# at any instant. Next `run` says "waiting" or "began"; where it says neither, the
-# file exit tells why.
+# once it has named itself in the file run, then reads one line from standard input:
+# the time, in seconds since 1970, which spares it to ask. Is there no spec by then, or
+# by the end of the input, the job was never started, and `run` ends. So the starter
+# makes the job real by renaming spec into place, and may die at any instant. Next `run`
+# says "waiting" or "began"; where it says neither, the file exit tells why.
 #
 # Descriptor 9 may hold a lock, which the kernel lets go when `run` ends, however it
 # ends. The command gets neither this nor any other descriptor of jobctl's.
@@ -170,12 +170,17 @@ load_run() {
     done <"$1/run"
 }
 
+# Sets now (seconds since 1970) and uptime (since boot, where the system tells).
+clock() {
+    now=$(date +%s.%N)
+    case $now in *[!0-9.]*) now=${now%%.*} ;; esac
+    read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
+}
+
 # Writes the file exit, once: state $1, code $2, signal $3, reason $4. A link does
 # not replace what is there, so that finished never changes again.
 settle() {
-    now=$(date +%s.%N)
-    case $now in *[!0-9.]*) now=${now%%.*} ;; esac
-    read -r uptime _ 2>/dev/null </proc/uptime || uptime=
+    clock
     quote "$4"
     until
         printf "state='%s'\ncode='%s'\nsignal='%s'\nreason=%s\nended='%s'\nended_uptime='%s'\nboot='%s'\n" \
@@ -291,7 +296,7 @@ run() {
     # Its place on the disk is taken now: a full disk shall not swallow the exit status.
     echo >exit.new || exit 125
     say ready
-    read -r _
+    read -r told_time || told_time=''
     [ -f spec ] || exit 0
     exec </dev/null
     argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
@@ -306,6 +311,7 @@ run() {
         if [ "$code" -eq 0 ] || [ "$attempt" -gt "$retries" ]; then break; fi
         if [ -e stop ] || [ -e failure ]; then break; fi
         [ ! -e timedout ] || rm -f timedout
+        told_time=''
     done
     conclude
     settle "$state" "$code" "$signal" "$reason"
@@ -334,6 +340,7 @@ await_others() {
 await() {
     until [ -s "$1/exit" ] || [ ! -f "$1/spec" ] || [ -e stop ]; do
         load_run "$1"
+        told_time='' # is no longer the time
         alive "$runner" "$runner_ticks" "$boot" || alive "$pid" "$ticks" "$boot" ||
             [ -s "$1/exit" ] || break
         (
@@ -387,9 +394,9 @@ command_itself() {
 exec \"\$@\"" sh "$@"
     fi
     self
-    now=$(date +%s.%N)
-    case $now in *[!0-9.]*) now=${now%%.*} ;; esac
     read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
+    now=$told_time
+    [ -n "$now" ] || clock
     jobctl_dir=$dir jobctl_leader=''
     jobctl_begun="attempt='$attempt'
 pid='$own'

@@ -180,8 +180,11 @@ class Store:
             raise
 
     def _news(self, db: sqlite3.Connection) -> tuple[bool, list[Job], set[int], int]:
-        """Return whether the index is of another boot, what to put in, what to take out, and
-        the time stamp that the folder of folders had before."""
+        """Return what there is to be written.
+
+        Whether the index is of another boot, the jobs to put in, those to take out, and the
+        time stamp that the folder of folders had before.
+        """
         stamp = self.jobs.stamp()
         boot, seen = db.execute("SELECT boot, stamp FROM seen").fetchone() or (None, -1)
         # Nothing here is synced: what another boot left may be old.
@@ -262,7 +265,7 @@ def _text(text: str) -> str:
 
 
 def _dump(job: Job) -> str:
-    return json.dumps({**vars(job), "state": job.state.value})
+    return json.dumps({**job._asdict(), "state": job.state.value})
 
 
 def _load(record: str) -> Job:

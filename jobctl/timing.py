@@ -10,9 +10,7 @@ import time
 from jobctl.errors import BadUsage
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_DURATION = re.compile(
-    r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?|\.\d+)s)?", re.ASCII
-)
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?|\.\d+)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 _LONGEST = 100 * 365 * 86400
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)", re.ASCII)
@@ -81,7 +79,7 @@ def spell(seconds: float | None) -> str:
         return ""
     if seconds < 60:
         return f"{seconds:.1f}s"
-    left, parts = int(seconds), []
+    left, parts = int(seconds), list[str]()
     for unit, size in _UNITS.items():
         amount, left = divmod(left, size)
         if amount or parts:

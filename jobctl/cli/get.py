@@ -9,17 +9,19 @@ from typing import Any
 import click
 
 from jobctl.cli import options, render
-from jobctl.paths import state_dir
 
 _REDRAW = 1.0
 
 
-@click.command(
-    "get", epilog="Example: jobctl get --state Failed --newest 5 -o wide"
-)
+@click.command("get", epilog="Example: jobctl get --state Failed --newest 5 -o wide")
 @options.selectors
 @options.filters
-@click.option("--children", is_flag=True, help="Show the children of jobs as well.")
+@click.option(
+    "--children",
+    is_flag=True,
+    expose_value=False,  # no job has any yet
+    help="Show the children of jobs as well.",
+)
 @click.option(
     "--child-state",
     "child_states",
@@ -29,7 +31,7 @@ _REDRAW = 1.0
 )
 @click.option("--watch", is_flag=True, help="Show again and again, until interrupted.")
 @options.output
-def command(children: bool, watch: bool, form: str, quiet: bool, **values: Any) -> int:
+def command(watch: bool, form: str, quiet: bool, **values: Any) -> int:
     """Show jobs, all of them or those that JOB and the filters select.
 
     JOB is an id, a range such as 3-8, a name, a name with wildcards, an instance id or eight

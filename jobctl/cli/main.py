@@ -11,8 +11,7 @@ import click
 
 from jobctl import __version__
 from jobctl.cli import render
-from jobctl.errors import JobctlError
-from jobctl.ops.delivery import ReaderLeft
+from jobctl.errors import JobctlError, ReaderLeft
 
 PROGRAM = "jobctl"
 COMMANDS = {

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from Click 8.5 on
     """A value that one of our functions makes of the text, or says why it cannot."""
 
     def __init__(self, name: str, parse: Callable[[str], object]) -> None:
@@ -38,6 +38,7 @@ class Parsed(click.ParamType):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
+        """Return the value made of the text."""
         if not isinstance(value, str):
             return value
         try:
@@ -77,7 +78,9 @@ def output(function: F) -> F:
         envvar="JOBCTL_OUTPUT",
         help="How to print records. The default is JOBCTL_OUTPUT, else table.",
     )(function)
-    return click.option("-q", "--quiet", is_flag=True, help="Print ids only, like -o ids.")(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Print ids only, like -o ids.")(
+        function
+    )
 
 
 def selectors(function: F) -> F:

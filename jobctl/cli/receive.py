@@ -13,10 +13,9 @@ import click
 
 from jobctl import paths, timing
 from jobctl.cli import options, render
-from jobctl.errors import BadUsage, JobctlError
+from jobctl.errors import BadUsage, JobctlError, ReaderLeft
 from jobctl.folder import STREAMS
 from jobctl.model import Job, State, printable
-from jobctl.ops.delivery import ReaderLeft
 from jobctl.ops.receive import Listener, Manner, Receiver
 from jobctl.store import Store
 
@@ -30,7 +29,13 @@ _TIMED_OUT = 124
 @click.option("-k", "--keep", is_flag=True, help="Do not move the read mark.")
 @click.option("--again", is_flag=True, help="All output from the start; the mark stays.")
 @click.option(
-    "-w", "--wait", "-f", "--follow", "wait", is_flag=True, help="Until the jobs are finished, live."
+    "-w",
+    "--wait",
+    "-f",
+    "--follow",
+    "wait",
+    is_flag=True,
+    help="Until the jobs are finished, live.",
 )
 @click.option(
     "--timeout", type=options.DURATION, help="With --wait: give up after this time, status 124."
@@ -51,7 +56,12 @@ _TIMED_OUT = 124
     show_default=True,
     help="Which output.",
 )
-@click.option("--no-recurse", is_flag=True, help="Not the output of a job's children.")
+@click.option(
+    "--no-recurse",
+    is_flag=True,
+    expose_value=False,  # no job has any yet
+    help="Not the output of a job's children.",
+)
 @click.option("--tag", is_flag=True, help="Put job and host before each line.")
 @click.option("--output-dir", metavar="DIR", help="Write a file per job and stream in there.")
 def command(
@@ -63,7 +73,6 @@ def command(
     write_events: bool,
     force: bool,
     stream: str,
-    no_recurse: bool,
     tag: bool,
     output_dir: str | None,
     **values: Any,

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from jobctl import process, timing
-from jobctl.errors import CannotWrite, JobctlError
+from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.model import Job, State, printable
-from jobctl.ops.delivery import ReaderLeft
 
 FORMATS = ("table", "wide", "json", "jsonl", "ids")
 

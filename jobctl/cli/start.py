@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from jobctl import paths, timing
+from jobctl import paths
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import Job, JobSpec, check_name, printable
@@ -38,7 +38,9 @@ _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
     multiple=True,
     help="Set a variable. May be repeated.",
 )
-@click.option("--init", default="", metavar="TEXT", help="Shell text to run first, in the same shell.")
+@click.option(
+    "--init", default="", metavar="TEXT", help="Shell text to run first, in the same shell."
+)
 @click.option("--stdin", metavar="FILE|-", help="Standard input; a copy is kept. Else /dev/null.")
 @click.option(
     "--timeout",
@@ -63,7 +65,9 @@ _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
 )
 @click.option("--merge", is_flag=True, help="Standard error into standard output, in order.")
 @click.option("--with-parent", is_flag=True, help="Stop it when the process that calls this ends.")
-@click.option("--on-finish", default="", metavar="TEXT", help="Shell text to run when it is finished.")
+@click.option(
+    "--on-finish", default="", metavar="TEXT", help="Shell text to run when it is finished."
+)
 @click.option("-w", "--wait", is_flag=True, help="Write its output, and end with its status.")
 @options.output
 @click.argument(
@@ -103,7 +107,8 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
         return int(unable)
     if form != "ids":
         render.say(f"job {job.id}")
-    from jobctl.cli.receive import Manner, follow
+    from jobctl.cli.receive import follow
+    from jobctl.ops.receive import Manner
 
     return follow([job.number], Manner())
 
@@ -128,21 +133,21 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         raise BadUsage("-c '' is no command; give it shell text")
     timeout = values["timeout"]
     name = "" if values["name"] is None else check_name(values["name"])
-    spec = dict(
-        argv=words,
-        text=text or "",
-        name=name,
-        cwd=_directory(values["cwd"]),
-        env=_environment(values["variables"]),
-        umask=paths.caller_umask,
-        init=values["init"],
-        merge=values["merge"],
-        timeout=None if timeout is None else options.positive(timeout),
-        timeout_text=timeout or "",
-        retries=values["retries"],
-        caller=os.getppid() if values["with_parent"] else None,
-        on_finish=values["on_finish"],
-    )
+    spec: dict[str, Any] = {
+        "argv": words,
+        "text": text or "",
+        "name": name,
+        "cwd": _directory(values["cwd"]),
+        "env": _environment(values["variables"]),
+        "umask": paths.caller_umask,
+        "init": values["init"],
+        "merge": values["merge"],
+        "timeout": None if timeout is None else options.positive(timeout),
+        "timeout_text": timeout or "",
+        "retries": values["retries"],
+        "caller": os.getppid() if values["with_parent"] else None,
+        "on_finish": values["on_finish"],
+    }
     if script is not None:
         spec |= {"script": _opened(script), "script_name": script}
     if values["stdin"] is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from jobctl.cli import options, render
-from jobctl.errors  import Job, State
+from jobctl.model import Job, State
 from jobctl.ops.wait import finished
 
 _TIMED_OUT = 124
@@ -25,9 +25,7 @@ _BEAT, _LONG = 0.5, 3600.0
 @click.option("--timeout", type=options.DURATION, help="Give up after this time, with status 124.")
 @options.through_disconnect
 @options.output
-def command(
-    first: bool, timeout: float | None, form: str, quiet: bool, **values: Any
-) -> int:
+def command(first: bool, timeout: float | None, form: str, quiet: bool, **values: Any) -> int:
     """Wait until jobs are finished, and print their records.
 
     Ends with status 1 if one of them Failed or was Stopped, with 124 when time is up.
@@ -58,10 +56,14 @@ def _until_finished(
     folders = options.jobs()
     shown = os.isatty(2)
     only = folders.folder(jobs[0].number) if len(jobs) == 1 else None
+
+    def message(_: int | None) -> str | None:
+        return only.progress()[1] if only else None
+
     with click.progressbar(
         length=100 if only else len(jobs),
         label=f"job {jobs[0].id}" if only else f"{len(jobs)} jobs",
-        item_show_func=lambda message: message,
+        item_show_func=message,
         show_eta=False,
         hidden=not shown,
         file=click.get_text_stream("stderr"),
@@ -77,8 +79,7 @@ def _until_finished(
             if first and done:
                 break
             if only and waiting:
-                percent, message = only.progress()
-                bar.update(round(percent or 0) - bar.pos, message)
+                bar.update(round(only.progress()[0] or 0) - bar.pos)
             elif shown:
-                bar.update((100 if only else len(done)) - bar.pos, "")
+                bar.update((100 if only else len(done)) - bar.pos)
     return done, waiting

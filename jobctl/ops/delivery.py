@@ -17,16 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from jobctl.errors import CannotWrite
+from jobctl.errors import CannotWrite, ReaderLeft
 
 _PIECE = 1 << 18
 _SHORT = 0.0005
 """Seconds to wait at first for a reader to take what is in the pipe."""
 _DEFERRED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-
-
-class ReaderLeft(CannotWrite):
-    """Whoever read our output has gone. Nothing is amiss, nobody is to be told."""
 
 
 class Segment(NamedTuple):

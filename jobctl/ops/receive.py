@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jobctl import process
 from jobctl.errors import CannotWrite
@@ -116,12 +116,12 @@ class Receiver:
             start = marks
             for stream in self._manner.streams:
                 for offset in self._deliver(job, folder, stream, getattr(marks, stream)):
-                    marks = replace(marks, **{stream: offset})
+                    marks = marks.moved(stream, offset)
                     move(marks)
             told = all(folder.size(s) <= getattr(marks, s) for s in self._manner.streams)
             if job.state is State.FAILED and told and not marks.told:
                 self._listener.failed(job)
-                marks = replace(marks, told=True)
+                marks = marks._replace(told=True)
                 move(marks)
             return marks != start
 
@@ -131,8 +131,10 @@ class Receiver:
         if marks is None:
             marks = Marks() if self._manner.again else folder.marks()
         unbegun = self._manner.output_dir and job.number not in self._from
-        return bool(unbegun) or (job.state is State.FAILED and not marks.told) or any(
-            folder.size(stream) > getattr(marks, stream) for stream in self._manner.streams
+        return (
+            bool(unbegun)
+            or (job.state is State.FAILED and not marks.told)
+            or any(folder.size(stream) > getattr(marks, stream) for stream in self._manner.streams)
         )
 
     @contextmanager
