@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -66,7 +67,7 @@ def _until_finished(
         item_show_func=message,
         show_eta=False,
         hidden=not shown,
-        file=click.get_text_stream("stderr"),
+        file=sys.stderr,
     ) as bar:
         beat = _BEAT if shown else _LONG
         for ended in finished(folders, [job.number for job in jobs], deadline, beat):
