@@ -12,7 +12,8 @@ from contextlib import suppress
 from jobctl.errors import JobctlError
 from jobctl.folder import Folder
 
-SHELL = "/bin/sh"
+SHELL = ("/bin/sh",)
+"""The words that run a script of sh."""
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.sh")
 
 _DEFAULT = [s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)]
@@ -24,7 +25,7 @@ _HIGH = 20
 class Runner:
     """A runner of one job, waiting to hear that the job is real."""
 
-    def __init__(self, folder: Folder, shell: str = SHELL) -> None:
+    def __init__(self, folder: Folder) -> None:
         """Start it, in a session of its own.
 
         :raises OSError: there are no processes or descriptors left.
@@ -44,8 +45,8 @@ class Runner:
             actions.append((os.POSIX_SPAWN_DUP2, high[-1], theirs))
         try:
             os.posix_spawn(
-                shell.split()[0],
-                [*shell.split(), SCRIPT, "run", folder.path],
+                SHELL[0],
+                [*SHELL, SCRIPT, "run", folder.path],
                 {},
                 file_actions=actions,
                 setsid=True,
@@ -112,7 +113,7 @@ def bearers() -> set[str]:
     import subprocess
 
     # In an environment without the cookie of the job that may have called us.
-    result = subprocess.run([SHELL, SCRIPT, "cookies"], env={}, stdout=subprocess.PIPE)
+    result = subprocess.run([*SHELL, SCRIPT, "cookies"], env={}, stdout=subprocess.PIPE)
     lines = result.stdout.decode("ascii", "replace").splitlines()
     return {instance_id for _, _, instance_id in (line.partition(" ") for line in lines)}
 
@@ -120,7 +121,7 @@ def bearers() -> set[str]:
 def _spawn(*words: str) -> int:
     """Run the script in a session of its own, as a job may stop itself; return its pid."""
     return os.posix_spawn(
-        SHELL, [SHELL, SCRIPT, *words], {}, setsid=True, setsigmask=(), setsigdef=_DEFAULT
+        SHELL[0], [*SHELL, SCRIPT, *words], {}, setsid=True, setsigmask=(), setsigdef=_DEFAULT
     )
 
 

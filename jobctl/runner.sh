@@ -376,6 +376,31 @@ try() {
     [ -z "$time_watch$caller_watch" ] || wait
 }
 
+# In the background: ends the command when its time is up.
+when_time_is_up() {
+    nap=''
+    trap 'kill $nap; exit' TERM
+    sleep "$timeout" &
+    nap=$!
+    wait "$nap"
+    [ ! -e stop ] || exit
+    echo >timedout
+    terminate 1000
+}
+
+# In the background: stops the job when its caller, "pid start", ends.
+when_caller_ends() {
+    nap=''
+    trap 'kill $nap; exit' TERM
+    while alive "${caller%% *}" "${caller#* }" "$boot_now"; do
+        sleep 1 &
+        nap=$!
+        wait "$nap"
+    done
+    (set -C && echo 'stopped: the process that started it ended' >stop)
+    terminate 1000
+}
+
 # In a subshell of its own: becomes the command.
 command_itself() {
     exec 9>&-
@@ -410,7 +435,7 @@ began_uptime='$uptime'"
     umask "$umask"
     # From here on any variable but jobctl_* may have the caller's value.
     export PWD
-    unset LC_ALL
+    unset LC_ALL OLDPWD SHLVL
     [ -z "${caller_locale+set}" ] || export LC_ALL="$caller_locale"
     if [ -n "${caller_path+set}" ]; then PATH=$caller_path; else unset PATH; fi
     # shellcheck source=/dev/null
