@@ -123,13 +123,13 @@ class Folder:
             self._write("env.odd", b"set -- /usr/bin/env " + quoting.join(odd) + b' "$@"\n')
 
     def _write(self, name: str, content: bytes) -> None:
-        with open(self.file(name), "wb") as file:
+        with open(self.file(name), "wb", opener=_private) as file:
             file.write(content)
 
     def _copy(self, source: int, name: str) -> bytes:
         """Copy an open file to its end; return its first two bytes."""
         start = b""
-        with open(self.file(name), "wb") as file:
+        with open(self.file(name), "wb", opener=_private) as file:
             while piece := os.read(source, PIECE):
                 start = start or piece[:2]
                 file.write(piece)
@@ -382,7 +382,7 @@ class Jobs:
         :raises OSError: the disk is full, say.
         """
         os.makedirs(self.path, mode=0o700, exist_ok=True)
-        with open(os.open(self._last, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as last:
+        with open(_private(self._last, os.O_RDWR | os.O_CREAT), "r+b") as last:
             fcntl.flock(last, fcntl.LOCK_EX)
             number = _integer(last.read(21).strip()) or max(self.numbers(), default=0)
             while True:
@@ -432,6 +432,10 @@ def _number(text: bytes | None) -> float | None:
     except ValueError:
         return None
     return number if abs(number) < 1e12 else None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _sync(path: str) -> None:

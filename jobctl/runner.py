@@ -16,7 +16,7 @@ SHELL = ("/bin/sh",)
 """The words that run a script of sh."""
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.sh")
 
-_DEFAULT = [s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)]
+_CHANGEABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _AT_ONCE = 16
 _HIGH = 20
 """Descriptors from here on are out of the way of those the runner gets."""
@@ -35,27 +35,9 @@ class Runner:
         go, self._go = os.pipe()
         said, say = os.pipe()
         null = os.open(os.devnull, os.O_RDWR)
-        actions: list[tuple[int, ...]] = [
-            (os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd > 2
-        ]
-        high = []
-        for ours, theirs in ((go, 0), (say, 1), (null, 2), (lock, 9)):
-            high.append(fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _HIGH))
-            os.close(ours)
-            actions.append((os.POSIX_SPAWN_DUP2, high[-1], theirs))
-        try:
-            os.posix_spawn(
-                SHELL[0],
-                [*SHELL, SCRIPT, "run", folder.path],
-                {},
-                file_actions=actions,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_DEFAULT,
-            )
-        finally:
-            for fd in high:
-                os.close(fd)
+        _spawn("run", folder.path, descriptors={0: go, 1: say, 2: null, 9: lock})
+        for fd in (go, say, null, lock):
+            os.close(fd)
         self._said = open(said, "rb")
 
     def ready(self) -> bool:
@@ -118,11 +100,34 @@ def bearers() -> set[str]:
     return {instance_id for _, _, instance_id in (line.partition(" ") for line in lines)}
 
 
-def _spawn(*words: str) -> int:
-    """Run the script in a session of its own, as a job may stop itself; return its pid."""
-    return os.posix_spawn(
-        SHELL[0], [*SHELL, SCRIPT, *words], {}, setsid=True, setsigmask=(), setsigdef=_DEFAULT
-    )
+def _spawn(*words: str, descriptors: dict[int, int] | None = None) -> int:
+    """Run the script and return its pid, in a session of its own: a job may stop itself.
+
+    Not by posix_spawn: that of glibc leaves signals 32 and 33 ignored.
+
+    :param descriptors: what it gets as which descriptor, besides nothing but 0 to 2.
+    """
+    inherited = [fd for fd in _inheritable() if fd > 2]
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        for number in _CHANGEABLE:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for fd in inherited:
+            os.close(fd)
+        # First out of the way of each other, then to where they belong.
+        moved = {
+            theirs: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+            for theirs, ours in (descriptors or {}).items()
+        }
+        for theirs, ours in moved.items():
+            os.dup2(ours, theirs)
+        os.execve(SHELL[0], [*SHELL, SCRIPT, *words], {})
+    finally:
+        os._exit(127)
 
 
 def _reap(running: dict[int, Folder], failed: list[Folder]) -> None:

@@ -1,0 +1,149 @@
+"""What every test has: a state directory of its own, and the program as users call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = os.path.join(os.path.dirname(sys.executable), "jobctl")
+WEIRD = "a'; echo foo $(b) \"\n\\ *"
+"""A name that whoever quotes wrongly falls over."""
+
+
+def wait_until(predicate: Callable[[], object], seconds: float = 20.0) -> Any:
+    """Return what predicate returns once that is true; fail with what it last returned."""
+    deadline = time.monotonic() + seconds
+    while not (result := predicate()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"still {result!r} after {seconds} s")
+        time.sleep(0.01)
+    return result
+
+
+class Jobctl:
+    """The command line, with a state directory of its own."""
+
+    def __init__(self, state_dir: Path, home: Path) -> None:
+        self.state_dir = state_dir
+        self.env = {
+            "PATH": f"{os.path.dirname(PROGRAM)}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(home),
+            "JOBCTL_STATE_DIR": str(state_dir),
+        }
+
+    def run(
+        self, *words: str | bytes, status: int | None = 0, **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run it to its end and check its exit status."""
+        options.setdefault("env", self.env)
+        options.setdefault("stdin", subprocess.DEVNULL) if "input" not in options else None
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        result = subprocess.run([PROGRAM, *words], timeout=120, **options)
+        if status is not None:
+            assert result.returncode == status, (words, result)
+        return result
+
+    def out(self, *words: str | bytes, status: int | None = 0, **options: Any) -> str:
+        """Run it and return what it wrote to standard output."""
+        return self.run(*words, status=status, **options).stdout.decode()
+
+    def refused(self, status: int, *words: str | bytes, **options: Any) -> str:
+        """Run it, check that it refuses with one line on stderr and none on stdout."""
+        result = self.run(*words, status=status, **options)
+        assert result.stdout == b"", result
+        lines = result.stderr.decode().splitlines()
+        assert len(lines) == 1, result
+        assert lines[0].startswith("jobctl: ")
+        assert lines[0].isprintable()
+        return lines[0]
+
+    def popen(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start it without waiting for its end."""
+        options.setdefault("env", self.env)
+        options.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.Popen([PROGRAM, *words], **options)
+
+    def start(self, *words: str | bytes, **options: Any) -> str:
+        """Start a job and return its id."""
+        return self.out("start", "-q", *words, **options).strip()
+
+    def sh(self, text: str, *options: str) -> str:
+        """Start shell text as a job and return its id."""
+        return self.start(*options, "-c", text)
+
+    def done(self, *words: str | bytes, **options: Any) -> str:
+        """Start a job, wait for its end and return its id."""
+        job = self.start(*words, **options)
+        self.run("wait", job, status=None)
+        return job
+
+    def jobs(self, *words: str) -> list[dict[str, Any]]:
+        """Return the records that `get` prints."""
+        records: list[dict[str, Any]] = json.loads(self.out("get", "-o", "json", *words))
+        return records
+
+    def job(self, job: str) -> dict[str, Any]:
+        """Return the record of one job."""
+        return self.jobs(job)[0]
+
+    def state(self, job: str) -> str:
+        """Return the state of one job."""
+        return str(self.job(job)["state"])
+
+    def folder(self, job: str) -> Path:
+        """Return the folder of a job."""
+        return self.state_dir / "jobs" / job
+
+    def until(self, job: str, state: str) -> None:
+        """Wait until a job is in a state."""
+        wait_until(lambda: self.state(job) == state or None)
+
+    def runner_pid(self, job: str) -> int:
+        """Return the process that runs a job's command."""
+        line = (self.folder(job) / "run").read_text().splitlines()[0]
+        return int(line.removeprefix("runner='").removesuffix("'"))
+
+
+def processes_with(text: str) -> list[int]:
+    """Return the pids of living processes that have text among their arguments."""
+    found = []
+    listing = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,state=,args="], stdout=subprocess.PIPE, text=True
+    ).stdout
+    for line in listing.splitlines():
+        pid, state, arguments = line.split(None, 2)
+        if text in arguments and state[0] not in "ZX" and int(pid) != os.getpid():
+            found.append(int(pid))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _home_untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep every test from the real home and the real jobs."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith(("JOBCTL_", "XDG_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def jobctl(tmp_path: Path) -> Iterator[Jobctl]:
+    """Give the program, and leave no job behind."""
+    program = Jobctl(tmp_path / "state", tmp_path)
+    yield program
+    program.state_dir.exists() and program.state_dir.chmod(0o700)
+    program.run("stop", "--all", "--grace", "0", status=None)
+    for folder in program.state_dir.glob("jobs/*/run"):
+        pid = program.runner_pid(folder.parent.name)
+        if any(pid == other for other in processes_with(str(folder.parent))):
+            os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"runner {pid} of {folder.parent} was still there")

@@ -1,0 +1,427 @@
+"""The runner, under each shell that a host may have as its sh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WEIRD, processes_with, wait_until
+
+from jobctl import process, runner
+from jobctl.folder import Folder, Jobs
+from jobctl.model import Job, JobSpec, State
+from jobctl.ops.start import start
+
+Run = Callable[..., "Ran"]
+
+
+class Ran:
+    """A job started for a test."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def job(self) -> Job:
+        job = self.folder.read(process.boot_id())
+        assert job is not None
+        return job
+
+    def end(self) -> Job:
+        wait_until(self.folder.finished)
+        return self.job()
+
+    def output(self, stream: str = "stdout") -> bytes:
+        return Path(self.folder.file(stream)).read_bytes()
+
+    def stop(self, grace: float = 0.3) -> None:
+        target = (self.folder, self.job().instance_id)
+        assert runner.stop([target], grace, "stopped by user") == []
+
+
+@pytest.fixture(params=["dash", "bash", "busybox"], name="run")
+def _run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give what starts a job under a shell that calls itself sh."""
+    path = shutil.which(request.param)
+    assert path, f"{request.param} is not installed; tests/run.sh installs it"
+    if request.param == "bash":  # is another shell by another name
+        (tmp_path / "sh").symlink_to(path)
+        path = str(tmp_path / "sh")
+    monkeypatch.setattr(
+        runner, "SHELL", (path, "sh") if request.param == "busybox" else (path,)
+    )
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    jobs = Jobs(str(state_dir))
+    begun: list[Ran] = []
+
+    def run(*argv: str, **spec: Any) -> Ran:
+        environment = {"PATH": "/usr/bin:/bin"}
+        defaults = {"cwd": str(tmp_path), "env": environment, "umask": 0o022}
+        job = start(str(state_dir), JobSpec(argv=argv, **(defaults | spec)))
+        begun.append(Ran(jobs.folder(job.number)))
+        return begun[-1]
+
+    def end_all() -> None:
+        for ran in begun:
+            if not ran.folder.finished():
+                ran.stop(0)
+
+    request.addfinalizer(end_all)
+    return run
+
+
+def test_arguments_arrive_byte_for_byte(run: Run) -> None:
+    words = [WEIRD, "", " ", "\n", "-n", "~", "$HOME", "\udcff\udc81\udc88\x01\x7f", "é"]
+    ran = run("printf", r"%s\0", *words)
+    assert ran.end().state is State.COMPLETED
+    assert ran.output().split(b"\0")[:-1] == [os.fsencode(word) for word in words]
+    assert ran.output("stderr") == b""
+
+
+def test_every_byte_arrives(run: Run) -> None:
+    word = bytes(range(1, 256))
+    ran = run("printf", "%s", os.fsdecode(word))
+    ran.end()
+    assert ran.output() == word
+
+
+def test_a_megabyte_of_arguments(run: Run) -> None:
+    words = ["x'" * 50_000 for _ in range(10)]
+    ran = run("sh", "-c", 'echo $# ${#1} "${10}"', "sh", *words)
+    assert ran.end().state is State.COMPLETED
+    assert ran.output() == f"10 100000 {words[9]}\n".encode()
+
+
+def test_the_environment_is_exactly_the_callers(run: Run) -> None:
+    # Names that shells drop, will not have set, or that the runner itself uses.
+    odd = {"BASH_FUNC_f%%": "() { :; }", "UID": "7", "IFS": ":", "SHELLOPTS": "xtrace", "a-b": "c"}
+    own = {name: WEIRD for name in "name text dir cwd pid code reason state argv PATHS".split()}
+    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "nonsense", "E": "", "X": "\udcff", **odd, **own}
+    ran = run("env", "-0", env=environment)
+    ran.end()
+    pairs = [pair.split(b"=", 1) for pair in ran.output().split(b"\0") if pair]
+    seen = {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
+    job = ran.job()
+    assert seen.pop("JOBCTL_PROGRESS") == ran.folder.file("progress")
+    assert seen.pop("PWD") == job.cwd
+    if "SHLVL" not in environment:
+        seen.pop("SHLVL", None)
+        seen.pop("_", None)
+    assert seen == environment | {
+        "JOBCTL_ID": job.id,
+        "JOBCTL_NAME": job.name,
+        "JOBCTL_INSTANCE_ID": job.instance_id,
+        "JOBCTL_HOST": "localhost",
+    }
+    assert ran.output("stderr") == b""
+
+
+def test_without_any_environment(run: Run) -> None:
+    ran = run("echo", "found", env={})
+    assert ran.end().state is State.COMPLETED
+    assert ran.output() == b"found\n"
+
+
+def test_a_session_of_its_own_and_nothing_inherited(run: Run) -> None:
+    fd = os.open("/", os.O_RDONLY)
+    os.set_inheritable(fd, True)
+    try:
+        ran = run("sh", "-c", "cat /proc/$$/stat; ls -l /proc/$$/fd; umask; pwd", umask=0o027)
+    finally:
+        os.close(fd)
+    job = ran.end()
+    fields = ran.output().split(b") ")[1].split()
+    assert fields[2] == fields[3] == str(job.pid).encode()  # its group and session
+    lines = ran.output().decode().splitlines()
+    assert [line.rpartition(" -> ")[2] for line in lines if " -> " in line] == [
+        "/dev/null",
+        ran.folder.file("stdout"),
+        ran.folder.file("stderr"),
+    ]
+    assert lines[-2:] == ["0027", job.cwd]
+
+
+def test_signals_have_their_default_action(run: Run) -> None:
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        ran = run("cat", "/proc/self/status")
+    finally:
+        for number in (signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    ran.end()
+    masks = dict(line.split(":\t") for line in ran.output().decode().splitlines())
+    assert {name: masks[name] for name in ("SigBlk", "SigIgn", "SigCgt")} == {
+        "SigBlk": "0" * 16,
+        "SigIgn": "0" * 16,
+        "SigCgt": "0" * 16,
+    }
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 126, 127, 128, 129, 134, 137, 139, 255])
+def test_exit_statuses(run: Run, code: int) -> None:
+    job = run("sh", "-c", f"exit {code}").end()
+    assert (job.exit_code, job.signal) == (code, None)
+    assert job.reason == (f"exit status {code}" if code else "")
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "KILL", "USR1", "SEGV", "PIPE", "TERM"])
+def test_deaths_by_signal(run: Run, name: str) -> None:
+    number = signal.Signals[f"SIG{name}"].value
+    job = run("sh", "-c", f"ulimit -c 0; kill -{name} $$").end()
+    assert (job.state, job.exit_code, job.signal) == (State.FAILED, None, number)
+    assert job.reason == f"killed by signal {number} ({name})"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "reason"),
+    [
+        ("no-such-program", 127, "command not found: no-such-program"),
+        ("./no-such-program", 127, "command not found: ./no-such-program"),
+        ("cd", 127, "command not found: cd"),
+        ("/", 126, "cannot execute /: it is a directory"),
+        ("/etc/passwd", 126, "cannot execute /etc/passwd: permission denied"),
+    ],
+)
+def test_what_cannot_be_executed(run: Run, command: str, code: int, reason: str) -> None:
+    job = run(command).job()
+    assert (job.state, job.exit_code, job.reason) == (State.FAILED, code, reason)
+    assert job.pid is None
+
+
+def test_a_directory_that_went_away(run: Run, tmp_path: Path) -> None:
+    job = run("true", cwd=str(tmp_path / "gone")).end()
+    assert (job.state, job.reason) == (
+        State.FAILED,
+        f"cannot enter directory: {tmp_path / 'gone'}",
+    )
+
+
+def test_shell_text_and_what_comes_before(run: Run) -> None:
+    ran = run("a", "b c", text='f "$1$2" $0', init="f() { echo got $1 $2; }")
+    ran.end()
+    assert ran.output() == b"got ab c sh\n"
+    ran = run("sh", "-c", "echo $X", init="export X=5; cd /")
+    ran.end()
+    assert ran.output() == b"5\n"
+
+
+@pytest.mark.parametrize("first", ["", "#!/bin/sh -u\n"])
+def test_scripts(run: Run, tmp_path: Path, first: str) -> None:
+    path = tmp_path / WEIRD.replace("/", "")
+    path.write_text(first + 'echo "$@" $#; cat')
+    with path.open("rb") as script, open("/etc/passwd", "rb") as stdin:
+        ran = run("x y", "z", script=script.fileno(), script_name=path.name, stdin=stdin.fileno())
+    path.unlink()
+    assert ran.end().state is State.COMPLETED
+    assert ran.output() == b"x y z 2\n" + Path("/etc/passwd").read_bytes()
+
+
+def test_merged_streams_keep_their_order(run: Run) -> None:
+    ran = run(text="for i in 1 2 3 4 5; do echo o$i; echo e$i >&2; done", merge=True)
+    ran.end()
+    assert ran.output() == b"".join(b"o%d\ne%d\n" % (i, i) for i in range(1, 6))
+    assert ran.output("stderr") == b""
+
+
+def test_time_runs_out(run: Run) -> None:
+    ran = run(text="trap '' TERM; sleep 7331 & wait; sleep 7331", timeout=0.2, timeout_text="0.2s")
+    pid = ran.job().pid
+    assert pid
+    wait_until(lambda: Path(ran.folder.file("timedout")).exists())
+    os.kill(pid, signal.SIGKILL)  # instead of waiting out the ten seconds' grace
+    job = ran.end()
+    assert (job.state, job.reason) == (State.FAILED, "timed out after 0.2s")
+    assert processes_with("sleep 7331") == []
+
+
+def test_time_that_does_not_run_out_leaves_nothing(run: Run) -> None:
+    ran = run("true", timeout=7332.0, timeout_text="7332s")
+    assert ran.end().state is State.COMPLETED
+    wait_until(lambda: not processes_with("sleep 7332"))
+
+
+def test_retries(run: Run, tmp_path: Path) -> None:
+    ran = run(text="echo x; echo x >>n; [ $(wc -l <n) -gt 2 ]", retries=5)
+    assert ran.end().state is State.COMPLETED
+    assert ran.output() == b"x\n" * 3
+    assert run("sh", "-c", "echo y; exit 4", retries=2).end().exit_code == 4
+    times_out = run("sh", "-c", "echo z; exec sleep 9", retries=1, timeout=0.2, timeout_text="0.2s")
+    assert times_out.end().reason == "timed out after 0.2s"
+    assert times_out.output() == b"z\nz\n"
+    assert run("no-such-program", retries=3).end().exit_code == 127
+
+
+def test_one_after_another(run: Run, tmp_path: Path) -> None:
+    first = run(text="sleep 0.3; echo 1 >>order; exit 1")
+    second = run(text="echo 2 >>order", after=(first.folder.number,))
+    third = run(text="echo 3 >>order", after_ok=(second.folder.number,))
+    never = run(text="echo 4 >>order", after_ok=(first.folder.number,))
+    assert second.job().state is State.NOT_STARTED
+    assert second.job().reason == f"waiting for job {first.folder.number}"
+    assert third.end().state is State.COMPLETED
+    job = never.end()
+    assert job.state is State.STOPPED
+    assert job.reason == f"not begun: job {first.folder.number} did not complete"
+    assert (tmp_path / "order").read_text() == "1\n2\n3\n"
+
+
+def test_after_a_job_whose_runner_was_killed(run: Run) -> None:
+    first = run("sleep", "0.5")
+    second = run("true", after=(first.folder.number,))
+    third = run("true", after_ok=(first.folder.number,))
+    pid = first.folder.watched(process.boot_id())
+    assert pid
+    os.kill(pid.pid, signal.SIGKILL)
+    assert second.end().state is State.COMPLETED
+    assert third.end().state is State.STOPPED
+
+
+def test_stopped_before_it_began(run: Run) -> None:
+    first = run("sleep", "60")
+    second = run("touch", "began", after=(first.folder.number,))
+    wait_until(lambda: second.job().reason.startswith("waiting"))
+    second.stop()
+    job = second.job()
+    assert (job.state, job.reason, job.pid) == (State.STOPPED, "stopped by user", None)
+    assert first.job().state is State.RUNNING
+
+
+def test_stop_reaches_all(run: Run) -> None:
+    ran = run(
+        text="""trap '' TERM
+        setsid sleep 7333 &
+        (setsid sh -c 'trap "" TERM; sleep 7333 & sleep 7333; sleep 7333' &)
+        env -i sleep 7333 &
+        env -i setsid sleep 7333 &
+        while :; do sleep 7333; done"""
+    )
+    wait_until(lambda: len(processes_with("sleep 7333")) >= 6)
+    began = time.monotonic()
+    ran.stop(0.3)
+    assert time.monotonic() - began < 5
+    assert processes_with("sleep 7333") == []
+    assert ran.job().state is State.STOPPED
+
+
+def test_stop_reaches_what_a_finished_job_left(run: Run) -> None:
+    ran = run(text="setsid sleep 7334 & sleep 7334 & exit 0")
+    assert ran.end().state is State.COMPLETED
+    wait_until(lambda: len(processes_with("sleep 7334")) == 2)
+    ran.stop()
+    assert processes_with("sleep 7334") == []
+    assert ran.job().state is State.COMPLETED
+
+
+def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
+    script = f"exec {' '.join(runner.SHELL)} {runner.SCRIPT} stop . $JOBCTL_INSTANCE_ID 20 me"
+    ran = run(text=f"sleep 7335 & cd ${{JOBCTL_PROGRESS%/*}} && setsid env -u JOBCTL_INSTANCE_ID JI=$JOBCTL_INSTANCE_ID sh -c '{script.replace('JOBCTL_INSTANCE_ID', 'JI')}' & wait")
+    assert ran.end().state is State.STOPPED
+    assert ran.job().reason == "me"
+    wait_until(lambda: not processes_with("sleep 7335"))
+
+
+def test_signals_and_states(run: Run) -> None:
+    ran = run("sleep", "60")
+    job = ran.job()
+    runner.send(ran.folder, job.instance_id, "STOP")
+    wait_until(lambda: ran.job().state is State.SUSPENDED)
+    runner.send(ran.folder, job.instance_id, "CONT")
+    wait_until(lambda: ran.job().state is State.RUNNING)
+    runner.send(ran.folder, job.instance_id, "USR1")
+    job = ran.end()
+    assert (job.state, job.signal) == (State.STOPPED, signal.SIGUSR1)
+    assert job.reason == "stopped by user: signal USR1"
+
+
+def test_stop_wakes_what_is_suspended(run: Run) -> None:
+    ran = run("sleep", "60")
+    runner.send(ran.folder, ran.job().instance_id, "STOP")
+    began = time.monotonic()
+    ran.stop(grace=30)
+    assert time.monotonic() - began < 10
+    assert ran.job().signal == signal.SIGTERM
+
+
+def test_what_runs_when_it_is_finished(run: Run, tmp_path: Path) -> None:
+    hook = """echo "$JOBCTL_ID $JOBCTL_NAME $JOBCTL_STATE $JOBCTL_EXIT_CODE $PWD
+${JOBCTL_INSTANCE_ID-no cookie} $PATH" >hook.new && mv hook.new hook"""
+    ran = run("sh", "-c", "exit 3", name=WEIRD, on_finish=hook)
+    ran.end()
+    wait_until((tmp_path / "hook").exists)
+    number = ran.folder.number
+    assert (tmp_path / "hook").read_text() == (
+        f"{number} {WEIRD} Failed 3 {tmp_path}\nno cookie /usr/bin:/bin\n"
+    )
+
+
+def test_nothing_of_the_environment_is_kept(run: Run) -> None:
+    ran = run("true", env={"PATH": "/usr/bin:/bin", "a-b": "secret", "SECRET": "secret"})
+    ran.end()
+    wait_until(lambda: not Path(ran.folder.file("env")).exists())
+    wait_until(lambda: not Path(ran.folder.file("exit.new")).exists())
+    for path in Path(ran.folder.path).iterdir():
+        assert b"secret" not in path.read_bytes()
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_command_survives_its_runner(run: Run) -> None:
+    ran = run("sleep", "60")
+    identity = ran.folder.watched(process.boot_id())
+    job = ran.job()
+    assert identity
+    assert job.pid
+    os.kill(identity.pid, signal.SIGKILL)
+    wait_until(lambda: not process.alive(identity, process.boot_id()))
+    assert ran.job().state is State.RUNNING
+    os.kill(job.pid, signal.SIGKILL)
+    wait_until(lambda: ran.job().state.finished)
+    assert (ran.job().state, ran.job().reason) == (State.FAILED, "lost: runner was killed")
+
+
+def test_stop_without_a_runner(run: Run) -> None:
+    ran = run(text="sleep 7336 & sleep 7336")
+    identity = ran.folder.watched(process.boot_id())
+    assert identity
+    os.kill(identity.pid, signal.SIGKILL)
+    wait_until(lambda: not process.alive(identity, process.boot_id()))
+    ran.stop()
+    assert processes_with("sleep 7336") == []
+    assert ran.job().state is State.STOPPED
+
+
+def test_background_left_overs_do_not_hold_the_job(run: Run) -> None:
+    began = time.monotonic()
+    ran = run(text="sleep 7337 & echo done")
+    assert ran.end().state is State.COMPLETED
+    assert time.monotonic() - began < 10
+    ran.stop()
+
+
+def test_the_runner_shrugs_off_signals(run: Run) -> None:
+    ran = run(text="sleep 0.5; echo done")
+    identity = ran.folder.watched(process.boot_id())
+    assert identity
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        os.kill(identity.pid, number)
+    assert ran.end().state is State.COMPLETED
+    assert ran.output() == b"done\n"
+
+
+def test_caller_ends(run: Run, tmp_path: Path) -> None:
+    caller = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+    ran = run("sleep", "7338", caller=caller)
+    assert ran.job().state is State.RUNNING
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    job = ran.end()
+    assert (job.state, job.reason) == (State.STOPPED, "stopped: the process that started it ended")
+    ran = run("true", caller=os.getpid())
+    assert ran.end().state is State.COMPLETED
