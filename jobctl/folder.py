@@ -30,6 +30,7 @@ _SHELLS_OWN = frozenset(
     " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
     " SHELLOPTS SRANDOM TMOUT UID _".split()
 )
+_RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
 _DAMAGED = "damaged: the file {} cannot be read"
 
 
@@ -227,7 +228,7 @@ class Folder:
             "ended_at": _number(record.get("ended")),
             "ended_boot": _ascii(record.get("boot")),
             "ended_uptime": _number(record.get("ended_uptime")),
-            "has_more_data": any(self.size(name) > mark for name, mark in marks.offsets),
+            "has_more_data": any(marks.next(stream, self.size(stream)) for stream in STREAMS),
         }
 
     def _settle_lost(self, reason: str, boot: str) -> None:
@@ -307,21 +308,35 @@ class Folder:
     def marks(self) -> Marks:
         """Return how much was received."""
         record = self._record("received")
+        ranges = _RANGE.findall(_ascii(record.get("returned")))
         return Marks(
             _integer(record.get("stdout")) or 0,
             _integer(record.get("stderr")) or 0,
             record.get("told") == b"1",
+            tuple((stream, int(start), int(end)) for stream, start, end in ranges),
         )
 
     @contextmanager
-    def receiving(self) -> Iterator[int]:
-        """Hold the right to move the marks; gives what move_marks() takes."""
-        fd = os.open(self.file("received"), os.O_RDWR | os.O_CREAT, 0o600)
+    def receiving(self) -> Iterator[None]:
+        """Hold the right to move the marks."""
+        fd = _private(self.file("received.lock"), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd
+            yield
         finally:
             os.close(fd)
+
+    def move_marks(self, marks: Marks) -> None:
+        """Write down how much was received."""
+        ranges = (f"{stream}:{start}-{end}" for stream, start, end in marks.returned_ranges)
+        record = {
+            "stdout": b"%d" % marks.stdout,
+            "stderr": b"%d" % marks.stderr,
+            "told": b"1" if marks.told else b"",
+            "returned": " ".join(ranges).encode(),
+        }
+        self._write("received.new", quoting.dump(record))
+        os.replace(self.file("received.new"), self.file("received"))
 
     # --- the end ---
 
@@ -340,12 +355,6 @@ class Folder:
         except OSError:
             return False
         return age > 60 and not self.exists() and self.watched(boot) is None
-
-
-def move_marks(fd: int, marks: Marks) -> None:
-    """Write down how much was received: in place and of fixed width, so as a whole."""
-    text = f"stdout='{marks.stdout:020d}'\nstderr='{marks.stderr:020d}'\ntold='{marks.told:d}'\n"
-    os.pwrite(fd, text.encode(), 0)
 
 
 class Jobs:

@@ -144,14 +144,36 @@ class Marks(NamedTuple):
     stdout: int = 0
     stderr: int = 0
     told: bool = False
+    returned_ranges: tuple[tuple[str, int, int], ...] = ()
+    """Ranges of a stream before its mark that did not arrive after all."""
 
-    @property
-    def offsets(self) -> tuple[tuple[str, int], ...]:
-        """The bytes received of each stream, by its name."""
-        return (("stdout", self.stdout), ("stderr", self.stderr))
+    def next(self, stream: str, size: int) -> tuple[int, int] | None:
+        """Return start and end of what is to be received next of a stream of that size."""
+        for name, start, end in self.returned_ranges:
+            if name == stream:
+                return start, end
+        mark = self.stdout if stream == "stdout" else self.stderr
+        return (mark, size) if mark < size else None
 
-    def moved(self, stream: str, offset: int) -> Marks:
-        """Return the marks with that of one stream at offset."""
+    def moved(self, stream: str, start: int, count: int) -> Marks:
+        """Return the marks after count bytes from start, where next() began, were received."""
+        for entry in self.returned_ranges:
+            if entry[:2] == (stream, start):
+                others = tuple(other for other in self.returned_ranges if other is not entry)
+                rest = (stream, start + count, entry[2])
+                return self._replace(
+                    returned_ranges=tuple(sorted((*others, rest))) if rest[1] < rest[2] else others
+                )
+        return self._at(stream, start + count)
+
+    def returned(self, stream: str, start: int, end: int) -> Marks:
+        """Return the marks after what was received from start to end has come back."""
+        if end == (self.stdout if stream == "stdout" else self.stderr):
+            return self._at(stream, start)
+        ranges = (*self.returned_ranges, (stream, start, end))
+        return self._replace(returned_ranges=tuple(sorted(ranges)))
+
+    def _at(self, stream: str, offset: int) -> Marks:
         return self._replace(stdout=offset) if stream == "stdout" else self._replace(stderr=offset)
 
 

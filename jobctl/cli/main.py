@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -40,6 +41,14 @@ class _Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            # Not left to Click, which would write an empty line to standard error.
+            number = getattr(interrupt, "number", signal.SIGINT)
+            return 128 + int(number)
 
 
 @click.group(
@@ -81,7 +90,7 @@ def _run() -> int:
     except SystemExit as error:  # completion ends so
         return error.code if isinstance(error.code, int) else 0
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return 128 + signal.SIGINT
     except ReaderLeft as error:
         return error.status
     except JobctlError as error:

@@ -133,7 +133,7 @@ def follow(
     receiver = Receiver(options.jobs(), manner, listener)
     try:
         with _doubting(numbers):
-            ended = list(receiver.follow(numbers, deadline))
+            ended = receiver.follow(numbers, deadline)
         if auto_remove:
             _remove(ended)
     except ReaderLeft:

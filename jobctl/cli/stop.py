@@ -35,13 +35,13 @@ def _signal(text: str) -> str:
 )
 @click.option(
     "--signal",
-    "name",
+    "signal_name",
     metavar="NAME",
     type=options.Parsed("signal", _signal),
     help="Only send this signal, such as HUP, USR1, STOP or CONT.",
 )
 @click.option("--reason", default="", metavar="TEXT", help="Why, for people to read in get.")
-def command(grace: float, name: str | None, reason: str, **values: Any) -> int:
+def command(grace: float, signal_name: str | None, reason: str, **values: Any) -> int:
     """End everything that jobs started: TERM first, KILL to what is left after --grace.
 
     Returns when nothing is left. Finished jobs stay as they are, but what they left running
@@ -51,8 +51,8 @@ def command(grace: float, name: str | None, reason: str, **values: Any) -> int:
     chosen.check()
     found = options.found(chosen)
     jobs = options.jobs()
-    if name is None:
+    if signal_name is None:
         errors = stop.stop(jobs, found.jobs, grace, reason)
     else:
-        errors = stop.send(jobs, found.jobs, name)
+        errors = stop.send(jobs, found.jobs, signal_name)
     return render.tell_all([*found.missing, *errors])

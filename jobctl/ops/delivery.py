@@ -1,6 +1,6 @@
 """Hands bytes to standard output, standard error or a file, and knows how many arrived.
 
-What a reader at the other end of a pipe has not taken when it leaves was not delivered.
+What is in a pipe when its reader leaves was not delivered: see Sink.lost.
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ import signal
 import stat
 import struct
 import termios
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from jobctl.errors import CannotWrite, ReaderLeft
 
-_PIECE = 1 << 18
-_SHORT = 0.0005
-"""Seconds to wait at first for a reader to take what is in the pipe."""
+PIECE = 1 << 16
+"""Bytes to hand over at a time: what an empty pipe takes (pipe(7))."""
 _DEFERRED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_PATIENCE = 0.02
+"""Seconds between looks at whether a reader has taken what is in the pipe, at most."""
 
 
-class Segment(NamedTuple):
-    """Bytes to deliver, and how many bytes of the source they stand for."""
+class Origin(NamedTuple):
+    """Where delivered bytes come from: a range of a stream of a job."""
 
-    data: bytes
-    source: int
+    number: int
+    stream: str
+    start: int
+    end: int
 
 
 class Sink:
@@ -39,91 +44,112 @@ class Sink:
         self.name = name
         self._fd = fd
         kind = os.fstat(fd).st_mode
+        self._plain = stat.S_ISREG(kind)
         self._pipe = stat.S_ISFIFO(kind)
-        self._blocks = not stat.S_ISREG(kind)
-        self._size = select.PIPE_BUF if self._blocks else _PIECE
-        if self._pipe or stat.S_ISCHR(kind):
+        writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if writable and (self._pipe or stat.S_ISCHR(kind)):
             # Opened anew it can be made non-blocking without our neighbours noticing.
             with suppress(OSError):
                 self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
-                self._size, self._blocks = _PIECE, False
+        self._on_the_way: deque[tuple[int, Origin]] = deque()
 
-    def send(self, segments: list[Segment]) -> Iterator[int]:
-        """Deliver segments; yield, several times, how many source bytes have arrived so far.
+    def wait(self) -> None:
+        """Return when there is room for something.
 
-        Signals are held back but where the count is up to date: whoever iterates may be
-        interrupted while this waits, and knows then what was delivered by the last yield.
-
-        :raises ReaderLeft: after a last yield, when the reader went away.
-        :raises CannotWrite: after a last yield, when the disk is full, say.
+        :raises ReaderLeft: nobody reads the pipe any more.
         """
-        data = b"".join(segment.data for segment in segments)
-        view, written = memoryview(data), 0
-        failure: OSError | None = None
-        nap = _SHORT
-        while True:
-            if self._blocks and written < len(data):
-                self._wait(True, nap)
-            with _held_back():
-                if written < len(data):
-                    try:
-                        written += os.write(self._fd, view[written : written + self._size])
-                        nap = _SHORT
-                    except BlockingIOError:
-                        pass
-                    except OSError as error:
-                        failure = error
-                unread = self._unread()
-                yield _sources(segments, written - unread)
-            if failure or (written == len(data) and not unread):
-                break
-            left = self._wait(written < len(data), nap)
-            if left and written == len(data):
-                failure = left
-            nap = min(nap * 1.5, 0.02)
-        if failure is None or (written == len(data) and not self._unread()):
-            return
-        with _held_back():
-            yield _sources(segments, written - self._unread())
-        if failure.errno == errno.EPIPE:
-            raise ReaderLeft(f"the reader of {self.name} has gone")
-        raise CannotWrite(f"cannot write to {self.name}: {failure.strerror}")
+        if not self._plain:
+            self._check(self._poll(select.POLLOUT, None))
 
-    def _wait(self, more: bool, nap: float) -> OSError | None:
-        """Wait until there is room, or for a little while; return an error if the reader left."""
+    def check(self) -> None:
+        """Look whether there is still a reader.
+
+        :raises ReaderLeft: there is none.
+        """
+        if self._pipe:
+            self._check(self._poll(0, 0))
+
+    def room(self) -> int:
+        """Return the bytes that write() takes as a whole, once wait() has returned."""
+        return PIECE if self._plain or (self._pipe and not self._unread()) else select.PIPE_BUF
+
+    def write(self, data: bytes, origin: Origin) -> int:
+        """Return how many bytes of data were taken, 0 if there was no room after all.
+
+        :raises ReaderLeft: nobody reads the pipe any more.
+        :raises CannotWrite: the disk is full, say.
+        """
+        try:
+            taken = os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise ReaderLeft(f"the reader of {self.name} has gone") from None
+            raise CannotWrite(f"cannot write to {self.name}: {error.strerror}") from None
+        if self._pipe:
+            unread = self._unread()
+            while self._on_the_way and self._length() - self._on_the_way[0][0] + taken >= unread:
+                self._on_the_way.popleft()
+            self._on_the_way.append((taken, origin))
+        return taken
+
+    def drain(self, seconds: float | None = None) -> None:
+        """Return when the reader has taken all that is in the pipe, or seconds have passed.
+
+        :raises ReaderLeft: it went away before.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        nap = 0.0002
+        while self._on_the_way and self._unread():
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            gone = self._poll(0, nap)
+            if gone and self._unread():
+                self._check(gone)
+            nap = min(nap * 1.5, _PATIENCE)
+        self._on_the_way.clear()
+
+    def lost(self) -> list[Origin]:
+        """Return where the bytes came from that are still in the pipe, the last ones first.
+
+        What was altered on the way (its length is not that of its origin) counts as a whole.
+        """
+        unread = self._unread()
+        lost = []
+        while unread > 0 and self._on_the_way:
+            length, origin = self._on_the_way.pop()
+            if unread < length == origin.end - origin.start:
+                origin = origin._replace(start=origin.end - unread)
+            lost.append(origin)
+            unread -= length
+        return lost
+
+    def _length(self) -> int:
+        return sum(length for length, _ in self._on_the_way)
+
+    def _poll(self, event: int, seconds: float | None) -> bool:
+        """Wait for an event; return whether the reader went away instead."""
         poll = select.poll()
-        poll.register(self._fd, select.POLLOUT if more else 0)
-        for _, event in poll.poll(None if more else nap * 1000):
-            if event & (select.POLLERR | select.POLLHUP):
-                return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        return None
+        poll.register(self._fd, event)
+        events = poll.poll(None if seconds is None else seconds * 1000)
+        return any(seen & (select.POLLERR | select.POLLHUP) for _, seen in events)
+
+    def _check(self, gone: bool) -> None:
+        if gone:
+            raise ReaderLeft(f"the reader of {self.name} has gone")
 
     def _unread(self) -> int:
-        """Return the bytes in the pipe that nobody has taken yet; 0 where it is no pipe."""
-        if not self._pipe:
-            return 0
+        """Return the bytes in the pipe that nobody has taken yet; 0 where that is not told."""
         try:
             return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0" * 4))[0])
         except OSError:
             return 0
 
 
-def _sources(segments: list[Segment], arrived: int) -> int:
-    """Return how many source bytes the first arrived bytes of segments stand for.
-
-    A segment that is the source itself counts by the byte, any other one as a whole.
-    """
-    source, arrived = 0, max(0, arrived)
-    for segment in segments:
-        if arrived < len(segment.data):
-            return source + (arrived if len(segment.data) == segment.source else 0)
-        arrived -= len(segment.data)
-        source += segment.source
-    return source
-
-
 @contextmanager
-def _held_back() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
+    """Hold back what would interrupt, between writing bytes and writing down that it was done."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
     try:
         yield

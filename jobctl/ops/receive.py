@@ -1,25 +1,33 @@
-"""Receives output: what was not received yet, to the byte, once, whoever else receives."""
+"""Receives output: what was not received yet, to the byte, once, whoever else receives.
+
+Bytes are handed over in pieces, and the mark is moved with each. Only for as long as that
+takes the folder is locked, so that a reader who takes his time holds up nobody else. What he
+has not taken when he leaves is given back.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 from jobctl import process
-from jobctl.errors import CannotWrite
-from jobctl.folder import PIECE, STREAMS, Folder, Jobs, move_marks
+from jobctl.errors import CannotWrite, ReaderLeft
+from jobctl.folder import STREAMS, Folder, Jobs
 from jobctl.model import Job, Marks, State, printable
-from jobctl.ops.delivery import Segment, Sink
+from jobctl.ops.delivery import PIECE, Origin, Sink, uninterrupted
 from jobctl.ops.wait import Ends
 
 _LIVELY = 0.01
 _QUIET = 0.04
 """Seconds between looks for new output: right after some came, and otherwise."""
-
+_LAST_CHANCE = 1.0
+"""Seconds that a reader gets to take what is in the pipe when we are interrupted."""
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _STANDARD = {"stdout": (1, "standard output"), "stderr": (2, "standard error")}
 
@@ -55,27 +63,32 @@ class Receiver:
         self._manner = manner
         self._listener = listener
         self._boot = process.boot_id()
-        self._sinks: dict[str, Sink] = {}
-        self._from: dict[int, Marks] = {}
-        """Where the next bytes come from, where that is not what the folder says."""
+        self._sinks: dict[object, Sink] = {}
         self._begun: set[str] = set()
+        self._private: dict[int, Marks] = {}
+        """The marks of this process alone, where those in the folder are to stay."""
         self._states: dict[int, State] = {}
 
-    def now(self, numbers: list[int]) -> dict[int, Job]:
+    def now(self, numbers: list[int]) -> list[Job]:
         """Deliver what there is, job by job, and return the jobs."""
-        jobs = {}
-        for number in numbers:
-            job = self._jobs.folder(number).read(self._boot)
-            if job is not None:
-                jobs[number] = job
-                self._collect(job)
+        jobs = []
+        with self._accounting():
+            for number in numbers:
+                job = self._jobs.folder(number).read(self._boot)
+                if job is not None:
+                    jobs.append(job)
+                    self._collect(job)
         return jobs
 
-    def follow(self, numbers: list[int], deadline: float | None) -> Iterator[Job]:
-        """Deliver output as it comes, and yield each job after its last byte.
+    def follow(self, numbers: list[int], deadline: float | None) -> list[Job]:
+        """Deliver output as it comes until all jobs are finished; return those that are.
 
-        Ends when all are finished or the deadline (by time.monotonic()) has passed.
+        :param deadline: when to give up, by time.monotonic().
         """
+        with self._accounting():
+            return list(self._follow(numbers, deadline))
+
+    def _follow(self, numbers: list[int], deadline: float | None) -> Iterator[Job]:
         ends = Ends(self._jobs, numbers)
         pause = 0.0
         while ends.open:
@@ -87,6 +100,8 @@ class Receiver:
                 self._note(job)
                 self._collect(job)
                 yield job
+            for sink in self._sinks.values():
+                sink.check()
             pause = _LIVELY if moved else min(_QUIET, pause * 1.5 + 0.001)
             if deadline is not None:
                 if time.monotonic() >= deadline:
@@ -107,96 +122,170 @@ class Receiver:
             self._states[job.number] = job.state
             self._listener.changed(job)
 
+    # --- one job ---
+
     def _collect(self, job: Job) -> bool:
         """Deliver what there is of one job; return whether that was anything."""
         folder = self._jobs.folder(job.number)
-        if not self._pending(job, folder):
-            return False
-        with self._marks(folder) as (marks, move):
-            start = marks
-            for stream in self._manner.streams:
-                for offset in self._deliver(job, folder, stream, getattr(marks, stream)):
-                    marks = marks.moved(stream, offset)
-                    move(marks)
-            told = all(folder.size(s) <= getattr(marks, s) for s in self._manner.streams)
-            if job.state is State.FAILED and told and not marks.told:
-                self._listener.failed(job)
-                marks = marks._replace(told=True)
-                move(marks)
-            return marks != start
+        moved = False
+        for stream in self._manner.streams:
+            if self._manner.output_dir or self._marks(folder).next(stream, folder.size(stream)):
+                with self._sink(job, stream) as sink:
+                    while self._hand_over(job, folder, stream, sink):
+                        moved = True
+        if job.state is State.FAILED and not self._marks(folder).told:
+            self._tell(job, folder)
+        return moved
 
-    def _pending(self, job: Job, folder: Folder) -> bool:
-        """Return whether there may be something to deliver, without a lock."""
-        marks = self._from.get(job.number)
-        if marks is None:
-            marks = Marks() if self._manner.again else folder.marks()
-        unbegun = self._manner.output_dir and job.number not in self._from
-        return (
-            bool(unbegun)
-            or (job.state is State.FAILED and not marks.told)
-            or any(folder.size(stream) > getattr(marks, stream) for stream in self._manner.streams)
-        )
+    def _hand_over(self, job: Job, folder: Folder, stream: str, sink: Sink) -> bool:
+        """Deliver the next piece of a stream; return whether there was one."""
+        sink.wait()
+        with uninterrupted(), self._moving(folder) as move:
+            marks = self._marks(folder)
+            span = marks.next(stream, folder.size(stream))
+            if span is None:
+                return False
+            start, end = span
+            room = sink.room()
+            with open(folder.file(stream), "rb", buffering=0) as file:
+                piece = os.pread(file.fileno(), min(room, end - start), start)
+            if self._manner.tag:
+                taken = self._write_tagged(
+                    job, stream, sink, start, piece, start + len(piece) >= end
+                )
+            else:
+                # Where receivers share the output, each is to get whole lines.
+                piece = piece[: piece.rfind(b"\n") + 1] or piece
+                origin = Origin(job.number, stream, start, start + len(piece))
+                taken = sink.write(piece, origin)
+            move(marks.moved(stream, start, taken))
+            return taken > 0
+
+    def _write_tagged(
+        self, job: Job, stream: str, sink: Sink, start: int, piece: bytes, last: bool
+    ) -> int:
+        """Write the first line of piece with its tag, or more; return its source bytes.
+
+        A part of a line waits for the rest, unless there will be none.
+        """
+        tag = f"{job.id} {job.location}: ".encode()
+        text, source = b"", 0
+        for line in _LINE.findall(piece):
+            whole = line.endswith(b"\n") or (last and job.state.finished) or len(line) == PIECE
+            tagged = tag + line.removesuffix(b"\n") + b"\n"
+            if not whole or (text and len(text) + len(tagged) > len(piece)):
+                break
+            text += tagged
+            source += len(line)
+        origin = Origin(job.number, stream, start, start + source)
+        while text:
+            text = text[sink.write(text, origin) :]
+            if text:
+                sink.wait()
+        return source
+
+    def _tell(self, job: Job, folder: Folder) -> None:
+        """Tell why a job failed if its last byte was delivered and nobody told it before."""
+        with uninterrupted(), self._moving(folder) as move:
+            marks = self._marks(folder)
+            rest = (marks.next(stream, folder.size(stream)) for stream in self._manner.streams)
+            if not marks.told and not any(rest):
+                self._listener.failed(job)
+                move(marks._replace(told=True))
+
+    # --- marks ---
+
+    def _marks(self, folder: Folder) -> Marks:
+        if self._manner.keep or self._manner.again:
+            first = Marks() if self._manner.again else folder.marks()
+            return self._private.setdefault(folder.number, first)
+        return folder.marks()
 
     @contextmanager
-    def _marks(self, folder: Folder) -> Iterator[tuple[Marks, Callable[[Marks], None]]]:
-        """Give the marks to deliver from, and what moves them."""
-        if not self._manner.keep and not self._manner.again:
-            with folder.receiving() as fd:
-                yield folder.marks(), lambda marks: move_marks(fd, marks)
+    def _moving(self, folder: Folder) -> Iterator[Callable[[Marks], None]]:
+        """Give what moves the marks, while nobody else can."""
+        if self._manner.keep or self._manner.again:
+            yield lambda marks: self._private.update({folder.number: marks})
+        else:
+            with folder.receiving():
+                yield folder.move_marks
+
+    @contextmanager
+    def _accounting(self) -> Iterator[None]:
+        """See to it that what readers do not take is given back, however this ends."""
+        try:
+            with _interruptible():
+                yield
+                for sink in self._sinks.values():
+                    sink.drain()
+        except KeyboardInterrupt:
+            for sink in self._sinks.values():
+                try:
+                    sink.drain(_LAST_CHANCE)
+                except ReaderLeft:
+                    self._give_back(sink)
+            raise
+        except CannotWrite:
+            for sink in self._sinks.values():
+                self._give_back(sink)
+            raise
+
+    def _give_back(self, sink: Sink) -> None:
+        if self._manner.keep or self._manner.again:
             return
-        number = folder.number
-        if number not in self._from:
-            self._from[number] = Marks() if self._manner.again else folder.marks()
+        for number, stream, start, end in sink.lost():
+            folder = self._jobs.folder(number)
+            if folder.exists():
+                with folder.receiving():
+                    folder.move_marks(folder.marks().returned(stream, start, end))
 
-        def move(marks: Marks) -> None:
-            self._from[number] = marks
-
-        yield self._from[number], move
-
-    def _deliver(self, job: Job, folder: Folder, stream: str, offset: int) -> Iterator[int]:
-        """Deliver a stream from offset to its present end; yield where the mark belongs."""
-        end = folder.size(stream)
-        if offset >= end and not self._manner.output_dir:
-            return
-        with self._sink(job, stream) as sink, open(folder.file(stream), "rb") as file:
-            while offset < end:
-                piece = os.pread(file.fileno(), min(PIECE, end - offset), offset)
-                segments = self._segments(job, piece, offset + len(piece) >= end)
-                if not segments:
-                    return
-                for arrived in sink.send(segments):
-                    yield offset + arrived
-                offset += sum(segment.source for segment in segments)
-
-    def _segments(self, job: Job, piece: bytes, last: bool) -> list[Segment]:
-        """Return a piece as it is, or as lines with their tags; a part of a line waits."""
-        if not self._manner.tag:
-            return [Segment(piece, len(piece))] if piece else []
-        lines = _LINE.findall(piece)
-        complete = (last and job.state.finished) or (len(lines) == 1 and len(piece) == PIECE)
-        if lines and not lines[-1].endswith(b"\n") and not complete:
-            lines.pop()
-        tag = f"{job.id} {job.location}: ".encode()
-        return [Segment(tag + line.removesuffix(b"\n") + b"\n", len(line)) for line in lines]
+    # --- sinks ---
 
     @contextmanager
     def _sink(self, job: Job, stream: str) -> Iterator[Sink]:
         """Give what takes a stream of a job; a file is begun anew once for `again`."""
         directory = self._manner.output_dir
         if directory is None:
-            if stream not in self._sinks:
-                self._sinks[stream] = Sink(*_STANDARD[stream])
-            yield self._sinks[stream]
+            fd, name = _STANDARD[stream]
+            about = os.fstat(fd)
+            # Both may be the same pipe, and then what is on the way is so in one order.
+            yield self._sinks.setdefault((about.st_dev, about.st_ino), Sink(fd, name))
             return
         path = os.path.join(directory, f"{job.id}.{stream}")
         anew = self._manner.again and path not in self._begun
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if anew else os.O_APPEND)
+        before = os.umask(self._manner.umask)
         try:
-            fd = os.open(path, flags, 0o666 & ~self._manner.umask)
+            fd = os.open(
+                path, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if anew else os.O_APPEND), 0o666
+            )
         except OSError as error:
             raise CannotWrite(f"cannot write {printable(path)}: {error.strerror}") from None
+        finally:
+            os.umask(before)
         self._begun.add(path)
         try:
             yield Sink(fd, path)
         finally:
             os.close(fd)
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asked us to end; what is to be kept in order is."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make TERM and HUP raise, as INT does, that the accounts may be settled."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,342 @@
+"""`jobctl receive`: every byte once, whatever happens to whoever receives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import Jobctl, wait_until
+
+NUMBERED = 'i=0; while [ $i -lt {n} ]; do i=$((i+1)); echo "line $i of the output"; done'
+
+
+def numbered(count: int) -> bytes:
+    return b"".join(b"line %d of the output\n" % i for i in range(1, count + 1))
+
+
+def shell(jobctl: Jobctl, text: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["sh", "-c", text],
+        env=jobctl.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+
+
+def test_once_and_only_once(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", "printf 'a\\0\\377b'; echo err >&2")
+    assert jobctl.job(job)["has_more_data"] is True
+    result = jobctl.run("receive", job)
+    assert (result.stdout, result.stderr) == (b"a\0\xffb", b"err\n")
+    assert jobctl.job(job)["has_more_data"] is False
+    result = jobctl.run("receive", job)
+    assert (result.stdout, result.stderr) == (b"", b"")
+
+
+def test_the_reason_once(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", "echo x; exit 3")
+    assert jobctl.run("receive", "--keep", job).stderr == b"jobctl: job 1 failed: exit status 3\n"
+    assert jobctl.run("receive", job).stderr == b"jobctl: job 1 failed: exit status 3\n"
+    assert jobctl.run("receive", job).stderr == b""
+    assert jobctl.run("receive", "--again", job).stderr.endswith(b"exit status 3\n")
+    assert jobctl.run("receive", jobctl.done("true")).stderr == b""
+
+
+def test_keep_and_again(jobctl: Jobctl) -> None:
+    job = jobctl.done("echo", "x")
+    for _ in range(2):
+        assert jobctl.out("receive", "--keep", job) == "x\n"
+    assert jobctl.out("receive", job) == "x\n"
+    assert jobctl.out("receive", "--keep", job) == ""
+    for _ in range(2):
+        assert jobctl.out("receive", "--again", job) == "x\n"
+    assert jobctl.job(job)["has_more_data"] is False
+
+
+def test_one_stream(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", "echo o; echo e >&2")
+    assert jobctl.run("receive", "--stream", "stderr", job).stderr == b"e\n"
+    assert jobctl.job(job)["has_more_data"] is True
+    result = jobctl.run("receive", job)
+    assert (result.stdout, result.stderr) == (b"o\n", b"")
+
+
+def test_a_reader_that_leaves_loses_nothing(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", NUMBERED.format(n=20_000))
+    whole = numbered(20_000)
+    taken = b""
+    for size in (1, 10, 4_096, 70_000, 150_000):
+        taken += shell(jobctl, f"jobctl receive {job} | head -c {size}").stdout
+        assert whole.startswith(taken)
+    assert len(taken) == 1 + 10 + 4_096 + 70_000 + 150_000
+    assert jobctl.job(job)["has_more_data"] is True
+    taken += jobctl.run("receive", job).stdout
+    assert taken == whole
+    assert shell(jobctl, f"jobctl receive --again {job} | true").stderr == b""
+
+
+def test_both_streams_into_one_pipe(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", "seq 1 5000; seq 1 5000 >&2")
+    first = shell(jobctl, f"jobctl receive {job} 2>&1 | head -c 30000").stdout
+    rest = jobctl.run("receive", job)
+    numbers = b"".join(b"%d\n" % i for i in range(1, 5001))
+    assert first + rest.stdout + rest.stderr == numbers * 2
+
+
+def test_a_slow_reader_gets_all(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", NUMBERED.format(n=20_000))
+    output = shell(jobctl, f"jobctl receive {job} | (sleep 0.5; cat)").stdout
+    assert output == numbered(20_000)
+
+
+def test_interrupted_anywhere(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", NUMBERED.format(n=200_000))
+    taken = b""
+    for round_ in range(25):
+        number = (signal.SIGINT, signal.SIGTERM)[round_ % 2]
+        process = jobctl.popen("receive", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout
+        timer = threading.Timer(0.05 + round_ * 0.002, process.send_signal, [number])
+        timer.start()
+        while piece := os.read(process.stdout.fileno(), 3_000):
+            taken += piece
+            time.sleep(0.0005)
+        timer.join()
+        process.wait()
+    taken += jobctl.run("receive", job).stdout
+    assert hashlib.md5(taken).digest() == hashlib.md5(numbered(200_000)).digest()
+
+
+def test_a_full_disk_loses_nothing(jobctl: Jobctl) -> None:
+    job = jobctl.done("echo", "precious")
+    with open("/dev/full", "wb") as full:
+        result = jobctl.run("receive", job, stdout=full, status=125)
+    assert result.stderr == b"jobctl: cannot write to standard output: No space left on device\n"
+    assert jobctl.out("receive", job) == "precious\n"
+
+
+def test_a_limited_file_gets_exactly_what_fits(jobctl: Jobctl, tmp_path: Path) -> None:
+    job = jobctl.done("-c", NUMBERED.format(n=100_000))
+    shell(jobctl, f"ulimit -f 100; jobctl receive {job} >{tmp_path}/part")
+    part = (tmp_path / "part").read_bytes()
+    assert len(part) in (51_200, 102_400)
+    assert part + jobctl.run("receive", job).stdout == numbered(100_000)
+
+
+def test_closed_output(jobctl: Jobctl) -> None:
+    job = jobctl.done("echo", "x")
+    result = shell(jobctl, f"jobctl receive {job} >&-")
+    assert result.returncode == 125
+    assert jobctl.out("receive", job) == "x\n"
+
+
+def test_two_at_once_share(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", NUMBERED.format(n=300_000))
+    receivers = [jobctl.popen("receive", job, stdout=subprocess.PIPE) for _ in range(4)]
+    outputs = [process.communicate(timeout=60)[0] for process in receivers]
+    assert sum(map(len, outputs)) == len(numbered(300_000))
+    lines = sorted(line for output in outputs for line in output.splitlines())
+    assert lines == sorted(numbered(300_000).splitlines())
+
+
+def test_a_reader_that_stalls_holds_up_nobody(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", NUMBERED.format(n=20_000))
+    stalled = jobctl.popen("receive", job, stdout=subprocess.PIPE)
+    assert stalled.stdout
+    wait_until(lambda: (jobctl.folder(job) / "received").exists())
+    time.sleep(0.2)
+    rest = jobctl.run("receive", job).stdout
+    assert len(rest) > 100_000
+    stalled.stdout.close()  # what is in the pipe comes back, although others were here since
+    stalled.wait(10)
+    assert jobctl.job(job)["has_more_data"] is True
+    first = jobctl.run("receive", job).stdout
+    assert first + rest == numbered(20_000)
+
+
+def test_two_followers_share(jobctl: Jobctl, tmp_path: Path) -> None:
+    job = jobctl.sh("i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; sleep 0.003; done")
+    followers = [jobctl.popen("receive", "-w", job, stdout=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in followers]
+    lines = sorted(int(line) for output in outputs for line in output.split())
+    assert lines == list(range(1, 301))
+
+
+def test_follows_live(jobctl: Jobctl, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    job = jobctl.start("-c", f"echo one; read x <{gate}; echo two; read x <{gate}; exit 5")
+    process = jobctl.popen("receive", "--follow", job, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"one\n"
+    gate.write_text("\n")
+    assert process.stdout.readline() == b"two\n"
+    assert process.poll() is None
+    gate.write_text("\n")
+    assert process.wait(10) == 5
+
+
+def test_follows_a_lost_job_to_its_end(jobctl: Jobctl) -> None:
+    job = jobctl.sh("echo x; exec sleep 60")
+    process = jobctl.popen("receive", "-w", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"x\n"
+    os.kill(jobctl.runner_pid(job), signal.SIGKILL)
+    time.sleep(0.2)
+    assert process.poll() is None
+    os.kill(jobctl.job(job)["pid"], signal.SIGKILL)
+    assert process.wait(10) == 125
+    assert process.stderr
+    assert process.stderr.read() == b"jobctl: job 1 failed: lost: runner was killed\n"
+
+
+def test_follow_statuses(jobctl: Jobctl) -> None:
+    good, bad = jobctl.sh("exit 0"), jobctl.sh("exit 7")
+    jobctl.run("receive", "-w", bad, status=7)
+    jobctl.run("receive", "-w", good, status=0)
+    jobctl.run("receive", "-w", good, bad, status=1)
+    jobctl.run("receive", bad, status=0)
+    slow = jobctl.sh("echo x; sleep 60")
+    assert jobctl.out("receive", "-w", "--timeout", "0.5", slow, status=124) == "x\n"
+    jobctl.run("stop", slow)
+    jobctl.run("receive", "-w", slow, status=143)
+    jobctl.run("receive", "-w", "77", status=3)
+
+
+def test_events(jobctl: Jobctl) -> None:
+    job = jobctl.sh("sleep 0.3; exit 2")
+    result = jobctl.run("receive", "-w", "--write-events", job, status=2)
+    lines = result.stderr.decode().splitlines()
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [(event["id"], event["state"]) for event in events] == [
+        (job, "Running"),
+        (job, "Failed"),
+    ]
+
+
+def test_auto_remove(jobctl: Jobctl) -> None:
+    job = jobctl.sh("echo x")
+    assert jobctl.out("receive", "-w", "--auto-remove", job) == "x\n"
+    jobctl.refused(3, "receive", job)
+    assert not jobctl.folder(job).exists()
+
+
+def test_tags(jobctl: Jobctl, tmp_path: Path) -> None:
+    first = jobctl.done("-c", "printf 'a\\rb\\n\\nlast'")
+    second = jobctl.done("-c", "echo e >&2")
+    result = jobctl.run("receive", "--tag", first, second)
+    assert result.stdout == b"1 localhost: a\rb\n1 localhost: \n1 localhost: last\n"
+    assert result.stderr == b"2 localhost: e\n"
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    third = jobctl.start("-c", f"printf half; read x <{gate}; echo whole")
+    time.sleep(0.1)
+    assert jobctl.out("receive", "--tag", third) == ""
+    gate.write_text("\n")
+    assert jobctl.out("receive", "-w", "--tag", third) == "3 localhost: halfwhole\n"
+
+
+def test_tags_and_a_reader_that_leaves(jobctl: Jobctl) -> None:
+    job = jobctl.done("seq", "20000")
+    taken = shell(jobctl, f"jobctl receive --tag {job} | head -c 1005").stdout
+    first = taken.decode().splitlines()[-2].split()[-1]
+    rest = jobctl.out("receive", job).splitlines()
+    assert int(rest[0]) == int(first) + 1
+
+
+def test_output_dir(jobctl: Jobctl, tmp_path: Path) -> None:
+    directory = tmp_path / "out"
+    directory.mkdir()
+    job = jobctl.done("-c", "echo o; echo e >&2")
+    other = jobctl.done("true")
+    for _ in range(2):
+        assert jobctl.out("receive", "--output-dir", str(directory), job, other) == ""
+        assert {path.name: path.read_text() for path in directory.iterdir()} == {
+            "1.stdout": "o\n",
+            "1.stderr": "e\n",
+            "2.stdout": "",
+            "2.stderr": "",
+        }
+    jobctl.run("receive", "--again", "--output-dir", str(directory), job)
+    assert (directory / "1.stdout").read_text() == "o\n"
+    assert (directory / "1.stdout").stat().st_mode & 0o777 == 0o644
+
+
+def test_order_and_unknown_jobs(jobctl: Jobctl) -> None:
+    for word in ("a", "b", "c"):
+        jobctl.done("echo", word)
+    result = jobctl.run("receive", "3", "99", "1-2", "nobody", status=3)
+    assert result.stdout == b"a\nb\nc\n"
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_on_a_terminal(jobctl: Jobctl) -> None:
+    job = jobctl.start("-c", "echo out; sleep 0.2; echo err >&2; sleep 60")
+    child = pexpect.spawn("jobctl", ["receive", "-w", job], env=jobctl.env, timeout=10)
+    child.expect("out\r\nerr\r\n")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+    assert jobctl.state(job) == "Running"
+
+
+def test_a_paused_terminal_loses_nothing(jobctl: Jobctl) -> None:
+    job = jobctl.done("seq", "100000")
+    child = pexpect.spawn("jobctl", ["receive", job], env=jobctl.env, timeout=10)
+    child.expect("5000\r\n")
+    time.sleep(0.2)
+    child.expect("99999\r\n100000\r\n")
+    child.expect(pexpect.EOF)
+
+
+def test_output_that_never_ends_costs_no_memory(jobctl: Jobctl) -> None:
+    job = jobctl.start("yes")
+    wait_until(lambda: os.path.getsize(jobctl.folder(job) / "stdout") > 100_000_000)
+    jobctl.run("stop", job)
+    # Started by something small, as a process begins with the peak of whoever forked it.
+    measure = (
+        "import os, sys; pid = os.posix_spawnp('jobctl', ['jobctl', *sys.argv[1:]], os.environ);"
+        "_, status, usage = os.wait4(pid, 0); print(status, usage.ru_maxrss, file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", measure, "receive", job]
+    result = subprocess.run(
+        words, env=jobctl.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    status, kilobytes = map(int, result.stderr.split())
+    assert status == 0
+    assert kilobytes < 40_000
+    assert jobctl.job(job)["has_more_data"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "--all"),
+        (["--all", "1"], "--all"),
+        (["--auto-remove", "1"], "--auto-remove"),
+        (["--write-events", "1"], "--write-events"),
+        (["--force", "1"], "--force"),
+        (["--keep", "--again", "1"], "--again"),
+        (["--stream", "stdin", "1"], "stdin"),
+        (["--timeout", "x", "-w", "1"], "'x'"),
+        (["--output-dir", "/no/such", "1"], "/no/such"),
+        (["--output-dir", "/etc/passwd", "1"], "/etc/passwd"),
+        (["8-3"], "8-3"),
+        ([""], "''"),
+    ],
+)
+def test_bad_input(jobctl: Jobctl, words: list[str], named: str) -> None:
+    jobctl.done("echo", "x")
+    assert named in jobctl.refused(2, "receive", *words)
+    assert jobctl.out("receive", "1") == "x\n"
