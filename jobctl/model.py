@@ -168,7 +168,10 @@ class Marks(NamedTuple):
 
     def returned(self, stream: str, start: int, end: int) -> Marks:
         """Return the marks after what was received from start to end has come back."""
-        if end == (self.stdout if stream == "stdout" else self.stderr):
+        mark = self.stdout if stream == "stdout" else self.stderr
+        if start >= mark:  # it was not received yet
+            return self
+        if end == mark:
             return self._at(stream, start)
         ranges = (*self.returned_ranges, (stream, start, end))
         return self._replace(returned_ranges=tuple(sorted(ranges)))

@@ -45,7 +45,8 @@ class Jobctl:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end and check its exit status."""
         options.setdefault("env", self.env)
-        options.setdefault("stdin", subprocess.DEVNULL) if "input" not in options else None
+        if "input" not in options:
+            options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
         result = subprocess.run([PROGRAM, *words], timeout=120, **options)
@@ -140,7 +141,8 @@ def jobctl(tmp_path: Path) -> Iterator[Jobctl]:
     """Give the program, and leave no job behind."""
     program = Jobctl(tmp_path / "state", tmp_path)
     yield program
-    program.state_dir.exists() and program.state_dir.chmod(0o700)
+    if program.state_dir.is_dir():
+        program.state_dir.chmod(0o700)
     program.run("stop", "--all", "--grace", "0", status=None)
     for folder in program.state_dir.glob("jobs/*/run"):
         pid = program.runner_pid(folder.parent.name)

@@ -173,16 +173,17 @@ def test_two_followers_share(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_follows_live(jobctl: Jobctl, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-    job = jobctl.start("-c", f"echo one; read x <{gate}; echo two; read x <{gate}; exit 5")
+    first, second = tmp_path / "first", tmp_path / "second"
+    os.mkfifo(first)
+    os.mkfifo(second)
+    job = jobctl.sh(f"echo one; read x <{first}; echo two; read x <{second}; exit 5")
     process = jobctl.popen("receive", "--follow", job, stdout=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == b"one\n"
-    gate.write_text("\n")
+    first.write_text("\n")
     assert process.stdout.readline() == b"two\n"
     assert process.poll() is None
-    gate.write_text("\n")
+    second.write_text("\n")
     assert process.wait(10) == 5
 
 

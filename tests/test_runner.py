@@ -52,9 +52,7 @@ def _run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param == "bash":  # is another shell by another name
         (tmp_path / "sh").symlink_to(path)
         path = str(tmp_path / "sh")
-    monkeypatch.setattr(
-        runner, "SHELL", (path, "sh") if request.param == "busybox" else (path,)
-    )
+    monkeypatch.setattr(runner, "SHELL", (path, "sh") if request.param == "busybox" else (path,))
     state_dir = tmp_path / "state"
     state_dir.mkdir()
     jobs = Jobs(str(state_dir))
@@ -62,7 +60,7 @@ def _run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
     def run(*argv: str, **spec: Any) -> Ran:
         environment = {"PATH": "/usr/bin:/bin"}
-        defaults = {"cwd": str(tmp_path), "env": environment, "umask": 0o022}
+        defaults: dict[str, Any] = {"cwd": str(tmp_path), "env": environment, "umask": 0o022}
         job = start(str(state_dir), JobSpec(argv=argv, **(defaults | spec)))
         begun.append(Ran(jobs.folder(job.number)))
         return begun[-1]
@@ -102,7 +100,14 @@ def test_the_environment_is_exactly_the_callers(run: Run) -> None:
     # Names that shells drop, will not have set, or that the runner itself uses.
     odd = {"BASH_FUNC_f%%": "() { :; }", "UID": "7", "IFS": ":", "SHELLOPTS": "xtrace", "a-b": "c"}
     own = {name: WEIRD for name in "name text dir cwd pid code reason state argv PATHS".split()}
-    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "nonsense", "E": "", "X": "\udcff", **odd, **own}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LC_ALL": "nonsense",
+        "E": "",
+        "X": "\udcff",
+        **odd,
+        **own,
+    }
     ran = run("env", "-0", env=environment)
     ran.end()
     pairs = [pair.split(b"=", 1) for pair in ran.output().split(b"\0") if pair]
@@ -322,7 +327,9 @@ def test_stop_reaches_what_a_finished_job_left(run: Run) -> None:
 
 def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
     script = f"exec {' '.join(runner.SHELL)} {runner.SCRIPT} stop . $JOBCTL_INSTANCE_ID 20 me"
-    ran = run(text=f"sleep 7335 & cd ${{JOBCTL_PROGRESS%/*}} && setsid env -u JOBCTL_INSTANCE_ID JI=$JOBCTL_INSTANCE_ID sh -c '{script.replace('JOBCTL_INSTANCE_ID', 'JI')}' & wait")
+    ran = run(
+        text=f"sleep 7335 & cd ${{JOBCTL_PROGRESS%/*}} && setsid env -u JOBCTL_INSTANCE_ID JI=$JOBCTL_INSTANCE_ID sh -c '{script.replace('JOBCTL_INSTANCE_ID', 'JI')}' & wait"
+    )
     assert ran.end().state is State.STOPPED
     assert ran.job().reason == "me"
     wait_until(lambda: not processes_with("sleep 7335"))

@@ -123,7 +123,7 @@ class Sink:
                 origin = origin._replace(start=origin.end - unread)
             lost.append(origin)
             unread -= length
-        return lost
+        return list(dict.fromkeys(lost))
 
     def _length(self) -> int:
         return sum(length for length, _ in self._on_the_way)

@@ -164,25 +164,30 @@ class Receiver:
     def _write_tagged(
         self, job: Job, stream: str, sink: Sink, start: int, piece: bytes, last: bool
     ) -> int:
-        """Write the first line of piece with its tag, or more; return its source bytes.
+        """Write lines of piece with their tags; return how many source bytes that were.
 
         A part of a line waits for the rest, unless there will be none.
         """
         tag = f"{job.id} {job.location}: ".encode()
-        text, source = b"", 0
+        done = 0
         for line in _LINE.findall(piece):
-            whole = line.endswith(b"\n") or (last and job.state.finished) or len(line) == PIECE
-            tagged = tag + line.removesuffix(b"\n") + b"\n"
-            if not whole or (text and len(text) + len(tagged) > len(piece)):
+            if not (line.endswith(b"\n") or (last and job.state.finished) or len(line) == PIECE):
                 break
-            text += tagged
-            source += len(line)
-        origin = Origin(job.number, stream, start, start + source)
-        while text:
-            text = text[sink.write(text, origin) :]
-            if text:
-                sink.wait()
-        return source
+            origin = Origin(job.number, stream, start + done, start + done + len(line))
+            text = tag + line.removesuffix(b"\n") + b"\n"
+            try:
+                rest = text[sink.write(text, origin) :]
+                if done and rest == text:
+                    break
+                while rest:
+                    sink.wait()
+                    rest = rest[sink.write(rest, origin) :]
+            except CannotWrite:
+                if not done:
+                    raise
+                break
+            done += len(line)
+        return done
 
     def _tell(self, job: Job, folder: Folder) -> None:
         """Tell why a job failed if its last byte was delivered and nobody told it before."""
