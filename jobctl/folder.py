@@ -251,8 +251,9 @@ class Folder:
             except FileExistsError:
                 if not self.finished():  # empty: its bytes were lost with the power
                     os.replace(self.file(aside), self.file("exit"))
-        with suppress(OSError):
-            os.unlink(self.file(aside))
+        for name in (aside, "env", "env.odd", "exit.new"):  # as the runner would have done
+            with suppress(OSError):
+                os.unlink(self.file(name))
 
     def watched(self, boot: str) -> Identity | None:
         """Return the process whose end may be the job's, None if all have ended."""

@@ -40,7 +40,9 @@ def state_dir() -> str:
             )
     if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise Refused(f"others can write to the state directory {path}; chmod go-w it")
-    if folder.st_mode & 0o077:
+    # One that was made for us becomes private; one with other things in it is left as it is,
+    # as what we put there is private in any case.
+    if folder.st_mode & 0o077 and not os.listdir(path):
         os.chmod(path, 0o700)
     return path
 

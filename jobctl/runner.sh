@@ -258,6 +258,7 @@ stop() {
             pause
         else
             settle Stopped '' '' "$4"
+            rm -f env env.odd exit.new
         fi
     done
 }
@@ -309,7 +310,7 @@ run() {
         attempt=$((attempt + 1))
         try
         if [ "$code" -eq 0 ] || [ "$attempt" -gt "$retries" ]; then break; fi
-        if [ -e stop ] || [ -e failure ]; then break; fi
+        if [ -e stop ] || [ -e failure ] || killed_by_request; then break; fi
         [ ! -e timedout ] || rm -f timedout
         told_time=''
     done
@@ -491,11 +492,16 @@ findable() {
     fi
 }
 
+# Succeeds if what killed the last attempt is a signal that `signal` sent.
+killed_by_request() {
+    [ -n "$killed" ] && [ -e signals ] && grep -qx "$(kill -l $((code - 128)))" signals
+}
+
 # Sets state, code, signal and reason from what the last attempt left.
 conclude() {
     state=Failed signal=''
     if [ -n "$killed" ]; then
-        signal=$((code - 128)) code=''
+        signal=$((code - 128))
         signal_name=$(kill -l "$signal")
     fi
     if [ -e stop ]; then
@@ -509,7 +515,7 @@ conclude() {
         read -r reason <failure || reason='could not be started'
     elif [ -n "$signal" ]; then
         reason="killed by signal $signal ($signal_name)"
-        if grep -qx "$signal_name" signals 2>/dev/null; then
+        if killed_by_request; then
             state=Stopped reason="stopped by user: signal $signal_name"
         fi
     elif [ "$code" -eq 0 ]; then
@@ -517,6 +523,7 @@ conclude() {
     else
         reason="exit status $code"
     fi
+    [ -z "$killed" ] || code=''
 }
 
 # Runs the shell text of --on-finish, in the job's directory and environment.

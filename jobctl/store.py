@@ -40,7 +40,7 @@ _MIGRATIONS = (
     CREATE INDEX unfinished ON jobs (id) WHERE NOT final;
     CREATE INDEX by_name ON jobs (name);
     CREATE INDEX by_instance ON jobs (instance_id);
-    CREATE INDEX by_end ON jobs (boot, ended_uptime, ended, id);
+    CREATE INDEX by_end ON jobs (final, boot DESC, ended_uptime DESC, ended DESC, id DESC);
     CREATE TABLE boots (rank INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
     CREATE TABLE seen (one INTEGER PRIMARY KEY, boot TEXT NOT NULL, stamp INTEGER NOT NULL);
     """,
@@ -156,17 +156,23 @@ class Store:
     # --- refreshing ---
 
     def _refresh(self, db: sqlite3.Connection) -> None:
-        _, changed, gone, _ = self._news(db)
-        if not changed and not gone:
+        stamp = self.jobs.stamp()
+        seen = db.execute("SELECT boot, stamp FROM seen").fetchone()
+        if seen == (self.boot, stamp) and not any(self._unfinished_news(db)):
             return
-        # Looked at again with the index to ourselves: whoever moves a read mark doubts the
-        # job after that, so that what was read before cannot be written after.
+        # Read with the index to ourselves: whoever moves a read mark doubts the job after
+        # that, so that what was read before cannot be written after.
         db.execute("BEGIN IMMEDIATE")
         try:
-            anew, changed, gone, stamp = self._news(db)
-            if anew:
+            stamp = self.jobs.stamp()
+            if seen and seen[0] != self.boot:
+                # Nothing here is synced: what another boot left may be old.
                 db.execute("DELETE FROM jobs")
-                db.execute("DELETE FROM seen")
+            changed, gone = self._unfinished_news(db)
+            on_disk = set(self.jobs.numbers())
+            indexed = {number for (number,) in db.execute("SELECT id FROM jobs")}
+            gone |= indexed - on_disk
+            changed += filter(None, map(self._read_new, sorted(on_disk - indexed)))
             db.executemany("DELETE FROM jobs WHERE id = ?", [(number,) for number in gone])
             for job in changed:
                 _insert(db, job)
@@ -179,35 +185,24 @@ class Store:
                 db.execute("ROLLBACK")
             raise
 
-    def _news(self, db: sqlite3.Connection) -> tuple[bool, list[Job], set[int], int]:
-        """Return what there is to be written.
-
-        Whether the index is of another boot, the jobs to put in, those to take out, and the
-        time stamp that the folder of folders had before.
-        """
-        stamp = self.jobs.stamp()
-        boot, seen = db.execute("SELECT boot, stamp FROM seen").fetchone() or (None, -1)
-        # Nothing here is synced: what another boot left may be old.
-        anew = boot not in (None, self.boot)
-        known = {} if anew else dict(db.execute("SELECT id, record FROM jobs WHERE NOT final"))
-        look, gone = list(known), set()
-        if anew or seen != stamp:
-            on_disk = set(self.jobs.numbers())
-            indexed = {number for (number,) in db.execute("SELECT id FROM jobs")}
-            look += sorted(on_disk if anew else on_disk - indexed)
-            gone = indexed - on_disk
-        changed = []
-        for number in look:
-            folder = self.jobs.folder(number)
-            job = folder.read(self.boot)
+    def _unfinished_news(self, db: sqlite3.Connection) -> tuple[list[Job], set[int]]:
+        """Return the jobs known as unfinished that have changed, and those that are gone."""
+        changed, gone = list[Job](), set[int]()
+        for number, record in db.execute("SELECT id, record FROM jobs WHERE NOT final").fetchall():
+            job = self.jobs.folder(number).read(self.boot)
             if job is None:
-                if number in known:
-                    gone.add(number)
-                elif folder.abandoned(self.boot):
-                    folder.delete()
-            elif job.state.finished or known.get(number) != _dump(job):
+                gone.add(number)
+            elif job.state.finished or record != _dump(job):
                 changed.append(job)
-        return anew, changed, gone, stamp
+        return changed, gone
+
+    def _read_new(self, number: int) -> Job | None:
+        """Return the job of a folder that the index does not know, if it is one."""
+        folder = self.jobs.folder(number)
+        job = folder.read(self.boot)
+        if job is None and folder.abandoned(self.boot):
+            folder.delete()
+        return job
 
 
 def _opened(path: str) -> sqlite3.Connection:

@@ -27,8 +27,7 @@ def shell(jobctl: Jobctl, text: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         ["sh", "-c", text],
         env=jobctl.env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=60,
     )
 

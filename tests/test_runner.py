@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class Ran:
 
 
 @pytest.fixture(params=["dash", "bash", "busybox"], name="run")
-def _run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def _run(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Run]:
     """Give what starts a job under a shell that calls itself sh."""
     path = shutil.which(request.param)
     assert path, f"{request.param} is not installed; tests/run.sh installs it"
@@ -65,13 +67,10 @@ def _run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         begun.append(Ran(jobs.folder(job.number)))
         return begun[-1]
 
-    def end_all() -> None:
-        for ran in begun:
-            if not ran.folder.finished():
-                ran.stop(0)
-
-    request.addfinalizer(end_all)
-    return run
+    yield run
+    for ran in begun:
+        if not ran.folder.finished():
+            ran.stop(0)
 
 
 def test_arguments_arrive_byte_for_byte(run: Run) -> None:
@@ -99,7 +98,7 @@ def test_a_megabyte_of_arguments(run: Run) -> None:
 def test_the_environment_is_exactly_the_callers(run: Run) -> None:
     # Names that shells drop, will not have set, or that the runner itself uses.
     odd = {"BASH_FUNC_f%%": "() { :; }", "UID": "7", "IFS": ":", "SHELLOPTS": "xtrace", "a-b": "c"}
-    own = {name: WEIRD for name in "name text dir cwd pid code reason state argv PATHS".split()}
+    own = dict.fromkeys("name text dir cwd pid code reason state argv".split(), WEIRD)
     environment = {
         "PATH": "/usr/bin:/bin",
         "LC_ALL": "nonsense",
@@ -326,9 +325,10 @@ def test_stop_reaches_what_a_finished_job_left(run: Run) -> None:
 
 
 def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
-    script = f"exec {' '.join(runner.SHELL)} {runner.SCRIPT} stop . $JOBCTL_INSTANCE_ID 20 me"
+    stop = " ".join([*runner.SHELL, runner.SCRIPT])
     ran = run(
-        text=f"sleep 7335 & cd ${{JOBCTL_PROGRESS%/*}} && setsid env -u JOBCTL_INSTANCE_ID JI=$JOBCTL_INSTANCE_ID sh -c '{script.replace('JOBCTL_INSTANCE_ID', 'JI')}' & wait"
+        text=f"""sleep 7335 & cd "${{JOBCTL_PROGRESS%/*}}"; id=$JOBCTL_INSTANCE_ID
+        unset JOBCTL_INSTANCE_ID; setsid {stop} stop . $id 20 me & wait; sleep 7335"""
     )
     assert ran.end().state is State.STOPPED
     assert ran.job().reason == "me"

@@ -65,11 +65,6 @@ def main() -> NoReturn:
     """Run the command line and end with its exit status."""
     render.open_standard_files()
     status = _run()
-    try:
-        sys.stdout.flush()  # of --help and --version: all else goes through render
-    except OSError as error:
-        status = 125
-        render.say(f"cannot write to standard output: {error.strerror}")
     # Nothing is left that would justify the time of taking the interpreter down in order.
     os._exit(status)
 
@@ -96,6 +91,11 @@ def _run() -> int:
     except JobctlError as error:
         render.say(str(error))
         return error.status
+    except BrokenPipeError:
+        return JobctlError.status
+    except OSError as error:
+        render.say(f"{error.filename or 'standard output'}: {error.strerror}")
+        return JobctlError.status
     except Exception as error:
         return _bug(error)
 

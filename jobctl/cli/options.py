@@ -50,8 +50,21 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from Click 8
 class _State(click.Choice[str]):
     """A state by its name, in any case."""
 
+    name = "state"
+
     def __init__(self) -> None:
         super().__init__([state.value for state in State], case_sensitive=False)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return what help calls the value."""
+        return "STATE"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the states as they are printed."""
+        names = (state.value for state in State)
+        return [CompletionItem(n) for n in names if n.lower().startswith(incomplete.lower())]
 
 
 DURATION = Parsed("duration", timing.parse_duration)
@@ -85,7 +98,7 @@ def output(function: F) -> F:
 
 def selectors(function: F) -> F:
     """Add JOB arguments."""
-    return click.argument("jobs", metavar="[JOB]...", nargs=-1, shell_complete=_complete_jobs)(
+    return click.argument("jobs", metavar="[JOB]...", nargs=-1, shell_complete=complete_jobs)(
         function
     )
 
@@ -177,9 +190,24 @@ def _with_standard_input(words: Iterable[str]) -> Iterable[str]:
             yield word
 
 
-def _complete_jobs(
+def complete_file(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
+    """Have the shell complete the name of a file."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_directory(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Have the shell complete the name of a directory."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def complete_jobs(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return ids and names of the newest jobs, with their states and commands."""
     from jobctl.store import NEWEST_FIRST, Store
 
     try:

@@ -63,7 +63,12 @@ _TIMED_OUT = 124
     help="Not the output of a job's children.",
 )
 @click.option("--tag", is_flag=True, help="Put job and host before each line.")
-@click.option("--output-dir", metavar="DIR", help="Write a file per job and stream in there.")
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    shell_complete=options.complete_directory,
+    help="Write a file per job and stream in there.",
+)
 def command(
     keep: bool,
     again: bool,
@@ -158,9 +163,9 @@ def _doubting(numbers: list[int]) -> Iterator[None]:
 
 
 def _remove(jobs: list[Job]) -> None:
-    from jobctl.ops.remove import remove
+    from jobctl.ops.remove import plan, remove
 
-    for error in remove(Store(paths.state_dir()), jobs, force=False, local_only=False):
+    for error in remove(Store(paths.state_dir()), plan(jobs, force=False, local_only=False)):
         raise error
 
 

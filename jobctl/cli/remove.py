@@ -43,8 +43,9 @@ def command(
     chosen = options.Chosen(values)
     chosen.check()
     found = options.found(chosen)
+    todo = remove.plan(found.jobs, force, local_only)
     if dry_run:
-        render.records(found.jobs, "ids" if quiet else form)
-        return render.tell_all(found.missing)
-    errors = remove.remove(Store(state_dir()), found.jobs, force, local_only)
-    return render.tell_all([*found.missing, *errors])
+        unwanted = sorted((*todo.delete, *todo.forget), key=lambda job: job.number)
+        render.records(unwanted, "ids" if quiet else form)
+        return render.tell_all([*found.missing, *todo.errors])
+    return render.tell_all([*found.missing, *remove.remove(Store(state_dir()), todo)])

@@ -122,8 +122,9 @@ def as_json(job: Job) -> dict[str, object]:
 
 
 def _table(jobs: Sequence[Job], wide: bool) -> str:
-    from tabulate import tabulate
+    import tabulate
 
+    tabulate.MIN_PADDING = 0  # two spaces between columns are enough
     columns: dict[str, Callable[[Job], str]] = {
         "Id": lambda job: job.id,
         "Name": lambda job: job.name,
@@ -147,7 +148,7 @@ def _table(jobs: Sequence[Job], wide: bool) -> str:
         _fit(rows, names, _terminal_width())
         if not os.environ.get("NO_COLOR"):
             _colour(rows, jobs)
-    return tabulate(rows, names, tablefmt="plain", disable_numparse=True) + "\n"
+    return tabulate.tabulate(rows, names, tablefmt="plain", disable_numparse=True) + "\n"
 
 
 def _exit(job: Job) -> str:

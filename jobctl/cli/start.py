@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from jobctl import paths
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError
-from jobctl.model import Job, JobSpec, check_name, printable
+from jobctl.model import Job, JobSpec, State, check_name, printable
 from jobctl.ops.start import start
 
 _MOST_RETRIES = 1_000_000
 _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
 """What the runner sets, or what belongs to the job that called us."""
+
+
+def _complete_command(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the programs for the first word, unless it is a path, and files after that."""
+    params = ctx.params
+    first = not (params.get("words") or params.get("text") or params.get("script"))
+    if not first or "/" in incomplete or not incomplete:
+        return options.complete_file(ctx, param, incomplete)
+    programs = set[str]()
+    for directory in os.get_exec_path():
+        with suppress(OSError):
+            programs.update(name for name in os.listdir(directory) if name.startswith(incomplete))
+    return [CompletionItem(program) for program in sorted(programs)]
 
 
 @click.command(
@@ -27,9 +44,21 @@ _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
 @click.option(
     "-c", "text", metavar="TEXT", help="Run TEXT with sh -c; the arguments are its $1, $2 ..."
 )
-@click.option("-f", "script", metavar="SCRIPT", help="Run this script file with the arguments.")
+@click.option(
+    "-f",
+    "script",
+    metavar="SCRIPT",
+    shell_complete=options.complete_file,
+    help="Run this script file with the arguments.",
+)
 @click.option("-n", "--name", help="A name to find the job by.")
-@click.option("-C", "--cwd", metavar="DIR", help="Run in this directory instead of here.")
+@click.option(
+    "-C",
+    "--cwd",
+    metavar="DIR",
+    shell_complete=options.complete_directory,
+    help="Run in this directory instead of here.",
+)
 @click.option(
     "-e",
     "--env",
@@ -41,7 +70,12 @@ _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
 @click.option(
     "--init", default="", metavar="TEXT", help="Shell text to run first, in the same shell."
 )
-@click.option("--stdin", metavar="FILE|-", help="Standard input; a copy is kept. Else /dev/null.")
+@click.option(
+    "--stdin",
+    metavar="FILE|-",
+    shell_complete=options.complete_file,
+    help="Standard input; a copy is kept. Else /dev/null.",
+)
 @click.option(
     "--timeout",
     metavar="DURATION",
@@ -55,10 +89,18 @@ _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
     help="Run it again when it fails, at most N times.",
 )
 @click.option(
-    "--after", metavar="JOB", multiple=True, help="Begin when JOB is finished. May be repeated."
+    "--after",
+    metavar="JOB",
+    multiple=True,
+    shell_complete=options.complete_jobs,
+    help="Begin when JOB is finished. May be repeated.",
 )
 @click.option(
-    "--after-ok", metavar="JOB", multiple=True, help="The same, if JOB is Completed, else never."
+    "--after-ok",
+    metavar="JOB",
+    multiple=True,
+    shell_complete=options.complete_jobs,
+    help="The same, if JOB is Completed, else never.",
 )
 @click.option(
     "--singleton", is_flag=True, help="Start nothing if an unfinished job has the same name."
@@ -71,7 +113,11 @@ _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
 @click.option("-w", "--wait", is_flag=True, help="Write its output, and end with its status.")
 @options.output
 @click.argument(
-    "words", metavar="COMMAND [ARG]...", nargs=-1, type=click.UNPROCESSED, shell_complete=None
+    "words",
+    metavar="COMMAND [ARG]...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    shell_complete=_complete_command,
 )
 def command(wait: bool, form: str, quiet: bool, singleton: bool, **values: Any) -> int:
     """Start COMMAND as a job in the background, and print its record.
@@ -114,7 +160,7 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
 
 
 def _could_not_begin(job: Job) -> bool:
-    return job.state.finished and job.pid is None
+    return job.state is State.FAILED and job.pid is None
 
 
 def _spec(values: dict[str, Any]) -> JobSpec:
@@ -143,7 +189,9 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "init": values["init"],
         "merge": values["merge"],
         "timeout": None if timeout is None else options.positive(timeout),
-        "timeout_text": timeout or "",
+        "timeout_text": f"{timeout}s"
+        if timeout and timeout[-1] in "0123456789."
+        else timeout or "",
         "retries": values["retries"],
         "caller": os.getppid() if values["with_parent"] else None,
         "on_finish": values["on_finish"],

@@ -6,6 +6,7 @@ import signal
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage
@@ -20,6 +21,13 @@ def _signal(text: str) -> str:
         return signal.Signals["SIG" + text.upper().removeprefix("SIG")].name.removeprefix("SIG")
     except (ValueError, KeyError):
         raise BadUsage(f"'{text}' is not a signal; 'kill -l' lists them") from None
+
+
+def _complete_signal(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    names = (number.name.removeprefix("SIG") for number in signal.Signals)
+    return [CompletionItem(name) for name in names if name.startswith(incomplete.upper())]
 
 
 @click.command("stop", epilog="Example: jobctl stop --reason 'wrong input' nightly")
@@ -38,6 +46,7 @@ def _signal(text: str) -> str:
     "signal_name",
     metavar="NAME",
     type=options.Parsed("signal", _signal),
+    shell_complete=_complete_signal,
     help="Only send this signal, such as HUP, USR1, STOP or CONT.",
 )
 @click.option("--reason", default="", metavar="TEXT", help="Why, for people to read in get.")

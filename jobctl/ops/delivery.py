@@ -45,6 +45,7 @@ class Sink:
         self._fd = fd
         kind = os.fstat(fd).st_mode
         self._plain = stat.S_ISREG(kind)
+        self._device = stat.S_ISCHR(kind) and not os.isatty(fd)
         self._pipe = stat.S_ISFIFO(kind)
         writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
         if writable and (self._pipe or stat.S_ISCHR(kind)):
@@ -52,6 +53,8 @@ class Sink:
             with suppress(OSError):
                 self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
         self._on_the_way: deque[tuple[int, Origin]] = deque()
+        self._length = 0
+        """Bytes of all that is on the way, or was and is not forgotten yet."""
 
     def wait(self) -> None:
         """Return when there is room for something.
@@ -71,7 +74,9 @@ class Sink:
 
     def room(self) -> int:
         """Return the bytes that write() takes as a whole, once wait() has returned."""
-        return PIECE if self._plain or (self._pipe and not self._unread()) else select.PIPE_BUF
+        if self._plain or self._device or (self._pipe and not self._unread()):
+            return PIECE
+        return select.PIPE_BUF
 
     def write(self, data: bytes, origin: Origin) -> int:
         """Return how many bytes of data were taken, 0 if there was no room after all.
@@ -88,10 +93,11 @@ class Sink:
                 raise ReaderLeft(f"the reader of {self.name} has gone") from None
             raise CannotWrite(f"cannot write to {self.name}: {error.strerror}") from None
         if self._pipe:
-            unread = self._unread()
-            while self._on_the_way and self._length() - self._on_the_way[0][0] + taken >= unread:
-                self._on_the_way.popleft()
             self._on_the_way.append((taken, origin))
+            self._length += taken
+            unread = self._unread()
+            while self._on_the_way and self._length - self._on_the_way[0][0] >= unread:
+                self._length -= self._on_the_way.popleft()[0]
         return taken
 
     def drain(self, seconds: float | None = None) -> None:
@@ -109,6 +115,7 @@ class Sink:
                 self._check(gone)
             nap = min(nap * 1.5, _PATIENCE)
         self._on_the_way.clear()
+        self._length = 0
 
     def lost(self) -> list[Origin]:
         """Return where the bytes came from that are still in the pipe, the last ones first.
@@ -124,9 +131,6 @@ class Sink:
             lost.append(origin)
             unread -= length
         return list(dict.fromkeys(lost))
-
-    def _length(self) -> int:
-        return sum(length for length, _ in self._on_the_way)
 
     def _poll(self, event: int, seconds: float | None) -> bool:
         """Wait for an event; return whether the reader went away instead."""

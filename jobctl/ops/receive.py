@@ -26,6 +26,8 @@ from jobctl.ops.wait import Ends
 _LIVELY = 0.01
 _QUIET = 0.04
 """Seconds between looks for new output: right after some came, and otherwise."""
+_AT_ONCE = 1 << 20
+"""Bytes to hand over before others get their turn."""
 _LAST_CHANCE = 1.0
 """Seconds that a reader gets to take what is in the pipe when we are interrupted."""
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
@@ -130,36 +132,42 @@ class Receiver:
         moved = False
         for stream in self._manner.streams:
             if self._manner.output_dir or self._marks(folder).next(stream, folder.size(stream)):
-                with self._sink(job, stream) as sink:
-                    while self._hand_over(job, folder, stream, sink):
+                with self._sink(job, stream) as sink, open(folder.file(stream), "rb") as source:
+                    while self._hand_over(job, folder, stream, source.fileno(), sink):
                         moved = True
         if job.state is State.FAILED and not self._marks(folder).told:
             self._tell(job, folder)
         return moved
 
-    def _hand_over(self, job: Job, folder: Folder, stream: str, sink: Sink) -> bool:
-        """Deliver the next piece of a stream; return whether there was one."""
+    def _hand_over(self, job: Job, folder: Folder, stream: str, source: int, sink: Sink) -> bool:
+        """Deliver as much of a stream as the sink takes now; return whether there was any."""
         sink.wait()
         with uninterrupted(), self._moving(folder) as move:
-            marks = self._marks(folder)
-            span = marks.next(stream, folder.size(stream))
-            if span is None:
-                return False
-            start, end = span
-            room = sink.room()
-            with open(folder.file(stream), "rb", buffering=0) as file:
-                piece = os.pread(file.fileno(), min(room, end - start), start)
-            if self._manner.tag:
-                taken = self._write_tagged(
-                    job, stream, sink, start, piece, start + len(piece) >= end
-                )
-            else:
-                # Where receivers share the output, each is to get whole lines.
-                piece = piece[: piece.rfind(b"\n") + 1] or piece
-                origin = Origin(job.number, stream, start, start + len(piece))
-                taken = sink.write(piece, origin)
-            move(marks.moved(stream, start, taken))
-            return taken > 0
+            before = marks = self._marks(folder)
+            left = _AT_ONCE
+            try:
+                while left > 0 and (span := marks.next(stream, folder.size(stream))):
+                    start, end = span
+                    piece = os.pread(source, min(sink.room(), end - start), start)
+                    last = start + len(piece) >= end
+                    if self._manner.tag:
+                        taken = self._write_tagged(job, stream, sink, start, piece, last)
+                    else:
+                        taken = self._write(job, stream, sink, start, piece)
+                    if not taken:
+                        break
+                    marks = marks.moved(stream, start, taken)
+                    left -= taken
+            finally:
+                if marks != before:
+                    move(marks)
+            # A sink that took nothing has no room, but for tags that wait for a whole line.
+            return marks != before or bool(span and not self._manner.tag)
+
+    def _write(self, job: Job, stream: str, sink: Sink, start: int, piece: bytes) -> int:
+        """Write piece, or its whole lines: receivers that share an output each get such."""
+        piece = piece[: piece.rfind(b"\n") + 1] or piece
+        return sink.write(piece, Origin(job.number, stream, start, start + len(piece)))
 
     def _write_tagged(
         self, job: Job, stream: str, sink: Sink, start: int, piece: bytes, last: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jobctl.errors import JobctlError, Refused
 from jobctl.model import Job, State
 from jobctl.ops.stop import stop
@@ -10,24 +12,44 @@ from jobctl.store import Store
 _GRACE = 10.0
 
 
-def remove(store: Store, chosen: list[Job], force: bool, local_only: bool) -> list[JobctlError]:
-    """Delete the finished jobs, with force the others as well, after stopping them.
+class Plan(NamedTuple):
+    """What is to become of some jobs."""
 
-    :param local_only: delete also the record of a job that runs where it cannot be reached.
-    :return: an error for each job that is still there.
+    delete: list[Job]
+    """After stopping what is left of them."""
+    forget: list[Job]
+    """Only the record: they run where they cannot be reached."""
+    errors: list[JobctlError]
+    """Why the others stay."""
+
+
+def plan(chosen: list[Job], force: bool, local_only: bool) -> Plan:
+    """Return what remove() would do.
+
+    :param force: stop and delete also what is not finished.
+    :param local_only: forget also what runs where it cannot be reached.
     """
-    forgotten = [job for job in chosen if local_only and job.state is State.DISCONNECTED]
-    rest = [job for job in chosen if job not in forgotten]
-    refused = [] if force else [job for job in rest if not job.state.finished]
-    errors: list[JobctlError] = [
-        Refused(f"job {job.id} is {job.state.value}; stop it first, or remove it with --force")
-        for job in refused
-    ]
-    unwanted = [job for job in rest if job not in refused]
-    errors += stop(store.jobs, unwanted, _GRACE, "removed")
-    for job in forgotten:
+    delete, forget, errors = list[Job](), list[Job](), list[JobctlError]()
+    for job in chosen:
+        if job.state is State.DISCONNECTED and local_only:
+            forget.append(job)
+        elif job.state.finished or force:
+            delete.append(job)
+        else:
+            errors.append(
+                Refused(
+                    f"job {job.id} is {job.state.value}; stop it first, or remove it with --force"
+                )
+            )
+    return Plan(delete, forget, errors)
+
+
+def remove(store: Store, todo: Plan) -> list[JobctlError]:
+    """Carry out a plan; return an error for each job that is still there."""
+    errors = todo.errors + stop(store.jobs, todo.delete, _GRACE, "removed")
+    for job in todo.forget:
         store.jobs.folder(job.number).delete()
-    for job in unwanted:
+    for job in todo.delete:
         folder = store.jobs.folder(job.number)
         if folder.finished():
             folder.delete()

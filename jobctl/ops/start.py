@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobctl import process
 from jobctl.errors import JobctlError
 from jobctl.folder import Folder, Jobs
-from jobctl.model import Job, JobSpec, State
+from jobctl.model import Job, JobSpec
 from jobctl.runner import Runner
 
 
@@ -48,10 +48,3 @@ def _launch(folder: Folder, spec: JobSpec) -> None:
         runner.abandon()
         raise
     runner.go()
-
-
-def message(job: Job) -> str | None:
-    """Return what to tell about a job that is already over because it could not begin."""
-    if job.state is State.FAILED and job.pid is None:
-        return f"job {job.id} failed: {job.reason}"
-    return None

@@ -1,0 +1,163 @@
+"""The man pages say what the program does: every command, option, variable and status."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+from conftest import Jobctl
+
+from jobctl.cli.main import COMMANDS, cli
+from jobctl.errors import JobctlError
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "man").glob("*.1"))
+SECTIONS = {
+    "NAME",
+    "SYNOPSIS",
+    "DESCRIPTION",
+    "OPTIONS",
+    "EXIT STATUS",
+    "ENVIRONMENT",
+    "FILES",
+    "EXAMPLES",
+    "SEE ALSO",
+}
+STATUSES_OF_NO_ERROR = {0, 1, 124, 130}
+
+
+def commands() -> dict[str, click.Context]:
+    """Return the context of each command, the program itself included, by its page's name."""
+    root = click.Context(cli, info_name="jobctl", **cli.context_settings)
+    found = {"jobctl": root}
+    for name in cli.list_commands(root):
+        command = cli.get_command(root, name)
+        assert command is not None
+        found[f"jobctl-{name}"] = click.Context(command, parent=root, info_name=name)
+    return found
+
+
+CONTEXTS = commands()
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+each_command = pytest.mark.parametrize("name", CONTEXTS)
+
+
+def text(name: str) -> str:
+    return (ROOT / "man" / f"{name}.1").read_text()
+
+
+def sections(page: str) -> dict[str, str]:
+    """Return the text of each section by its title."""
+    parts = re.split(r"^\.Sh (.+)\n", page, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def listed_options(page: str) -> set[str]:
+    """Return the options that the section OPTIONS has an item for."""
+    items = re.findall(r"^\.It (Fl .*)", sections(page)["OPTIONS"], flags=re.M)
+    return {f"-{option}" for item in items for option in re.findall(r"\bFl (\S+)", item)}
+
+
+def options(context: click.Context) -> set[str]:
+    """Return the options that a command takes."""
+    return {
+        option
+        for param in context.command.get_params(context)
+        if isinstance(param, click.Option)
+        for option in (*param.opts, *param.secondary_opts)
+    }
+
+
+def variables() -> set[str]:
+    """Return the environment variables of ours, and NO_COLOR, that the code names."""
+    sources = [*(ROOT / "jobctl").rglob("*.py"), ROOT / "jobctl" / "runner.sh"]
+    names = re.compile(r"(?<![A-Za-z_])(?:JOBCTL_[A-Z_]*[A-Z]|NO_COLOR)\b")
+    return {name for source in sources for name in names.findall(source.read_text())}
+
+
+def statuses(error: type[JobctlError]) -> set[int]:
+    """Return the exit statuses of an error and of all that are more special."""
+    return {error.status}.union(*map(statuses, error.__subclasses__()))
+
+
+def test_every_command_has_a_page_and_every_page_a_command() -> None:
+    assert {page.stem for page in PAGES} == set(CONTEXTS)
+
+
+@each_command
+def test_the_page_lists_the_options_the_command_takes(name: str) -> None:
+    assert listed_options(text(name)) == options(CONTEXTS[name])
+
+
+@each_page
+def test_the_page_has_every_section(page: Path) -> None:
+    found = sections(page.read_text())
+    assert found.keys() >= SECTIONS
+    assert all(found[title].strip() for title in SECTIONS)
+
+
+@each_page
+def test_the_page_is_called_as_its_file(page: Path) -> None:
+    content = page.read_text()
+    assert f"\n.Dt {page.stem.upper()} 1\n" in content
+    assert sections(content)["NAME"].startswith(f".Nm {page.stem}\n.Nd ")
+
+
+@each_page
+def test_the_page_refers_to_pages_that_there_are(page: Path) -> None:
+    content = page.read_text()
+    named = set(re.findall(r"^\.Xr (jobctl\S*) 1", content, flags=re.M))
+    assert named <= set(CONTEXTS)
+    assert page.stem == "jobctl" or ".Xr jobctl 1" in sections(content)["SEE ALSO"]
+
+
+def test_the_main_page_refers_to_all_others() -> None:
+    named = re.findall(r"^\.Xr (jobctl-\S+) 1", sections(text("jobctl"))["SEE ALSO"], flags=re.M)
+    assert set(named) == set(CONTEXTS) - {"jobctl"}
+
+
+def test_every_variable_is_on_the_main_page() -> None:
+    found = variables()
+    assert {"JOBCTL_STATE_DIR", "JOBCTL_ID", "NO_COLOR"} <= found
+    environment = sections(text("jobctl"))["ENVIRONMENT"]
+    assert found <= set(re.findall(r"\bEv (\w+)", environment))
+
+
+def test_every_exit_status_is_on_the_main_page() -> None:
+    items = re.findall(r"^\.It (\d+)$", sections(text("jobctl"))["EXIT STATUS"], flags=re.M)
+    assert set(map(int, items)) == statuses(JobctlError) | STATUSES_OF_NO_ERROR
+
+
+@each_command
+def test_help_has_an_example(name: str, jobctl: Jobctl) -> None:
+    words = [] if name == "jobctl" else [name.removeprefix("jobctl-")]
+    for option in ("-h", "--help"):
+        shown = jobctl.out(*words, option)
+        assert f"Example: jobctl {' '.join(words)}" in " ".join(shown.split())
+
+
+@each_page
+def test_the_page_has_no_faults(page: Path) -> None:
+    checks = {
+        "mandoc": ["mandoc", "-Tlint", "-Wwarning", str(page)],
+        "groff": ["groff", "-ww", "-mdoc", "-Tutf8", "-z", str(page)],
+    }
+    for program, check in checks.items():
+        if shutil.which(program):
+            result = subprocess.run(check, capture_output=True, text=True)
+            assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
+            return
+    pytest.fail("neither mandoc nor groff is installed; the man pages cannot be checked")
+
+
+def test_the_pages_are_installed() -> None:
+    assert "share/man/man1 = man/*.1" in (ROOT / "setup.cfg").read_text()
+
+
+def test_the_commands_are_described_on_the_main_page() -> None:
+    described = re.findall(r"^\.It Cm (\S+)$", sections(text("jobctl"))["DESCRIPTION"], flags=re.M)
+    assert described[: len(COMMANDS)] == list(COMMANDS)
