@@ -90,7 +90,7 @@ class Folder:
             "umask": f"{spec.umask:04o}",
             "stdin": "/dev/null" if spec.stdin is None else "stdin",
             "merge": "1" if spec.merge else "",
-            "timeout": "" if spec.timeout is None else f"{spec.timeout:g}",
+            "timeout": "" if spec.timeout is None else _decimal(spec.timeout),
             "timeout_text": spec.timeout_text,
             "retries": str(spec.retries),
             "after": " ".join(map(str, spec.after)),
@@ -132,7 +132,7 @@ class Folder:
         start = b""
         with open(self.file(name), "wb", opener=_private) as file:
             while piece := os.read(source, PIECE):
-                start = start or piece[:2]
+                start = (start + piece[:2])[:2]
                 file.write(piece)
         return start
 
@@ -210,7 +210,9 @@ class Folder:
                 "reason": f"runs on {host}, which shares this state directory",
             }
         self._settle_lost(reason, boot)
-        return None
+        if self.finished():
+            return None
+        return {"state": State.FAILED, "reason": reason}  # the disk takes nothing
 
     def _finished(self) -> dict[str, Any]:
         """Return what is known of a finished job."""
@@ -426,6 +428,11 @@ def _elapsed(job: Job, began_boot: str) -> float | None:
 def _caller(pid: int) -> str:
     sight = process.look(pid)
     return f"{pid} {sight.start if sight else ''}"
+
+
+def _decimal(seconds: float) -> str:
+    """Return seconds as every sleep(1) takes them, those that know no fractions included."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def _ascii(text: bytes | None) -> str:

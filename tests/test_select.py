@@ -72,6 +72,9 @@ def test_selections(some: Jobctl) -> None:
     assert ids(some, identity) == [2]
     assert ids(some, identity[:8].upper()) == [2] or identity[:8].isdigit()
     assert ids(some, "-", "5", input=b"1\nmy job\n\n2-3\n") == [1, 2, 3, 4, 5]
+    assert ids(some, "-", input=b"") == []
+    assert some.out("stop", "-", input=b"\n") == ""
+    assert some.state("5") == "Running"
 
 
 def test_what_matches_nothing(some: Jobctl) -> None:

@@ -138,16 +138,6 @@ def all_jobs(function: F) -> F:
     return click.option("--all", "everything", is_flag=True, help="All jobs.")(function)
 
 
-def through_disconnect(function: F) -> F:
-    """Add --force of wait and receive. No local job is ever disconnected on purpose."""
-    return click.option(
-        "--force",
-        is_flag=True,
-        expose_value=False,
-        help="Go on also where a session was disconnected on purpose.",
-    )(function)
-
-
 class Chosen:
     """What the JOB arguments and filters of one command line say."""
 
@@ -156,7 +146,9 @@ class Chosen:
         # Here, not above: the commands that choose no jobs do without SQLite.
         from jobctl.ops.find import Filter
 
-        self.jobs: tuple[str, ...] = tuple(_with_standard_input(values.pop("jobs")))
+        words = values.pop("jobs")
+        self.jobs = tuple(_with_standard_input(words)) if words else None
+        """None where no JOB is named; empty where standard input names none."""
         self._everything = values.pop("everything", None)
         self.filter = Filter(
             states=tuple(State(name) for name in values.pop("states")),
@@ -175,9 +167,9 @@ class Chosen:
 
         :raises BadUsage: there is neither, or --all beside a JOB.
         """
-        if self._everything and self.jobs:
+        if self._everything and self.jobs is not None:
             raise BadUsage("--all and JOB contradict each other; give one of them")
-        if not self._everything and not self.jobs and self.filter.empty:
+        if not self._everything and self.jobs is None and self.filter.empty:
             raise BadUsage("name a JOB, a filter, or --all")
 
 

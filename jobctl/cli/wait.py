@@ -24,7 +24,12 @@ _BEAT, _LONG = 0.5, 3600.0
 @options.filters
 @click.option("--any", "first", is_flag=True, help="Until one is finished; print just that one.")
 @click.option("--timeout", type=options.DURATION, help="Give up after this time, with status 124.")
-@options.through_disconnect
+@click.option(
+    "--force",
+    is_flag=True,
+    expose_value=False,  # no local job is ever disconnected
+    help="Go on also where a session was disconnected on purpose.",
+)
 @options.output
 def command(first: bool, timeout: float | None, form: str, quiet: bool, **values: Any) -> int:
     """Wait until jobs are finished, and print their records.

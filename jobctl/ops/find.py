@@ -45,20 +45,20 @@ class Found:
     missing: list[NotFound] = field(default_factory=list)
 
 
-def find(store: Store, selectors: Iterable[str], narrow: Filter, every: bool = True) -> Found:
+def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found:
     """Return the jobs that any of the selectors means and that pass the filter.
 
-    Without selectors these are all jobs if every, else none.
+    :param selectors: None means all jobs.
 
     :raises BadUsage: a selector makes no sense.
     """
-    selectors = list(dict.fromkeys(selectors))
-    ranges = [_range(selector) for selector in selectors]
+    selected = list(dict.fromkeys(selectors or ()))
+    ranges = [_range(selector) for selector in selected]
     store.refresh()
     conditions: list[str] = []
     values: list[object] = []
     missing: list[NotFound] = []
-    for selector, span in zip(selectors, ranges, strict=True):
+    for selector, span in zip(selected, ranges, strict=True):
         if span:
             conditions.append("id BETWEEN ? AND ?")
             values += span
@@ -69,7 +69,7 @@ def find(store: Store, selectors: Iterable[str], narrow: Filter, every: bool = T
             missing.append(error)
             continue
         conditions.append(f"id IN ({','.join(map(str, ids))})")
-    if not conditions and not (every and not selectors):
+    if selectors is not None and not conditions:
         return Found([], missing)
     where = [f"({' OR '.join(conditions)})"] if conditions else ["1"]
     _narrow(narrow, where, values)
