@@ -7,8 +7,12 @@ import stat
 
 from jobctl.errors import JobctlError, Refused
 
-caller_umask = os.umask(0o077)
-"""The umask this process was started with. All that is ours is for nobody else."""
+_PRIVATE = 0o077
+
+
+def keep_private() -> int:
+    """Let nobody else have any file made from now on; return the umask there was before."""
+    return os.umask(_PRIVATE)
 
 
 def state_dir() -> str:

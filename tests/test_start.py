@@ -19,8 +19,8 @@ RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 def test_prints_the_record(jobctl: Jobctl) -> None:
     assert jobctl.out("start", "sleep", "60").splitlines() == [
-        "Id    Name    Type           State    HasMoreData    Location    Command",
-        "1     Job1    BackgroundJob  Running  True           localhost   sleep 60",
+        "Id  Name  Type           State    HasMoreData  Location   Command",
+        "1   Job1  BackgroundJob  Running  True         localhost  sleep 60",
     ]
     assert jobctl.out("start", "-q", "true") == "2\n"
     assert jobctl.out("start", "-o", "ids", "true") == "3\n"

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import click
 
-from jobctl import __version__
-from jobctl.cli import render
+from jobctl import __version__, paths
+from jobctl.cli import options, render
 from jobctl.errors import JobctlError, ReaderLeft
 
 PROGRAM = "jobctl"
@@ -64,6 +64,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and end with its exit status."""
     render.open_standard_files()
+    options.caller_umask = paths.keep_private()
     status = _run()
     # Nothing is left that would justify the time of taking the interpreter down in order.
     os._exit(status)

@@ -25,6 +25,9 @@ _WILD = re.compile(r"[*?\[]")
 if TYPE_CHECKING:
     from jobctl.ops.find import Found
 
+caller_umask = 0o022
+"""The umask of whoever called us."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

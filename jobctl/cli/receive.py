@@ -106,7 +106,7 @@ def command(
         streams=STREAMS if stream == "both" else (stream,),
         tag=tag,
         output_dir=output_dir,
-        umask=paths.caller_umask,
+        umask=options.caller_umask,
     )
     deadline = None if timeout is None else time.monotonic() + timeout
     chosen = options.Chosen(values)

@@ -185,7 +185,7 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "name": name,
         "cwd": _directory(values["cwd"]),
         "env": _environment(values["variables"]),
-        "umask": paths.caller_umask,
+        "umask": options.caller_umask,
         "init": values["init"],
         "merge": values["merge"],
         "timeout": None if timeout is None else options.positive(timeout),
