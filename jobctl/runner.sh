@@ -205,7 +205,7 @@ members() {
         -v root="$root" -v id="$instance_id" -v known="$known" -v own="$own" '
         BEGIN { n = split(known, list, " "); for (i = 1; i <= n; i++) was[list[i]] = 1
                 if (root != "") in_job[root] = 1 }
-        $1 == "cookie" { if ($3 == id) in_job[$2] = 1; next }
+        $1 == "cookie" { if (id != "" && $3 == id) in_job[$2] = 1; next }
         $1 == own || $5 ~ /^[ZX]/ { next }
         { parent[$1] = $2; start[$1] = $6
           if ($1 "/" $6 in was || (root != "" && ($3 == root || $4 == root))) in_job[$1] = 1 }
