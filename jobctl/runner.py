@@ -6,7 +6,6 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 
 from jobctl.errors import JobctlError
@@ -17,7 +16,6 @@ SHELL = ("/bin/sh",)
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.sh")
 
 _CHANGEABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-_AT_ONCE = 16
 _HIGH = 20
 """Descriptors from here on are out of the way of those the runner gets."""
 
@@ -58,7 +56,7 @@ class Runner:
         self._said.close()
 
 
-def stop(targets: Iterable[tuple[Folder, str]], grace: float, reason: str) -> list[JobctlError]:
+def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> list[JobctlError]:
     """End all that jobs, each a folder and an instance id, started: TERM, later KILL.
 
     Returns when it is over.
@@ -66,28 +64,34 @@ def stop(targets: Iterable[tuple[Folder, str]], grace: float, reason: str) -> li
     :param grace: seconds from TERM to KILL.
     :return: an error for each job of which something cannot be ended.
     """
-    running: dict[int, Folder] = {}
-    failed: list[Folder] = []
-    for folder, instance_id in targets:
-        if len(running) == _AT_ONCE:
-            _reap(running, failed)
-        words = ("stop", folder.path, instance_id, f"{grace * 100:.0f}", reason)
-        running[_spawn(*words)] = folder
-    while running:
-        _reap(running, failed)
+    if not targets:
+        return []
+    left, say = os.pipe()
+    jobs = os.path.dirname(targets[0][0].path)
+    words = ("stop", jobs, f"{grace * 100:.0f}", reason, *_named(targets))
+    pid = _spawn(*words, descriptors={1: say})
+    os.close(say)
+    with open(left) as numbers:
+        unended = numbers.read().split()
+    os.waitpid(pid, 0)
     return [
         JobctlError(
-            f"job {folder.number}: some of its processes cannot be ended (another user's, or in"
+            f"job {number}: some of its processes cannot be ended (another user's, or in"
             " uninterruptible sleep); stop it again later"
         )
-        for folder in sorted(failed, key=lambda folder: folder.number)
-        if folder.exists()
+        for number in unended
     ]
 
 
-def send(folder: Folder, instance_id: str, name: str) -> None:
-    """Send the signal called name, without SIG, to all that a job started."""
-    os.waitpid(_spawn("signal", folder.path, instance_id, name), 0)
+def send(targets: list[tuple[Folder, str]], name: str) -> None:
+    """Send the signal called name, without SIG, to all that jobs started."""
+    if targets:
+        jobs = os.path.dirname(targets[0][0].path)
+        os.waitpid(_spawn("signal", jobs, name, *_named(targets)), 0)
+
+
+def _named(targets: list[tuple[Folder, str]]) -> list[str]:
+    return [f"{folder.number}:{instance_id}" for folder, instance_id in targets]
 
 
 def bearers() -> set[str]:
@@ -128,14 +132,6 @@ def _spawn(*words: str, descriptors: dict[int, int] | None = None) -> int:
         os.execve(SHELL[0], [*SHELL, SCRIPT, *words], {})
     finally:
         os._exit(127)
-
-
-def _reap(running: dict[int, Folder], failed: list[Folder]) -> None:
-    """Wait until one of the running ones ends, and note if it failed."""
-    pid, status = os.wait()
-    folder = running.pop(pid, None)
-    if folder and status:
-        failed.append(folder)
 
 
 def _inheritable() -> list[int]:

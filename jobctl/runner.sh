@@ -5,13 +5,16 @@
 # It needs a POSIX sh with awk, date, grep, ln, mv, rm, sed, sleep and tr, and uses
 # /proc, setsid (or perl) and flock where the host has them, else ps.
 #
-#   sh runner.sh run DIR                     run the job in DIR
-#   sh runner.sh stop DIR ID GRACE REASON    TERM, GRACE hundredths of a second, KILL
-#   sh runner.sh signal DIR ID NAME          send one signal
-#   sh runner.sh cookies                     print "pid instance-id" of every process
-#                                            that a job started, directly or not
+#   sh runner.sh run DIR                          run the job in DIR
+#   sh runner.sh stop JOBS GRACE REASON JOB...    TERM, GRACE hundredths of a second, KILL;
+#                                                 prints the numbers of jobs of which
+#                                                 something is left all the same
+#   sh runner.sh signal JOBS NAME JOB...          send one signal
+#   sh runner.sh cookies                          print "pid instance-id" of every process
+#                                                 that a job started, directly or not
 #
-# DIR is a job folder, ID the job's instance id. Whoever makes the folder writes
+# JOBS is the folder of job folders, JOB is NUMBER:ID: a folder in there and the job's
+# instance id, which is its cookie. DIR is a job folder. Whoever makes it writes
 #   spec            what to run: lines of key='value', quoted for sh
 #   env             the command's environment: lines of export NAME='value'
 #   env.odd         names that no shell can hold: set -- env 'NAME=value' ... "$@"
@@ -194,49 +197,69 @@ settle() {
 
 # --- stop ---------------------------------------------------------------------
 
-# Prints "pid/start" of everything that the job in this folder started and that still
-# lives: its command, what bears its cookie or was in $known, and all that descends
-# from these or shares the command's session. Not this process ($own) and its like:
-# a job may stop itself. Call load_run and self before.
+# The jobs to act on are words NUMBER:ID; the folder of job folders is the current one.
+
+# Prints "number/pid/start" of everything that the jobs $@ started and that still lives:
+# their commands, what bears their cookies or was in $known, and all that descends from
+# these or shares a command's session. Not this process and its like: a job may stop
+# itself.
 members() {
-    root=${waiter:-$pid}
-    alive "$root" "${waiter_ticks:-$ticks}" "$boot" || root=
-    { cookies | sed 's/^/cookie /'; processes; } | awk \
-        -v root="$root" -v id="$instance_id" -v known="$known" -v own="$own" '
-        BEGIN { n = split(known, list, " "); for (i = 1; i <= n; i++) was[list[i]] = 1
-                if (root != "") in_job[root] = 1 }
-        $1 == "cookie" { if (id != "" && $3 == id) in_job[$2] = 1; next }
+    {
+        for job in "$@"; do
+            load_run "${job%%:*}"
+            root=${waiter:-$pid}
+            alive "$root" "${waiter_ticks:-$ticks}" "$boot" || root=none
+            echo "job ${job%%:*} $root ${job#*:}"
+        done
+        for member in $known; do
+            echo "known $member"
+        done
+        cookies | sed 's/^/cookie /'
+        echo "own $own"
+        processes
+    } | awk '
+        $1 == "job" { if ($3 != "none") { root[$3] = $2; of[$3] = $2 }
+                      if ($4 != "") id[$4] = $2
+                      next }
+        $1 == "known" { split($2, part, "/"); known[part[2] "/" part[3]] = part[1]; next }
+        $1 == "cookie" { if ($3 in id) of[$2] = id[$3]; next }
+        $1 == "own" { own = $2; next }
         $1 == own || $5 ~ /^[ZX]/ { next }
         { parent[$1] = $2; start[$1] = $6
-          if ($1 "/" $6 in was || (root != "" && ($3 == root || $4 == root))) in_job[$1] = 1 }
+          if ($1 "/" $6 in known) of[$1] = known[$1 "/" $6]
+          if ($3 in root) of[$1] = root[$3]
+          if ($4 in root) of[$1] = root[$4] }
         END { do { more = 0
                    for (p in parent)
-                       if (!(p in in_job) && parent[p] in in_job && parent[p] != own) {
-                           in_job[p] = 1; more = 1
+                       if (!(p in of) && parent[p] in of && parent[p] != own) {
+                           of[p] = of[parent[p]]; more = 1
                        }
               } while (more)
-              for (p in in_job) if (p in parent) print p "/" start[p] }'
+              for (p in of) if (p in parent) print of[p] "/" p "/" start[p] }'
 }
 
-# Ends everything of the job in this folder: TERM, and after $1 hundredths of a second
-# KILL. Fails if something is left all the same, 5 seconds later.
+# Ends everything of the jobs after $1: TERM, and after $1 hundredths of a second KILL.
+# Returns when nothing is left, or 5 seconds after that with the rest in $known.
 terminate() {
-    known=''
+    grace=$1 known=''
+    shift
     instant
-    late=$((instant + $1))
+    late=$((instant + grace))
+    self
     while :; do
-        load_run .
-        self
-        found=$(members)
-        [ -n "$found" ] || return 0
+        found=$(members "$@")
         instant
-        [ "$instant" -lt $((late + 500)) ] || return 1
+        if [ -z "$found" ] || [ "$instant" -gt $((late + 500)) ]; then
+            known=$(echo "$found" | tr '\n' ' ')
+            return
+        fi
         for member in $found; do
+            target=${member#*/}
             if [ "$instant" -ge "$late" ]; then
-                kill -s KILL "${member%%/*}"
+                kill -s KILL "${target%%/*}"
             else
                 case " $known " in *" $member "*) continue ;; esac
-                kill -s TERM "${member%%/*}" && kill -s CONT "${member%%/*}"
+                kill -s TERM "${target%%/*}" && kill -s CONT "${target%%/*}"
             fi
         done 2>/dev/null
         # Still known when the command, by which they were found, has gone.
@@ -247,31 +270,48 @@ terminate() {
 
 stop() {
     cd -- "$1" || exit 125
-    instance_id=$2
+    grace=$2 reason=$3
+    shift 3
     boot
-    # The first reason counts. It is written before run is read: see command_itself.
-    [ -s exit ] || (set -C && printf '%s\n' "$4" >stop) 2>/dev/null
-    terminate "$3" || exit 1
-    load_run .
-    until [ -s exit ]; do
+    for job in "$@"; do
+        # The first reason counts. It is written before run is read: see command_itself.
+        number=${job%%:*}
+        [ -s "$number/exit" ] || (set -C && printf '%s\n' "$reason" >"$number/stop") 2>/dev/null
+    done
+    terminate "$grace" "$@"
+    for job in "$@"; do
+        number=${job%%:*}
+        case " $known" in
+        *" $number/"*) echo "$number" ;;
+        *) await_exit "$number" "$reason" ;;
+        esac
+    done
+}
+
+# Waits until the stopped job in folder $1 has its exit, written by its runner, else here.
+await_exit() {
+    load_run "$1"
+    until [ -s "$1/exit" ] || [ ! -f "$1/spec" ]; do
         if alive "$runner" "$runner_ticks" "$boot"; then
             pause
         else
-            settle Stopped '' '' "$4"
-            rm -f env env.odd exit.new
+            (cd -- "$1" && settle Stopped '' '' "$2" && rm -f env env.odd exit.new)
         fi
     done
 }
 
 send() {
     cd -- "$1" || exit 125
-    instance_id=$2 known=''
+    name=$2 known=''
+    shift 2
     boot
-    load_run .
     self
-    echo "$3" >>signals
-    for member in $(members); do
-        kill -s "$3" "${member%%/*}" 2>/dev/null
+    for job in "$@"; do
+        echo "$name" >>"${job%%:*}/signals"
+    done
+    for member in $(members "$@"); do
+        target=${member#*/}
+        kill -s "$name" "${target%%/*}" 2>/dev/null
     done
     :
 }
@@ -300,7 +340,7 @@ run() {
     read -r told_time || told_time=''
     [ -f spec ] || exit 0
     exec </dev/null
-    argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
+    instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish=''
     # shellcheck source=/dev/null
     . ./spec
@@ -363,8 +403,11 @@ await() {
 try() {
     : >log
     time_watch='' caller_watch='' killed=''
+    # With the default action until they set their own: else a TERM between would be lost.
+    trap - TERM
     [ -z "$timeout" ] || { when_time_is_up 2>/dev/null 3>&- 9>&- & time_watch=$!; }
     [ -z "$caller" ] || { when_caller_ends 2>/dev/null 3>&- 9>&- & caller_watch=$!; }
+    trap : TERM
     (command_itself) <"$stdin" >>stdout 2>>stderr
     code=$?
     case ${BASH_VERSION:+bash}$code in
@@ -379,27 +422,23 @@ try() {
 
 # In the background: ends the command when its time is up.
 when_time_is_up() {
-    nap=''
-    trap 'kill $nap; exit' TERM
+    trap 'kill ${!-}; exit' TERM
     sleep "$timeout" &
-    nap=$!
-    wait "$nap"
+    wait $!
     [ ! -e stop ] || exit
     echo >timedout
-    terminate 1000
+    cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
 
 # In the background: stops the job when its caller, "pid start", ends.
 when_caller_ends() {
-    nap=''
-    trap 'kill $nap; exit' TERM
+    trap 'kill ${!-}; exit' TERM
     while alive "${caller%% *}" "${caller#* }" "$boot_now"; do
         sleep 1 &
-        nap=$!
-        wait "$nap"
+        wait $!
     done
     (set -C && echo 'stopped: the process that started it ended' >stop)
-    terminate 1000
+    cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
 
 # In a subshell of its own: becomes the command.
@@ -549,8 +588,8 @@ umask 077
 export LC_ALL=C PATH=/usr/bin:/bin:/usr/sbin:/sbin
 case ${1-} in
 run) run "$2" ;;
-stop) stop "$2" "$3" "$4" "$5" ;;
-signal) send "$2" "$3" "$4" ;;
+stop) shift && stop "$@" ;;
+signal) shift && send "$@" ;;
 cookies) cookies ;;
 *)
     echo "runner.sh: run, stop, signal or cookies" >&2

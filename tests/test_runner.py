@@ -39,6 +39,9 @@ class Ran:
     def output(self, stream: str = "stdout") -> bytes:
         return Path(self.folder.file(stream)).read_bytes()
 
+    def send(self, name: str) -> None:
+        runner.send([(self.folder, self.job().instance_id)], name)
+
     def stop(self, grace: float = 0.3) -> None:
         target = (self.folder, self.job().instance_id)
         assert runner.stop([target], grace, "stopped by user") == []
@@ -328,7 +331,7 @@ def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
     stop = " ".join([*runner.SHELL, runner.SCRIPT])
     ran = run(
         text=f"""sleep 7335 & cd "${{JOBCTL_PROGRESS%/*}}"; id=$JOBCTL_INSTANCE_ID
-        unset JOBCTL_INSTANCE_ID; setsid {stop} stop . $id 20 me & wait; sleep 7335"""
+        unset JOBCTL_INSTANCE_ID; cd ..; setsid {stop} stop . 20 me "$JOBCTL_ID:$id" & wait; sleep 7335"""
     )
     assert ran.end().state is State.STOPPED
     assert ran.job().reason == "me"
@@ -338,11 +341,11 @@ def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
 def test_signals_and_states(run: Run) -> None:
     ran = run("sleep", "60")
     job = ran.job()
-    runner.send(ran.folder, job.instance_id, "STOP")
+    ran.send("STOP")
     wait_until(lambda: ran.job().state is State.SUSPENDED)
-    runner.send(ran.folder, job.instance_id, "CONT")
+    ran.send("CONT")
     wait_until(lambda: ran.job().state is State.RUNNING)
-    runner.send(ran.folder, job.instance_id, "USR1")
+    ran.send("USR1")
     job = ran.end()
     assert (job.state, job.signal) == (State.STOPPED, signal.SIGUSR1)
     assert job.reason == "stopped by user: signal USR1"
@@ -350,7 +353,7 @@ def test_signals_and_states(run: Run) -> None:
 
 def test_stop_wakes_what_is_suspended(run: Run) -> None:
     ran = run("sleep", "60")
-    runner.send(ran.folder, ran.job().instance_id, "STOP")
+    ran.send("STOP")
     began = time.monotonic()
     ran.stop(grace=30)
     assert time.monotonic() - began < 10

@@ -38,7 +38,7 @@ def send(jobs: Jobs, chosen: list[Job], name: str) -> list[JobctlError]:
     :return: an error for each job that is out of reach.
     """
     here, errors = reachable(chosen)
-    for job in here:
-        if not job.state.finished:
-            runner.send(jobs.folder(job.number), job.instance_id, name)
+    runner.send(
+        [(jobs.folder(job.number), job.instance_id) for job in here if not job.state.finished], name
+    )
     return errors
