@@ -147,19 +147,20 @@ def follow(
         raise JobctlError(str(error)) if len(numbers) == 1 else error from None
     if len(ended) < len(numbers) and deadline is not None and time.monotonic() >= deadline:
         return _TIMED_OUT
-    if len(numbers) == len(ended) == 1:
-        return ended[0].pass_through_status
-    return int(any(job.state is not State.COMPLETED for job in ended))
+    if len(numbers) == 1:
+        return ended[0].pass_through_status if ended else JobctlError.status  # was removed
+    return int(len(ended) < len(numbers) or any(j.state is not State.COMPLETED for j in ended))
 
 
 @contextmanager
 def _doubting(numbers: list[int]) -> Iterator[None]:
     """Have the index look again at jobs whose read marks this may move."""
+    store = Store(paths.state_dir())
+    store.doubt(numbers)  # should we be killed
     try:
         yield
     finally:
-        if numbers:
-            Store(paths.state_dir()).doubt(numbers)
+        store.doubt(numbers)
 
 
 def _remove(jobs: list[Job]) -> None:

@@ -47,11 +47,15 @@ class Sink:
         self._plain = stat.S_ISREG(kind)
         self._device = stat.S_ISCHR(kind) and not os.isatty(fd)
         self._pipe = stat.S_ISFIFO(kind)
+        self._blocks = not self._plain
         writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
         if writable and (self._pipe or stat.S_ISCHR(kind)):
             # Opened anew it can be made non-blocking without our neighbours noticing.
             with suppress(OSError):
                 self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
+                self._blocks = False
+        self._pending = b""
+        """The rest of what write() has promised to write as a whole."""
         self._on_the_way: deque[tuple[int, Origin]] = deque()
         self._length = 0
         """Bytes of all that is on the way, or was and is not forgotten yet."""
@@ -60,9 +64,15 @@ class Sink:
         """Return when there is room for something.
 
         :raises ReaderLeft: nobody reads the pipe any more.
+        :raises CannotWrite: the disk is full, say.
         """
-        if not self._plain:
-            self._check(self._poll(select.POLLOUT, None))
+        while True:
+            if not self._plain:
+                self._check(self._poll(select.POLLOUT, None))
+            if not self._pending:
+                return
+            with uninterrupted():
+                self._pending = self._pending[self._write(self._pending) :]
 
     def check(self) -> None:
         """Look whether there is still a reader.
@@ -74,28 +84,27 @@ class Sink:
 
     def room(self) -> int:
         """Return the bytes that write() takes as a whole, once wait() has returned."""
-        if self._plain or self._device or (self._pipe and not self._unread()):
+        empty = self._pipe and not self._unread()
+        if self._plain or (not self._blocks and (self._device or empty)):
             return PIECE
         return select.PIPE_BUF
 
-    def write(self, data: bytes, origin: Origin) -> int:
+    def write(self, data: bytes, origin: Origin, whole: bool = False) -> int:
         """Return how many bytes of data were taken, 0 if there was no room after all.
 
+        :param whole: take all of data or nothing; what does not fit now, the next wait()
+            or drain() writes.
         :raises ReaderLeft: nobody reads the pipe any more.
         :raises CannotWrite: the disk is full, say.
         """
-        try:
-            taken = os.write(self._fd, data)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise ReaderLeft(f"the reader of {self.name} has gone") from None
-            raise CannotWrite(f"cannot write to {self.name}: {error.strerror}") from None
-        if self._pipe:
+        taken = self._write(data)
+        if whole and taken:
+            self._pending = data[taken:]
+            taken = len(data)
+        if taken and self._pipe:
             self._on_the_way.append((taken, origin))
             self._length += taken
-            unread = self._unread()
+            unread = self._unread() + len(self._pending)
             while self._on_the_way and self._length - self._on_the_way[0][0] >= unread:
                 self._length -= self._on_the_way.popleft()[0]
         return taken
@@ -105,6 +114,8 @@ class Sink:
 
         :raises ReaderLeft: it went away before.
         """
+        if seconds is None:
+            self.wait()
         deadline = None if seconds is None else time.monotonic() + seconds
         nap = 0.0002
         while self._on_the_way and self._unread():
@@ -114,15 +125,27 @@ class Sink:
             if gone and self._unread():
                 self._check(gone)
             nap = min(nap * 1.5, _PATIENCE)
-        self._on_the_way.clear()
-        self._length = 0
+        if not self._pending:
+            self._on_the_way.clear()
+            self._length = 0
+
+    def _write(self, data: bytes) -> int:
+        try:
+            # More than this could block where it cannot be made not to.
+            return os.write(self._fd, data[: select.PIPE_BUF] if self._blocks else data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise ReaderLeft(f"the reader of {self.name} has gone") from None
+            raise CannotWrite(f"cannot write to {self.name}: {error.strerror}") from None
 
     def lost(self) -> list[Origin]:
         """Return where the bytes came from that are still in the pipe, the last ones first.
 
         What was altered on the way (its length is not that of its origin) counts as a whole.
         """
-        unread = self._unread()
+        unread = self._unread() + len(self._pending)
         lost = []
         while unread > 0 and self._on_the_way:
             length, origin = self._on_the_way.pop()

@@ -8,7 +8,6 @@ has not taken when he leaves is given back.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ _AT_ONCE = 1 << 20
 """Bytes to hand over before others get their turn."""
 _LAST_CHANCE = 1.0
 """Seconds that a reader gets to take what is in the pipe when we are interrupted."""
-_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _STANDARD = {"stdout": (1, "standard output"), "stderr": (2, "standard error")}
 
 
@@ -94,6 +92,7 @@ class Receiver:
         ends = Ends(self._jobs, numbers)
         pause = 0.0
         while ends.open:
+            # A job removed meanwhile has nothing more to deliver.
             ended = [job for _, job in ends.wait(pause) if job is not None]
             moved = False
             for number in sorted(ends.open):
@@ -145,15 +144,14 @@ class Receiver:
         with uninterrupted(), self._moving(folder) as move:
             before = marks = self._marks(folder)
             left = _AT_ONCE
+            taken: int | None = None
             try:
                 while left > 0 and (span := marks.next(stream, folder.size(stream))):
                     start, end = span
-                    piece = os.pread(source, min(sink.room(), end - start), start)
-                    last = start + len(piece) >= end
                     if self._manner.tag:
-                        taken = self._write_tagged(job, stream, sink, start, piece, last)
+                        taken = self._write_line(job, stream, source, sink, start, end)
                     else:
-                        taken = self._write(job, stream, sink, start, piece)
+                        taken = self._write(job, stream, source, sink, start, end)
                     if not taken:
                         break
                     marks = marks.moved(stream, start, taken)
@@ -161,44 +159,34 @@ class Receiver:
             finally:
                 if marks != before:
                     move(marks)
-            # A sink that took nothing has no room, but for tags that wait for a whole line.
-            return marks != before or bool(span and not self._manner.tag)
+            return bool(span) and taken is not None
 
-    def _write(self, job: Job, stream: str, sink: Sink, start: int, piece: bytes) -> int:
-        """Write piece, or its whole lines: receivers that share an output each get such."""
+    def _write(
+        self, job: Job, stream: str, source: int, sink: Sink, start: int, end: int
+    ) -> int | None:
+        """Write some of a stream; return how many bytes, 0 if there is no room."""
+        piece = os.pread(source, min(sink.room(), end - start), start)
+        # Receivers that share the output are to get whole lines each.
         piece = piece[: piece.rfind(b"\n") + 1] or piece
         return sink.write(piece, Origin(job.number, stream, start, start + len(piece)))
 
-    def _write_tagged(
-        self, job: Job, stream: str, sink: Sink, start: int, piece: bytes, last: bool
-    ) -> int:
-        """Write lines of piece with their tags; return how many source bytes that were.
-
-        A part of a line waits for the rest, unless there will be none.
-        """
-        tag = f"{job.id} {job.location}: ".encode()
-        done = 0
-        for line in _LINE.findall(piece):
-            if not (line.endswith(b"\n") or (last and job.state.finished) or len(line) == PIECE):
-                break
-            origin = Origin(job.number, stream, start + done, start + done + len(line))
-            text = tag + line.removesuffix(b"\n") + b"\n"
-            try:
-                rest = text[sink.write(text, origin) :]
-                if done and rest == text:
-                    break
-                while rest:
-                    sink.wait()
-                    rest = rest[sink.write(rest, origin) :]
-            except CannotWrite:
-                if not done:
-                    raise
-                break
-            done += len(line)
-        return done
+    def _write_line(
+        self, job: Job, stream: str, source: int, sink: Sink, start: int, end: int
+    ) -> int | None:
+        """Write the next line with its tag; return its bytes, None if it is not complete."""
+        piece = os.pread(source, min(PIECE, end - start), start)
+        line, newline, _ = piece.partition(b"\n")
+        if not newline and not job.state.finished and len(piece) < PIECE:
+            return None
+        length = len(line) + len(newline)
+        text = b"%s %s: %s\n" % (job.id.encode(), job.location.encode(), line)
+        written = sink.write(text, Origin(job.number, stream, start, start + length), whole=True)
+        return length if written else 0
 
     def _tell(self, job: Job, folder: Folder) -> None:
         """Tell why a job failed if its last byte was delivered and nobody told it before."""
+        for sink in self._sinks.values():
+            sink.drain()  # else what is told would count as output not taken
         with uninterrupted(), self._moving(folder) as move:
             marks = self._marks(folder)
             rest = (marks.next(stream, folder.size(stream)) for stream in self._manner.streams)
@@ -262,7 +250,10 @@ class Receiver:
             fd, name = _STANDARD[stream]
             about = os.fstat(fd)
             # Both may be the same pipe, and then what is on the way is so in one order.
-            yield self._sinks.setdefault((about.st_dev, about.st_ino), Sink(fd, name))
+            key = (about.st_dev, about.st_ino)
+            if key not in self._sinks:
+                self._sinks[key] = Sink(fd, name)
+            yield self._sinks[key]
             return
         path = os.path.join(directory, f"{job.id}.{stream}")
         anew = self._manner.again and path not in self._begun
@@ -296,7 +287,11 @@ def _interruptible() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, end)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
