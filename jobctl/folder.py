@@ -28,7 +28,7 @@ _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _SHELLS_OWN = frozenset(
     "BASHOPTS BASH_COMPAT BASH_XTRACEFD DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID EXECIGNORE"
     " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
-    " SHELLOPTS SRANDOM TMOUT UID _".split()
+    " SHELLOPTS SRANDOM TMOUT UID".split()
 )
 _RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
 _DAMAGED = "damaged: the file {} cannot be read"
@@ -115,10 +115,10 @@ class Folder:
         lines, odd = [], []
         for name, value in environment.items():
             pair = os.fsencode(f"{name}={value}")
-            if _SHELL_NAME.fullmatch(name) and name not in _SHELLS_OWN:
-                lines.append(b"export " + quoting.quote(pair) + b"\n")
-            else:
+            if not _SHELL_NAME.fullmatch(name) or name in _SHELLS_OWN or name[:7] == "jobctl_":
                 odd.append(pair)
+            elif name != "_":  # the shell's word for what it last ran
+                lines.append(b"export " + quoting.quote(pair) + b"\n")
         self._write("env", b"".join(lines))
         if odd:
             self._write("env.odd", b"set -- /usr/bin/env " + quoting.join(odd) + b' "$@"\n')
@@ -195,6 +195,8 @@ class Folder:
             return {"state": State.RUNNING}
         if self.finished():
             return None
+        if not run and self._locked():  # the job deleted the file
+            return {"state": State.RUNNING}
         host = run.get("host", b"").decode("utf-8", "replace")
         if _ascii(run.get("boot")) == boot:
             reason = "lost: runner was killed"
@@ -257,6 +259,17 @@ class Folder:
             with suppress(OSError):
                 os.unlink(self.file(name))
 
+    def _locked(self) -> bool:
+        """Whether a runner started here has not ended, whatever became of its record."""
+        try:
+            with open(self.file("lock"), "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def watched(self, boot: str) -> Identity | None:
         """Return the process whose end may be the job's, None if all have ended."""
         run = self._record("run")
@@ -296,7 +309,7 @@ class Folder:
         try:
             with open(self.file(name), "rb") as file:
                 return quoting.load(file.read())
-        except OSError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return {}
 
     # --- output and marks ---

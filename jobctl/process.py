@@ -49,6 +49,15 @@ def hostname() -> str:
     return os.uname().nodename
 
 
+def was_given(name: str) -> bool:
+    """Return whether we were started with this variable; True where that is not told."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            return any(pair.startswith(f"{name}=".encode()) for pair in file.read().split(b"\0"))
+    except OSError:
+        return True
+
+
 def uptime() -> float | None:
     """Return the seconds since boot, sleep included, or None where that is not told."""
     try:
@@ -62,13 +71,14 @@ def uptime() -> float | None:
 def look(pid: int) -> Sight | None:
     """Return what is to be seen of pid, None if there is no such process."""
     if not _PROC:
-        words = _output("ps", "-o", "ppid=,state=,lstart=", "-p", str(pid)).split()
-        return Sight("_".join(words[2:]) + "_", words[1], int(words[0])) if words else None
+        columns = ("-o", "ppid=", "-o", "state=", "-o", "lstart=")
+        words = _output("ps", *columns, "-p", str(pid)).split()
+        return Sight("_".join(words[2:]), words[1], int(words[0])) if words else None
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The second field is the program's name in brackets and may hold anything.
             fields = file.read().rpartition(b") ")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return Sight(fields[19].decode(), fields[0].decode(), int(fields[1]))
 

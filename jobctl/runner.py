@@ -8,7 +8,6 @@ import signal
 import time
 from contextlib import suppress
 
-from jobctl.errors import JobctlError
 from jobctl.folder import Folder
 
 SHELL = ("/bin/sh",)
@@ -33,7 +32,13 @@ class Runner:
         go, self._go = os.pipe()
         said, say = os.pipe()
         null = os.open(os.devnull, os.O_RDWR)
-        _spawn("run", folder.path, descriptors={0: go, 1: say, 2: null, 9: lock})
+        # By a process that ends at once, as no child of ours: to stop the job that called us
+        # shall not stop this one.
+        between = os.fork()
+        if not between:
+            _spawn("run", folder.path, descriptors={0: go, 1: say, 2: null, 9: lock})
+            os._exit(0)
+        os.waitpid(between, 0)
         for fd in (go, say, null, lock):
             os.close(fd)
         self._said = open(said, "rb")
@@ -56,31 +61,25 @@ class Runner:
         self._said.close()
 
 
-def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> list[JobctlError]:
+def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[int]:
     """End all that jobs, each a folder and an instance id, started: TERM, later KILL.
 
     Returns when it is over.
 
     :param grace: seconds from TERM to KILL.
-    :return: an error for each job of which something cannot be ended.
+    :return: the numbers of the jobs of which something cannot be ended.
     """
     if not targets:
-        return []
+        return set()
     left, say = os.pipe()
     jobs = os.path.dirname(targets[0][0].path)
     words = ("stop", jobs, f"{grace * 100:.0f}", reason, *_named(targets))
     pid = _spawn(*words, descriptors={1: say})
     os.close(say)
     with open(left) as numbers:
-        unended = numbers.read().split()
+        unended = set(map(int, numbers.read().split()))
     os.waitpid(pid, 0)
-    return [
-        JobctlError(
-            f"job {number}: some of its processes cannot be ended (another user's, or in"
-            " uninterruptible sleep); stop it again later"
-        )
-        for number in unended
-    ]
+    return unended
 
 
 def send(targets: list[tuple[Folder, str]], name: str) -> None:

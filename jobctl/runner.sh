@@ -67,7 +67,8 @@ parse_stat() {
 
 # Sets born of process $1 where there is no /proc.
 ask_ps() {
-    born=$(LC_ALL=C TZ=UTC0 ps -o lstart= -p "$1" 2>/dev/null | tr -s ' ' _)
+    born=$(LC_ALL=C TZ=UTC0 ps -o lstart= -p "$1" 2>/dev/null |
+        awk '{ print $1 "_" $2 "_" $3 "_" $4 "_" $5 }')
     condition=${born:+S}
 }
 
@@ -420,22 +421,35 @@ try() {
     [ -z "$time_watch$caller_watch" ] || wait
 }
 
+# In the background: sleeps for $1 seconds, and ends if the job has ended meanwhile, as
+# its runner may have been killed and not have said so. KILL, as between fork and exec
+# the sleep has still our trap.
+doze() {
+    trap 'kill -s KILL ${!-}; exit' TERM
+    sleep "$1" &
+    wait $!
+    load_run .
+    [ ! -s exit ] && [ ! -e stop ] || exit
+    alive "$runner" "$runner_ticks" "$boot" || alive "$pid" "$ticks" "$boot" || exit
+}
+
 # In the background: ends the command when its time is up.
 when_time_is_up() {
-    trap 'kill ${!-}; exit' TERM
-    sleep "$timeout" &
-    wait $!
-    [ ! -e stop ] || exit
+    left=${timeout%%.*}
+    case $timeout in *.*) doze "0.${timeout#*.}" ;; esac
+    while [ "$left" -gt 60 ]; do
+        doze 60
+        left=$((left - 60))
+    done
+    [ "$left" -eq 0 ] || doze "$left"
     echo >timedout
     cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
 
 # In the background: stops the job when its caller, "pid start", ends.
 when_caller_ends() {
-    trap 'kill ${!-}; exit' TERM
     while alive "${caller%% *}" "${caller#* }" "$boot_now"; do
-        sleep 1 &
-        wait $!
+        doze 1
     done
     (set -C && echo 'stopped: the process that started it ended' >stop)
     cd .. && terminate 1000 "${dir##*/}:$instance_id"
@@ -488,14 +502,17 @@ began_uptime='$uptime'"
     [ ! -e "$jobctl_dir/stop" ] || exit 143
     say began
     exec 3>&-
+    if [ -n "$jobctl_leader" ]; then
+        set -- "$jobctl_leader" "$@"
+    elif [ -x /usr/bin/perl ]; then
+        # shellcheck disable=SC2016  # of perl
+        set -- /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV or exit 127' \
+            -- "$@"
+    fi
+    # Last, as env takes a command with a = in its name for a variable.
     # shellcheck source=/dev/null
     [ ! -e "$jobctl_dir/env.odd" ] || . "$jobctl_dir/env.odd"
     trap - PIPE
-    if [ -n "$jobctl_leader" ]; then
-        exec "$jobctl_leader" "$@"
-    elif [ -x /usr/bin/perl ]; then
-        exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV or exit 127' -- "$@"
-    fi
     exec "$@"
 }
 

@@ -44,7 +44,7 @@ class Ran:
 
     def stop(self, grace: float = 0.3) -> None:
         target = (self.folder, self.job().instance_id)
-        assert runner.stop([target], grace, "stopped by user") == []
+        assert runner.stop([target], grace, "stopped by user") == set()
 
 
 @pytest.fixture(params=["dash", "bash", "busybox"], name="run")
