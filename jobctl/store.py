@@ -93,6 +93,8 @@ class Store:
     def doubt(self, numbers: Iterable[int]) -> None:
         """Have the next refresh() read these jobs' folders again."""
         chosen = ",".join(map(str, numbers))
+        if not chosen:
+            return
         with suppress(sqlite3.Error):
             self._attempt(
                 lambda db: db.execute(f"UPDATE jobs SET final = 0 WHERE id IN ({chosen})")
@@ -174,7 +176,8 @@ class Store:
             gone |= indexed - on_disk
             changed += filter(None, map(self._read_new, sorted(on_disk - indexed)))
             db.executemany("DELETE FROM jobs WHERE id = ?", [(number,) for number in gone])
-            for job in changed:
+            # In the order of their ends, which ranks boots that are new here.
+            for job in sorted(changed, key=lambda job: job.ended_at or 0.0):
                 _insert(db, job)
             # A change within the clock's granularity would leave the same stamp.
             if time.time_ns() - stamp > _SETTLED:

@@ -13,6 +13,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?|\.\d+)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 _LONGEST = 100 * 365 * 86400
+_FRACTION = re.compile(r"\.\d+", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)", re.ASCII)
 
 
@@ -52,8 +53,10 @@ def parse_when(text: str, now: float | None = None) -> float:
     except BadUsage:
         pass
     try:
-        # Python 3.10 does not know Z; without an offset it is local time.
-        return datetime.datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text)).timestamp()
+        # Python 3.10 knows neither Z nor any fraction; without an offset it is local time.
+        text_310 = re.sub("[zZ]$", "+00:00", text)
+        text_310 = _FRACTION.sub(lambda match: f"{match.group():0<7.7}", text_310)
+        return datetime.datetime.fromisoformat(text_310).timestamp()
     except (ValueError, OverflowError, OSError):
         raise BadUsage(
             f"'{text}' is not a time; write 2026-01-31T08:00:00Z, 08:00 or an age such as 2h"

@@ -78,6 +78,7 @@ def test_wait_while_another_removes(jobctl: Jobctl) -> None:
     jobctl.run("remove", "--force", job)
     out, error = process.communicate(timeout=10)
     assert (out, error) == (b"", b"jobctl: job 1 was removed meanwhile\n") or b"Stopped" in out
+    assert process.returncode == 1
 
 
 def test_wait_is_interrupted(jobctl: Jobctl) -> None:

@@ -64,6 +64,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and end with its exit status."""
     render.open_standard_files()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options.caller_umask = paths.keep_private()
     status = _run()
     # Nothing is left that would justify the time of taking the interpreter down in order.

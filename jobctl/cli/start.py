@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from jobctl import paths
+from jobctl import paths, process
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import Job, JobSpec, State, check_name, printable
@@ -231,6 +231,8 @@ def _directory(cwd: str | None) -> str:
 def _environment(variables: tuple[str, ...]) -> dict[str, str]:
     """Return our caller's environment with what -e sets."""
     environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+    if environment.get("LC_CTYPE") == "C.UTF-8" and not process.was_given("LC_CTYPE"):
+        del environment["LC_CTYPE"]  # Python set it, see PEP 538
     for variable in variables:
         name, given, value = variable.partition("=")
         if not name or re.search(r"\s", name):

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from jobctl.cli import options, render
-from jobctl.model import Job, State
+from jobctl.model import Job, State, printable
 from jobctl.ops.wait import finished
 
 _TIMED_OUT = 124
+_MESSAGE = 40
+"""Characters of a job's own message that the bar shows."""
 _BEAT, _LONG = 0.5, 3600.0
 """Seconds between looks at a job's progress, and where nobody watches."""
 
@@ -42,7 +44,7 @@ def command(first: bool, timeout: float | None, form: str, quiet: bool, **values
     chosen.check()
     found = options.found(chosen)
     status = render.tell_all(found.missing)
-    done, waiting = _until_finished(found.jobs, first, deadline)
+    done, waiting, removed = _until_finished(found.jobs, first, deadline)
     if first:
         done = done[:1]
     render.records(sorted(done, key=lambda job: job.number), "ids" if quiet else form)
@@ -50,21 +52,25 @@ def command(first: bool, timeout: float | None, form: str, quiet: bool, **values
         return status
     if waiting and not (first and done):
         return _TIMED_OUT
-    return int(any(job.state is not State.COMPLETED for job in done))
+    return int(removed or any(job.state is not State.COMPLETED for job in done))
 
 
 def _until_finished(
     jobs: list[Job], first: bool, deadline: float | None
-) -> tuple[list[Job], set[str]]:
-    """Return the jobs that finished, in that order, and the ids of those that did not."""
+) -> tuple[list[Job], set[str], bool]:
+    """Return the jobs that finished, in that order, and the ids of those that did not.
+
+    And whether others were removed meanwhile.
+    """
     done: list[Job] = []
+    removed = False
     waiting = {job.id for job in jobs}
     folders = options.jobs()
-    shown = os.isatty(2)
+    shown = bool(jobs) and os.isatty(2)
     only = folders.folder(jobs[0].number) if len(jobs) == 1 else None
 
     def message(_: int | None) -> str | None:
-        return only.progress()[1] if only else None
+        return printable(only.progress()[1] or "")[:_MESSAGE] if only else None
 
     with click.progressbar(
         length=100 if only else len(jobs),
@@ -80,6 +86,7 @@ def _until_finished(
                 waiting.discard(str(number))
                 if job is None:
                     render.say(f"job {number} was removed meanwhile")
+                    removed = True
                 else:
                     done.append(job)
             if first and done:
@@ -88,4 +95,4 @@ def _until_finished(
                 bar.update(round(only.progress()[0] or 0) - bar.pos)
             elif shown:
                 bar.update((100 if only else len(done)) - bar.pos)
-    return done, waiting
+    return done, waiting, removed

@@ -55,29 +55,23 @@ def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found
     selected = list(dict.fromkeys(selectors or ()))
     ranges = [_range(selector) for selector in selected]
     store.refresh()
-    conditions: list[str] = []
-    values: list[object] = []
+    ids: set[int] = set()
     missing: list[NotFound] = []
     for selector, span in zip(selected, ranges, strict=True):
-        if span:
-            conditions.append("id BETWEEN ? AND ?")
-            values += span
-            continue
         try:
-            ids = resolve(store, selector)
+            ids.update(store.ids("id BETWEEN ? AND ?", span) if span else resolve(store, selector))
         except NotFound as error:
             missing.append(error)
-            continue
-        conditions.append(f"id IN ({','.join(map(str, ids))})")
-    if selectors is not None and not conditions:
+    if selectors is not None and not ids:
         return Found([], missing)
-    where = [f"({' OR '.join(conditions)})"] if conditions else ["1"]
+    where = ["1"] if selectors is None else [_among(ids)]
+    values: list[object] = []
     _narrow(narrow, where, values)
-    jobs_where = " AND ".join(where)
+    condition = " AND ".join(where)
     if narrow.newest is not None:
-        newest = store.ids(jobs_where, values, f"{NEWEST_FIRST} LIMIT {narrow.newest}")
-        jobs_where, values = f"id IN ({','.join(map(str, newest))})", []
-    return Found(store.select(jobs_where, values), missing)
+        newest = store.ids(condition, values, f"{NEWEST_FIRST} LIMIT {narrow.newest}")
+        condition, values = _among(newest), []
+    return Found(store.select(condition, values), missing)
 
 
 def resolve(store: Store, selector: str) -> list[int]:
@@ -87,14 +81,12 @@ def resolve(store: Store, selector: str) -> list[int]:
     """
     shown = printable(selector)
     if _NUMBER.fullmatch(selector):
-        number = int(selector)
-        if number <= _LARGEST and (ids := store.ids("id = ?", [number])):
+        if ids := store.ids("id = ?", [_capped(selector)]):
             return ids
         raise NotFound(f"no job {shown}; 'jobctl get' lists those there are")
     if match := _CHILD.fullmatch(selector):
         raise NotFound(f"no job {shown}: job {match[1]} has no children, or there is no such job")
-    # SQLite holds a replacement for bytes that are not UTF-8, and so has to be asked for it.
-    text = selector.encode("utf-8", "replace").decode()
+    text = _text(selector)
     if ids := store.ids("name = ?", [text]):
         return ids
     if any(character in selector for character in "*?["):
@@ -114,10 +106,25 @@ def _range(selector: str) -> tuple[int, int] | None:
         if not selector:
             raise BadUsage("a job must not be named ''; give an id, a name or a range")
         return None
-    first, last = int(match[1]), int(match[2])
+    first, last = _capped(match[1]), _capped(match[2])
     if first > last:
         raise BadUsage(f"range {selector} runs backwards; write {last}-{first}")
-    return min(first, _LARGEST), min(last, _LARGEST)
+    return first, last
+
+
+def _capped(digits: str) -> int:
+    """Return a number that SQLite takes, of any number of digits."""
+    digits = digits.lstrip("0")
+    return min(int(digits or "0"), _LARGEST) if len(digits) < 20 else _LARGEST
+
+
+def _among(ids: Iterable[int]) -> str:
+    return f"id IN ({','.join(map(str, ids))})"
+
+
+def _text(text: str) -> str:
+    """Return text as SQLite holds it: with a replacement for bytes that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _narrow(narrow: Filter, where: list[str], values: list[object]) -> None:
@@ -129,11 +136,11 @@ def _narrow(narrow: Filter, where: list[str], values: list[object]) -> None:
         names = [state.value for state in narrow.states]
         add(f"state IN ({','.join('?' * len(names))})", *names)
     if narrow.name is not None:
-        add("glob(?, name)", narrow.name)
+        add("glob(?, name)", _text(narrow.name))
     if narrow.command is not None:
-        add("glob(?, command)", narrow.command)
+        add("glob(?, command)", _text(narrow.command))
     if narrow.location is not None:
-        add("location = ?", narrow.location)
+        add("location = ?", _text(narrow.location))
     if narrow.before is not None:
         add("ended < ?", narrow.before)
     if narrow.after is not None:

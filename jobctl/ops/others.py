@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import zlib
 from collections.abc import Callable
 
 from jobctl.model import Job
@@ -19,7 +20,8 @@ def unless_running(state_dir: str, name: str, begin: Callable[[], Job]) -> tuple
     store = Store(state_dir)
     lock = os.open(f"{state_dir}/singleton.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Of this name only: a start may take long, as it reads the job's standard input.
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, zlib.crc32(os.fsencode(name)))
         store.refresh()
         for job in store.select("NOT final AND name = ?", [name]):
             if not job.state.finished:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jobctl.errors import JobctlError, Refused
 from jobctl.model import Job, State
-from jobctl.ops.stop import stop
+from jobctl.ops.stop import Unended, stop
 from jobctl.store import Store
 
 _GRACE = 10.0
@@ -47,11 +47,12 @@ def plan(chosen: list[Job], force: bool, local_only: bool) -> Plan:
 def remove(store: Store, todo: Plan) -> list[JobctlError]:
     """Carry out a plan; return an error for each job that is still there."""
     errors = todo.errors + stop(store.jobs, todo.delete, _GRACE, "removed")
+    unended = {error.number for error in errors if isinstance(error, Unended)}
     for job in todo.forget:
         store.jobs.folder(job.number).delete()
     for job in todo.delete:
         folder = store.jobs.folder(job.number)
-        if folder.finished():
+        if folder.finished() and job.number not in unended:
             folder.delete()
     store.refresh()
     return errors

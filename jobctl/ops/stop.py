@@ -8,6 +8,18 @@ from jobctl.folder import Jobs
 from jobctl.model import Job, State
 
 
+class Unended(JobctlError):
+    """Something of a job cannot be ended."""
+
+    def __init__(self, number: int) -> None:
+        """Say so of the job of that number."""
+        self.number = number
+        super().__init__(
+            f"job {number}: some of its processes cannot be ended (another user's, or in"
+            " uninterruptible sleep); stop it again later"
+        )
+
+
 def stop(jobs: Jobs, chosen: list[Job], grace: float, reason: str) -> list[JobctlError]:
     """End all that these jobs started, finished ones' leftovers included.
 
@@ -22,7 +34,7 @@ def stop(jobs: Jobs, chosen: list[Job], grace: float, reason: str) -> list[Jobct
         for job in here
         if not job.state.finished or job.instance_id in living
     ]
-    return errors + runner.stop(targets, grace, why)
+    return errors + [Unended(number) for number in sorted(runner.stop(targets, grace, why))]
 
 
 def reachable(chosen: list[Job]) -> tuple[list[Job], list[JobctlError]]:
