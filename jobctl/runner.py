@@ -15,6 +15,9 @@ SHELL = ("/bin/sh",)
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.sh")
 
 _CHANGEABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+_ENVIRONMENT = {"JOBCTL_RUNNER": "1"}
+"""Nothing of ours, least of all the cookie of the job that may have called us; and what tells
+a runner from what a job started, should it be called from there."""
 _HIGH = 20
 """Descriptors from here on are out of the way of those the runner gets."""
 
@@ -32,13 +35,7 @@ class Runner:
         go, self._go = os.pipe()
         said, say = os.pipe()
         null = os.open(os.devnull, os.O_RDWR)
-        # By a process that ends at once, as no child of ours: to stop the job that called us
-        # shall not stop this one.
-        between = os.fork()
-        if not between:
-            _spawn("run", folder.path, descriptors={0: go, 1: say, 2: null, 9: lock})
-            os._exit(0)
-        os.waitpid(between, 0)
+        _spawn("run", folder.path, descriptors={0: go, 1: say, 2: null, 9: lock})
         for fd in (go, say, null, lock):
             os.close(fd)
         self._said = open(said, "rb")
@@ -98,7 +95,7 @@ def bearers() -> set[str]:
     import subprocess
 
     # In an environment without the cookie of the job that may have called us.
-    result = subprocess.run([*SHELL, SCRIPT, "cookies"], env={}, stdout=subprocess.PIPE)
+    result = subprocess.run([*SHELL, SCRIPT, "cookies"], env=_ENVIRONMENT, stdout=subprocess.PIPE)
     lines = result.stdout.decode("ascii", "replace").splitlines()
     return {instance_id for _, _, instance_id in (line.partition(" ") for line in lines)}
 
@@ -128,7 +125,7 @@ def _spawn(*words: str, descriptors: dict[int, int] | None = None) -> int:
         }
         for theirs, ours in moved.items():
             os.dup2(ours, theirs)
-        os.execve(SHELL[0], [*SHELL, SCRIPT, *words], {})
+        os.execve(SHELL[0], [*SHELL, SCRIPT, *words], _ENVIRONMENT)
     finally:
         os._exit(127)
 

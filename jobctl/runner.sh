@@ -107,20 +107,24 @@ processes() {
     fi
 }
 
-# Prints "pid instance-id" of every process that bears a job's cookie.
+# Prints "pid instance-id" of every process that bears a job's cookie, and "pid runner" of
+# those that are no part of a job though one may have called them: runners, this script.
 cookies() {
     if [ ! -r /proc/self/environ ]; then
         LC_ALL=C ps -A -E -ww -o pid= -o command= 2>/dev/null | awk '
-            { for (i = 2; i <= NF; i++)
-                if (sub(/^JOBCTL_INSTANCE_ID=/, "", $i)) { print $1, $i; next } }'
+            { for (i = 2; i <= NF; i++) {
+                if ($i == "JOBCTL_RUNNER=1") { print $1, "runner"; next }
+                if (sub(/^JOBCTL_INSTANCE_ID=/, "", $i)) { print $1, $i; next } } }'
     elif echo x | grep -z x >/dev/null 2>&1; then
-        grep -Hazx 'JOBCTL_INSTANCE_ID=[0-9a-f-]*' /proc/[0-9]*/environ 2>/dev/null |
-            tr '\0' '\n' | sed 's,^/proc/\([0-9]*\)/environ:JOBCTL_INSTANCE_ID=,\1 ,'
+        grep -Hazx -e 'JOBCTL_INSTANCE_ID=[0-9a-f-]*' -e JOBCTL_RUNNER=1 \
+            /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' |
+            sed 's,^/proc/\([0-9]*\)/environ:JOBCTL_,\1 ,; s/INSTANCE_ID=//; s/RUNNER=1/runner/'
     else
         for file in /proc/[0-9]*/environ; do
             process=${file#/proc/}
             tr '\0' '\n' 2>/dev/null <"$file" |
-                sed -n "s,^JOBCTL_INSTANCE_ID=,${process%/environ} ,p"
+                sed -n "s,^JOBCTL_INSTANCE_ID=,${process%/environ} ,p
+                    s,^JOBCTL_RUNNER=1,${process%/environ} runner,p"
         done
     fi
 }
@@ -202,8 +206,8 @@ settle() {
 
 # Prints "number/pid/start" of everything that the jobs $@ started and that still lives:
 # their commands, what bears their cookies or was in $known, and all that descends from
-# these or shares a command's session. Not this process and its like: a job may stop
-# itself.
+# these or shares a command's session. Not what is apart, as a job may stop itself, or
+# start another.
 members() {
     {
         for job in "$@"; do
@@ -223,16 +227,17 @@ members() {
                       if ($4 != "") id[$4] = $2
                       next }
         $1 == "known" { split($2, part, "/"); known[part[2] "/" part[3]] = part[1]; next }
-        $1 == "cookie" { if ($3 in id) of[$2] = id[$3]; next }
-        $1 == "own" { own = $2; next }
-        $1 == own || $5 ~ /^[ZX]/ { next }
+        $1 == "cookie" { if ($3 == "runner") apart[$2] = 1; if ($3 in id) of[$2] = id[$3]; next }
+        $1 == "own" { apart[$2] = 1; next }
+        # A command that has not yet taken the place of its runner is a part all the same.
+        ($1 in apart && !($1 in root)) || $5 ~ /^[ZX]/ { next }
         { parent[$1] = $2; start[$1] = $6
           if ($1 "/" $6 in known) of[$1] = known[$1 "/" $6]
           if ($3 in root) of[$1] = root[$3]
           if ($4 in root) of[$1] = root[$4] }
         END { do { more = 0
                    for (p in parent)
-                       if (!(p in of) && parent[p] in of && parent[p] != own) {
+                       if (!(p in of) && parent[p] in of) {
                            of[p] = of[parent[p]]; more = 1
                        }
               } while (more)
@@ -489,7 +494,7 @@ began_uptime='$uptime'"
     umask "$umask"
     # From here on any variable but jobctl_* may have the caller's value.
     export PWD
-    unset LC_ALL OLDPWD SHLVL
+    unset LC_ALL OLDPWD SHLVL JOBCTL_RUNNER
     [ -z "${caller_locale+set}" ] || export LC_ALL="$caller_locale"
     if [ -n "${caller_path+set}" ]; then PATH=$caller_path; else unset PATH; fi
     # shellcheck source=/dev/null
@@ -592,7 +597,7 @@ announce() {
     . "$jobctl_dir/env"
     /bin/rm -f "$jobctl_dir/env" "$jobctl_dir/env.odd" "$jobctl_dir/exit.new"
     # Without the cookie: to remove the job shall not end what it says at its end.
-    unset JOBCTL_INSTANCE_ID JOBCTL_PROGRESS
+    unset JOBCTL_INSTANCE_ID JOBCTL_PROGRESS JOBCTL_RUNNER
     export JOBCTL_STATE="$jobctl_state" JOBCTL_EXIT_CODE="$jobctl_code"
     exec /bin/sh -c "$jobctl_hook"
 }

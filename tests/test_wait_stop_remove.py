@@ -193,6 +193,14 @@ def test_a_job_may_stop_itself(jobctl: Jobctl) -> None:
     wait_until(lambda: not processes_with("sleep 7553"))
 
 
+def test_a_job_that_waits_for_one_it_started(jobctl: Jobctl) -> None:
+    outer = jobctl.sh("jobctl start --wait sleep 60")
+    wait_until(lambda: len(jobctl.jobs()) == 2)
+    jobctl.until("2", "Running")
+    jobctl.run("stop", outer)
+    assert jobctl.state("2") == "Running"
+
+
 def test_a_reused_pid_is_left_alone(jobctl: Jobctl) -> None:
     innocent = subprocess.Popen(["sleep", "60"])
     job = jobctl.start("sleep", "60")

@@ -17,7 +17,7 @@ from jobctl.model import Job, JobSpec, State, check_name, printable
 from jobctl.ops.start import start
 
 _MOST_RETRIES = 1_000_000
-_NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS"}
+_NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS", "JOBCTL_RUNNER"}
 """What the runner sets, or what belongs to the job that called us."""
 
 
