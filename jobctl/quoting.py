@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-_ENTRY = re.compile(rb"([a-z_]+)='([^']*(?:'\\''[^']*)*)'\n")
+# Only at the beginning of a line, and of limited length: what is read may be damaged, and a
+# megabyte of letters is not to be tried from each of them.
+_ENTRY = re.compile(rb"^([a-z_]{1,32})='([^']*(?:'\\''[^']*)*)'\n", re.MULTILINE)
 _WORD = re.compile(rb"'([^']*(?:'\\''[^']*)*)'")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
