@@ -30,6 +30,7 @@ _SHELLS_OWN = frozenset(
     " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
     " SHELLOPTS SRANDOM TMOUT UID".split()
 )
+_NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
 _RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
 _DAMAGED = "damaged: the file {} cannot be read"
 
@@ -387,7 +388,7 @@ class Jobs:
     def numbers(self) -> list[int]:
         """Return the numbers of all folders, in no order."""
         try:
-            return [int(name) for name in os.listdir(self.path) if name.isdecimal()]
+            return [int(name) for name in os.listdir(self.path) if _NUMBER.fullmatch(name)]
         except FileNotFoundError:
             return []
 

@@ -150,7 +150,7 @@ class Marks(NamedTuple):
     def next(self, stream: str, size: int) -> tuple[int, int] | None:
         """Return start and end of what is to be received next of a stream of that size."""
         for name, start, end in self.returned_ranges:
-            if name == stream:
+            if name == stream and start < (end := min(end, size)):
                 return start, end
         mark = self.stdout if stream == "stdout" else self.stderr
         return (mark, size) if mark < size else None

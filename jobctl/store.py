@@ -73,12 +73,8 @@ class Store:
         glob(pattern, text) may be used in it.
         """
         values = list(values)
-        rows = self._attempt(
-            lambda db: db.execute(
-                f"SELECT record FROM jobs WHERE {where} ORDER BY {order}", values
-            ).fetchall()
-        )
-        return [_load(record) for (record,) in rows]
+        query = f"SELECT record FROM jobs WHERE {where} ORDER BY {order}"
+        return self._attempt(lambda db: [_load(record) for (record,) in db.execute(query, values)])
 
     def ids(self, where: str, values: Iterable[object] = (), order: str = "id") -> list[int]:
         """Return the ids of the jobs for which the SQL condition holds."""
@@ -144,6 +140,8 @@ class Store:
     def _sound(self) -> bool:
         try:
             db = self._connection()
+            for (record,) in db.execute("SELECT record FROM jobs"):
+                _load(record)
             return bool(db.execute("PRAGMA quick_check").fetchone()[0] == "ok")
         except sqlite3.DatabaseError:
             self._db = None
@@ -174,13 +172,15 @@ class Store:
             on_disk = set(self.jobs.numbers())
             indexed = {number for (number,) in db.execute("SELECT id FROM jobs")}
             gone |= indexed - on_disk
-            changed += filter(None, map(self._read_new, sorted(on_disk - indexed)))
+            new = {number: self._read_new(number) for number in sorted(on_disk - indexed)}
+            changed += filter(None, new.values())
             db.executemany("DELETE FROM jobs WHERE id = ?", [(number,) for number in gone])
             # In the order of their ends, which ranks boots that are new here.
             for job in sorted(changed, key=lambda job: job.ended_at or 0.0):
                 _insert(db, job)
-            # A change within the clock's granularity would leave the same stamp.
-            if time.time_ns() - stamp > _SETTLED:
+            # A change within the clock's granularity would leave the same stamp, and a folder
+            # that is being made leaves it as well when it becomes a job's.
+            if None not in new.values() and time.time_ns() - stamp > _SETTLED:
                 db.execute("INSERT OR REPLACE INTO seen VALUES (1, ?, ?)", (self.boot, stamp))
             db.execute("COMMIT")
         except BaseException:
@@ -267,6 +267,9 @@ def _dump(job: Job) -> str:
 
 
 def _load(record: str) -> Job:
-    fields = json.loads(record)
-    fields["state"] = State(fields["state"])
-    return Job(**fields)
+    try:
+        fields = json.loads(record)
+        fields["state"] = State(fields["state"])
+        return Job(**fields)
+    except (ValueError, TypeError, KeyError) as error:
+        raise sqlite3.DatabaseError("a record cannot be read") from error

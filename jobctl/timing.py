@@ -80,9 +80,9 @@ def spell(seconds: float | None) -> str:
     """Return a duration as parse_duration reads it, in its two largest units."""
     if seconds is None:
         return ""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f}s"
-    left, parts = int(seconds), list[str]()
+    left, parts = max(60, int(seconds)), list[str]()
     for unit, size in _UNITS.items():
         amount, left = divmod(left, size)
         if amount or parts:

@@ -1,0 +1,253 @@
+"""The house: who may know whom, and who alone may do what."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import jobctl
+
+PACKAGE = Path(jobctl.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+CODE = {name: path for name, path in MODULES.items() if path.name != "__init__.py"}
+RUNNER = PACKAGE / "runner.sh"
+ROWS = (
+    ("errors", "quoting", "model", "timing"),
+    ("paths", "process", "folder", "runner", "store"),
+)
+ALONE = {"click": "jobctl.cli", "tabulate": "jobctl.cli", "sqlite3": "jobctl.store"}
+JOB_FILES = (
+    "spec",
+    "spec.new",
+    "run",
+    "exit",
+    "exit.new",
+    "received",
+    "received.new",
+    "received.lock",
+    "progress",
+    "lock",
+    "env",
+    "env.odd",
+    "stop",
+    "log",
+    "failure",
+    "signals",
+    "timedout",
+)
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text())
+
+
+def imports(name: str) -> Iterator[str]:
+    """Yield every module that a module imports, wherever in it, by its full name."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            module = node.module or ""
+            for alias in node.names:
+                full = f"{module}.{alias.name}"
+                yield full if full in MODULES else module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "__import__",
+            "importlib.import_module",
+        ):
+            assert name == "jobctl.cli.main", f"{name}: imports by name"
+
+
+def ours(name: str) -> set[str]:
+    return {module for module in imports(name) if module.partition(".")[0] == "jobctl"}
+
+
+def place(module: str) -> tuple[int, int]:
+    """Return the row of a module, from above, and its place in it where that is ordered."""
+    parts = module.split(".")
+    if parts[-1] == "__main__":
+        return 4, 0
+    if len(parts) == 3:
+        return {"ops": 2, "cli": 3}[parts[1]], 0
+    for row, names in enumerate(ROWS):
+        if parts[1] in names:
+            return row, names.index(parts[1])
+    raise AssertionError(f"{module} has no place in the house")
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_imports_come_from_above_or_the_left(name: str) -> None:
+    row, column = place(name)
+    for module in ours(name) - {"jobctl"}:
+        other_row, other_column = place(module)
+        if other_row == row and row >= 2:
+            continue  # not ordered, but without cycles, see below
+        assert (other_row, other_column) < (row, column), f"{name} imports {module}"
+
+
+def test_no_cycles() -> None:
+    imported = {name: ours(name) & CODE.keys() for name in CODE}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for module in sorted(imported[name]):
+                visit(module, (*path, name))
+            done.add(name)
+
+    for name in CODE:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_libraries_stop_in_the_files_that_use_them(name: str) -> None:
+    for module in imports(name):
+        library = module.partition(".")[0]
+        if library in ALONE:
+            assert name.startswith(ALONE[library]), f"{name} imports {library}"
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_nobody_prints(name: str) -> None:
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "exit", "quit"), f"{name}:{node.lineno}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.exit", "os._exit"):
+            # The end of the program, and of a child that could not become another one.
+            assert name in ("jobctl.cli.main", "jobctl.runner"), f"{name}:{node.lineno}"
+
+
+def strings(name: str) -> Iterator[tuple[str, int]]:
+    """Yield the strings in a module that are no docstrings, and their lines."""
+    module = tree(name)
+    documentation = {
+        id(node.value)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(module):
+        if isinstance(node, ast.Constant) and id(node) not in documentation:
+            if isinstance(node.value, str):
+                yield node.value, node.lineno
+            elif isinstance(node.value, bytes):
+                yield node.value.decode("latin-1"), node.lineno
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_the_kernel_is_asked_in_one_place(name: str) -> None:
+    for text, line in strings(name):
+        if text.startswith("/proc/"):
+            allowed = name == "jobctl.process" or (
+                name == "jobctl.ops.delivery" and text == "/proc/self/fd/"
+            )
+            assert allowed, f"{name}:{line} reads {text}"
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_folder_has_one_owner(name: str) -> None:
+    """Nobody but folder.py joins a path in a job folder; others ask it for one."""
+    if name == "jobctl.folder":
+        return
+    module = tree(name)
+    for node in ast.walk(module):
+        if isinstance(node, ast.JoinedStr):
+            last = node.values[-1]
+            if isinstance(last, ast.Constant) and isinstance(last.value, str):
+                tail = last.value.rpartition("/")
+                assert not (tail[1] and tail[2] in JOB_FILES), f"{name}:{node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("path.join", ".file")):
+            for argument in node.args:
+                if isinstance(argument, ast.Constant) and argument.value in JOB_FILES:
+                    # The lock is handed on to the runner by who starts it.
+                    assert (name, argument.value) == ("jobctl.runner", "lock"), (
+                        f"{name}:{node.lineno} names {argument.value}"
+                    )
+    for text, line in strings(name):
+        assert not re.search(rf"/({'|'.join(map(re.escape, JOB_FILES))})$", text), f"{name}:{line}"
+
+
+def test_packages_are_empty() -> None:
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            body = ast.parse(path.read_text()).body
+            if name == "jobctl.__init__":
+                text = [ast.unparse(node) for node in body if not isinstance(node, ast.Expr)]
+                assert len(text) == 1
+                assert text[0].startswith("__version__ = ")
+            else:
+                assert body == [], name
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_everything_is_documented(name: str) -> None:
+    module = tree(name)
+    first = (ast.get_docstring(module) or "").partition("\n")[0]
+    assert first.endswith((".", ":", "?")), f"{name}: one sentence that says what it knows"
+    public: list[ast.ClassDef | ast.FunctionDef] = []
+    for node in module.body:
+        if isinstance(node, ast.ClassDef):
+            public.append(node)
+            public += [n for n in node.body if isinstance(n, ast.FunctionDef)]
+        elif isinstance(node, ast.FunctionDef):
+            public.append(node)
+    for node in public:
+        if isinstance(node, ast.ClassDef) or not node.name.startswith("_"):
+            overrides = isinstance(node, ast.FunctionDef) and _overrides_click(module, node)
+            assert ast.get_docstring(node) or overrides, f"{name}: {node.name}"
+
+
+def _overrides_click(module: ast.Module, method: ast.FunctionDef) -> bool:
+    """Whether a method is one that Click documents."""
+    return any(
+        method in node.body and any("click" in ast.unparse(base) for base in node.bases)
+        for node in module.body
+        if isinstance(node, ast.ClassDef)
+    )
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), RUNNER], ids=lambda path: path.name)
+def test_no_file_is_long(path: Path) -> None:
+    limit = 700 if path == RUNNER else 500
+    assert len(path.read_text().splitlines()) <= limit
+
+
+def test_one_broad_except() -> None:
+    broad = [
+        f"{name}:{node.lineno}"
+        for name in CODE
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) == "Exception")
+    ]
+    assert len(broad) == 1
+    assert broad[0].startswith("jobctl.cli.main:")
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(f"{name} is not installed; tests/run.sh installs it")
+    return path
+
+
+def test_the_runner_is_clean() -> None:
+    result = subprocess.run([tool("shellcheck"), str(RUNNER)], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("bash", "--posix"), ("busybox", "sh")])
+def test_the_runner_parses(shell: tuple[str, ...]) -> None:
+    command = [tool(shell[0]), *shell[1:], "-n", str(RUNNER)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

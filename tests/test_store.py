@@ -1,0 +1,239 @@
+"""The index: it says what the folders say, whatever becomes of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Jobctl, wait_until
+
+from jobctl import process, quoting
+from jobctl.errors import NotFound
+from jobctl.ops.find import resolve
+from jobctl.store import Store
+
+
+def index(jobctl: Jobctl) -> Path:
+    return jobctl.state_dir / "index.db"
+
+
+def copied(jobctl: Jobctl, job: str, *numbers: int) -> None:
+    for number in numbers:
+        shutil.copytree(jobctl.folder(job), jobctl.folder(str(number)))
+
+
+def rewrite(jobctl: Jobctl, job: str, name: str, **fields: str) -> None:
+    """Change entries of a record in a job's folder."""
+    path = jobctl.folder(job) / name
+    record = quoting.load(path.read_bytes()) | {k: v.encode() for k, v in fields.items()}
+    path.write_bytes(quoting.dump(record))
+
+
+@pytest.fixture(name="many")
+def _many(jobctl: Jobctl) -> Jobctl:
+    """Give 200 finished jobs, of every kind and in no order."""
+    kinds = [
+        jobctl.done("true"),
+        jobctl.done("-n", "naïve", "sh", "-c", "echo out; exit 3", "\udcff"),
+        jobctl.done("-c", "kill -9 $$"),
+        jobctl.done("no-such-command", status=None),
+        jobctl.start("sleep", "60"),
+    ]
+    jobctl.run("stop", kinds[-1])
+    numbers = list(range(len(kinds) + 1, 201))
+    random.Random(3).shuffle(numbers)
+    for number in numbers:
+        copied(jobctl, kinds[number % len(kinds)], number)
+    return jobctl
+
+
+def test_made_anew_it_says_the_same(many: Jobctl) -> None:
+    before = many.out("get", "-o", "json")
+    assert before.count('"instance_id"') == 200
+    for _ in range(2):
+        index(many).unlink()
+        assert many.out("get", "-o", "json") == before
+        assert many.out("get", "-o", "json") == before
+    (many.state_dir / "index.lock").unlink(missing_ok=True)
+    (many.state_dir / "index.db-journal").unlink(missing_ok=True)
+    assert many.out("get", "-o", "json") == before
+
+
+def test_made_anew_it_selects_the_same(many: Jobctl) -> None:
+    questions = [
+        ("--newest", "7"),
+        ("--state", "Failed"),
+        ("--name", "na*"),
+        ("--has-more-data",),
+        ("3-9", "17", "--state", "Stopped"),
+        ("--after", "1h", "--command", "sleep*"),
+    ]
+    before = [many.out("get", "-q", *question) for question in questions]
+    assert all(before)
+    index(many).unlink()
+    assert [many.out("get", "-q", *question) for question in questions] == before
+
+
+def test_versions(many: Jobctl) -> None:
+    before = many.out("get", "-o", "json")
+    index(many).write_bytes(b"")
+    assert many.out("get", "-o", "json") == before
+    for version in (1000, -1, 2**31 - 1):
+        with sqlite3.connect(index(many)) as db:
+            db.execute(f"PRAGMA user_version = {version}")
+            db.execute("CREATE TABLE of_another_time (x)")
+        assert many.out("get", "-o", "json") == before
+        with sqlite3.connect(index(many)) as db:  # rebuilt, and kept
+            assert db.execute("PRAGMA user_version").fetchone()[0] == 1
+            assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == 200
+            tables = db.execute("SELECT name FROM sqlite_master").fetchall()
+            assert ("of_another_time",) not in tables
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE jobs",
+        "DROP TABLE seen",
+        "UPDATE jobs SET record = 'x'",
+        "UPDATE jobs SET record = '{}'",
+        "UPDATE jobs SET record = '[]'",
+        "UPDATE jobs SET record = x'ff' || record",
+        "UPDATE jobs SET record = replace(record, '\"Completed\"', '\"Odd\"')",
+        "UPDATE jobs SET record = replace(record, '\"reason\"', '\"other\"')",
+    ],
+)
+def test_what_is_no_index_of_ours(jobctl: Jobctl, statement: str) -> None:
+    jobctl.done("true")
+    copied(jobctl, "1", *range(2, 10))
+    before = jobctl.out("get", "-o", "json")
+    with sqlite3.connect(index(jobctl)) as db:
+        db.execute(statement)
+    assert jobctl.out("get", "-o", "json") == before
+    store = Store(str(jobctl.state_dir))
+    store.refresh()
+    with sqlite3.connect(index(jobctl)) as db:  # mended, not only made up for
+        assert db.execute("SELECT count(*) FROM jobs WHERE state = 'Completed'").fetchone()[0] == 9
+
+
+def test_the_newest_by_boot_and_uptime(jobctl: Jobctl) -> None:
+    boot = process.boot_id()
+    old = "00000000-0000-4000-8000-000000000000"
+    jobctl.done("true")
+    copied(jobctl, "1", 2, 3, 4, 5, 6)
+    # The clock went backwards, by years, in between; ids say nothing either.
+    rewrite(jobctl, "6", "exit", boot=old, ended_uptime="1.5", ended="4000000000.0")
+    rewrite(jobctl, "5", "exit", boot=old, ended_uptime="900.25", ended="1.0")
+    rewrite(jobctl, "2", "exit", boot=boot, ended_uptime="30.0", ended="1000.0")
+    rewrite(jobctl, "4", "exit", boot=boot, ended_uptime="200.0", ended="10.0")
+    rewrite(jobctl, "1", "exit", boot=boot, ended_uptime="1000.0", ended="1.0")
+    rewrite(jobctl, "3", "exit", boot=boot, ended_uptime="9.0", ended="3000000000.0")
+    index(jobctl).unlink(missing_ok=True)
+    # The older boot is known first, as it would be in life.
+    for job in ("1", "2", "3", "4"):
+        jobctl.folder(job).rename(jobctl.state_dir / job)
+    assert jobctl.out("get", "-q") == "5\n6\n"
+    for job in ("1", "2", "3", "4"):
+        (jobctl.state_dir / job).rename(jobctl.folder(job))
+    order = ["1", "4", "2", "3", "5", "6"]
+    for count in range(1, 7):
+        newest = jobctl.out("get", "-q", "--newest", str(count)).split()
+        assert newest == sorted(order[:count])
+    running = jobctl.start("sleep", "60")
+    assert jobctl.out("get", "-q", "--newest", "1") == f"{running}\n"
+
+
+def test_receiving_is_seen(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", "echo x; echo y >&2")
+    assert jobctl.out("get", "-q", "--has-more-data") == f"{job}\n"
+    jobctl.run("receive", "--stream", "stdout", job)
+    assert jobctl.out("get", "-q", "--has-more-data") == f"{job}\n"
+    jobctl.run("receive", "--keep", job)
+    assert jobctl.out("get", "-q", "--has-more-data") == f"{job}\n"
+    jobctl.run("receive", job)
+    assert jobctl.out("get", "-q", "--has-more-data") == ""
+    assert jobctl.out("get", "-q", "--no-more-data") == f"{job}\n"
+
+
+def test_doubt(jobctl: Jobctl) -> None:
+    jobctl.done("true")
+    copied(jobctl, "1", 2)
+    store = Store(str(jobctl.state_dir))
+    store.refresh()
+    for job in ("1", "2"):
+        rewrite(jobctl, job, "exit", state="Failed", reason="changed")
+    store.refresh()
+    assert [job.reason for job in store.select("1")] == ["", ""]  # finished is final
+    store.doubt([2, 99])
+    store.refresh()
+    assert [job.reason for job in store.select("1")] == ["", "changed"]
+    store.doubt([])
+
+
+def test_folders_that_come_and_go(jobctl: Jobctl) -> None:
+    jobctl.done("-n", "first", "true")
+    assert jobctl.out("get", "-q") == "1\n"
+    time.sleep(0.15)  # until the index trusts the time of the last change
+    assert jobctl.out("get", "-q") == "1\n"
+    copied(jobctl, "1", 7)
+    assert jobctl.out("get", "-q") == "1\n7\n"
+    assert jobctl.out("get", "-q", "first") == "1\n7\n"
+    time.sleep(0.15)
+    assert jobctl.out("get", "-q") == "1\n7\n"
+    shutil.rmtree(jobctl.folder("1"))
+    assert jobctl.out("get", "-q") == "7\n"
+    jobctl.refused(3, "get", "1")
+    other = jobctl.done("-n", "other", "false")
+    assert jobctl.out("get", "-q", "other") == f"{other}\n"
+
+
+def test_a_job_that_takes_its_time_to_start(jobctl: Jobctl) -> None:
+    jobctl.done("true")
+    reader, writer = os.pipe()
+    starting = jobctl.popen("start", "-q", "--stdin", "-", "cat", stdin=reader, stdout=-1)
+    os.close(reader)
+    wait_until(lambda: jobctl.folder("2").exists())
+    time.sleep(0.15)
+    assert jobctl.out("get", "-q") == "1\n"
+    os.write(writer, b"x")
+    os.close(writer)
+    assert starting.communicate(timeout=20)[0] == b"2\n"
+    assert jobctl.out("get", "-q") == "1\n2\n"
+    assert jobctl.out("get", "-q", "2") == "2\n"
+
+
+def test_two_at_once(jobctl: Jobctl) -> None:
+    jobctl.done("true")
+    stores = [Store(str(jobctl.state_dir)) for _ in range(2)]
+    for number in range(2, 12):
+        copied(jobctl, "1", number)
+        for store in stores:
+            store.refresh()
+            assert store.ids("1") == list(range(1, number + 1))
+    shutil.rmtree(jobctl.folder("5"))
+    for store in reversed(stores):
+        store.refresh()
+        with pytest.raises(NotFound):
+            resolve(store, "5")
+
+
+def test_ids_are_never_used_again(jobctl: Jobctl) -> None:
+    used = []
+    for lost in ("nothing", "index.db", "last", "index.db", "last"):
+        used += [jobctl.done("true"), jobctl.done("true")]
+        jobctl.run("remove", used[-2])
+        (jobctl.state_dir / lost).unlink(missing_ok=True)
+        jobctl.run("get")
+    used.append(jobctl.done("true"))
+    jobctl.run("remove", "--all")
+    for lost in ("nothing", "index.db"):
+        (jobctl.state_dir / lost).unlink(missing_ok=True)
+        jobctl.run("get")
+        used.append(jobctl.done("true"))
+        jobctl.run("remove", used[-1])
+    assert list(map(int, used)) == sorted(set(map(int, used)))
