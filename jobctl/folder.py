@@ -69,6 +69,7 @@ class Folder:
         self._write_environment(environment)
         for stream in (*STREAMS, "lock"):
             self._write(stream, b"")
+        self._write("received", _marks_text(Marks()))
         script = ""
         if spec.script is not None:
             # Without #! it would be up to the system what runs it: sh then does.
@@ -222,6 +223,8 @@ class Folder:
         record = self._record("exit")
         try:
             state, reason = State(_ascii(record.get("state"))), record.get("reason", b"")
+            if not state.finished:
+                raise ValueError(state)
         except ValueError:
             state, reason = State.FAILED, _DAMAGED.format("exit").encode()
         marks = self.marks()
@@ -334,26 +337,14 @@ class Folder:
         )
 
     @contextmanager
-    def receiving(self) -> Iterator[None]:
-        """Hold the right to move the marks."""
-        fd = _private(self.file("received.lock"), os.O_RDWR | os.O_CREAT)
+    def receiving(self) -> Iterator[int]:
+        """Hold the right to move the marks; gives what move_marks() takes."""
+        fd = _private(self.file("received"), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
+            yield fd
         finally:
             os.close(fd)
-
-    def move_marks(self, marks: Marks) -> None:
-        """Write down how much was received."""
-        ranges = (f"{stream}:{start}-{end}" for stream, start, end in marks.returned_ranges)
-        record = {
-            "stdout": b"%d" % marks.stdout,
-            "stderr": b"%d" % marks.stderr,
-            "told": b"1" if marks.told else b"",
-            "returned": " ".join(ranges).encode(),
-        }
-        self._write("received.new", quoting.dump(record))
-        os.replace(self.file("received.new"), self.file("received"))
 
     # --- the end ---
 
@@ -372,6 +363,31 @@ class Folder:
         except OSError:
             return False
         return age > 60 and not self.exists() and self.watched(boot) is None
+
+
+def move_marks(fd: int, marks: Marks) -> None:
+    """Write down how much was received.
+
+    In place, and with one call: that takes no room which a full disk does not have.
+    """
+    text = _marks_text(marks)
+    os.pwrite(fd, text, 0)
+    if os.fstat(fd).st_size > len(text):
+        os.ftruncate(fd, len(text))
+
+
+def _marks_text(marks: Marks) -> bytes:
+    """Return marks as a record, filled up to a multiple of the size of a disk's sector."""
+    ranges = (f"{stream}:{start}-{end}" for stream, start, end in marks.returned_ranges)
+    text = quoting.dump(
+        {
+            "stdout": b"%d" % marks.stdout,
+            "stderr": b"%d" % marks.stderr,
+            "told": b"1" if marks.told else b"",
+            "returned": " ".join(ranges).encode(),
+        }
+    )
+    return text + b"\n" * (-len(text) % 512)
 
 
 class Jobs:
@@ -418,8 +434,11 @@ class Jobs:
                     break
                 except FileExistsError:
                     continue
-            last.seek(0)
-            last.write(b"%020d\n" % number)
+            try:
+                os.pwrite(last.fileno(), b"%020d\n" % number, 0)
+            except OSError:
+                os.rmdir(f"{self.path}/{number}")
+                raise
         return self.folder(number)
 
 

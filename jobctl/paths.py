@@ -58,7 +58,8 @@ def _named() -> str:
     base = os.environ.get("XDG_STATE_HOME", "")
     # "All paths must be absolute; if not, ignore them": XDG Base Directory Specification.
     if not os.path.isabs(base):
-        base = os.path.expanduser("~/.local/state")
+        home = os.environ.get("HOME", "~")
+        base = os.path.join(os.path.expanduser(home), ".local/state") if home else ""
     if not os.path.isabs(base):
         raise JobctlError("there is no home directory to keep jobs in; set JOBCTL_STATE_DIR")
     return os.path.join(base, "jobctl")

@@ -53,9 +53,11 @@ class Runner:
             return self._said.readline().decode().strip()
 
     def abandon(self) -> None:
-        """Let it end without a job."""
+        """Let it end without a job, and wait until it has: it writes into the folder."""
         os.close(self._go)
-        self._said.close()
+        with self._said:
+            while self._said.readline() == b"ready\n":
+                pass
 
 
 def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[int]:

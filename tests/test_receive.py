@@ -152,7 +152,7 @@ def test_a_reader_that_stalls_holds_up_nobody(jobctl: Jobctl) -> None:
     job = jobctl.done("-c", NUMBERED.format(n=20_000))
     stalled = jobctl.popen("receive", job, stdout=subprocess.PIPE)
     assert stalled.stdout
-    wait_until(lambda: (jobctl.folder(job) / "received").exists())
+    wait_until(lambda: "stdout='0'" not in (jobctl.folder(job) / "received").read_text())
     time.sleep(0.2)
     rest = jobctl.run("receive", job).stdout
     assert len(rest) > 100_000

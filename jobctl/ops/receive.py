@@ -17,7 +17,7 @@ from types import FrameType
 
 from jobctl import process
 from jobctl.errors import CannotWrite, ReaderLeft
-from jobctl.folder import STREAMS, Folder, Jobs
+from jobctl.folder import STREAMS, Folder, Jobs, move_marks
 from jobctl.model import Job, Marks, State, printable
 from jobctl.ops.delivery import PIECE, Origin, Sink, uninterrupted
 from jobctl.ops.wait import Ends
@@ -208,8 +208,8 @@ class Receiver:
         if self._manner.keep or self._manner.again:
             yield lambda marks: self._private.update({folder.number: marks})
         else:
-            with folder.receiving():
-                yield folder.move_marks
+            with folder.receiving() as fd:
+                yield lambda marks: move_marks(fd, marks)
 
     @contextmanager
     def _accounting(self) -> Iterator[None]:
@@ -237,8 +237,8 @@ class Receiver:
         for number, stream, start, end in sink.lost():
             folder = self._jobs.folder(number)
             if folder.exists():
-                with folder.receiving():
-                    folder.move_marks(folder.marks().returned(stream, start, end))
+                with folder.receiving() as fd:
+                    move_marks(fd, folder.marks().returned(stream, start, end))
 
     # --- sinks ---
 

@@ -42,7 +42,8 @@ def _launch(folder: Folder, spec: JobSpec) -> None:
     try:
         folder.write(spec)
         if not runner.ready():
-            raise JobctlError(f"the runner did not start: {folder.log() or 'no reason given'}")
+            why = folder.log() or "is the disk full?"
+            raise JobctlError(f"the runner did not start: {why}; nothing was recorded")
         folder.commit()
     except BaseException:
         runner.abandon()
