@@ -286,7 +286,7 @@ class Folder:
     def progress(self) -> tuple[float | None, str | None]:
         """Return percent and message of what the job last wrote to its progress file."""
         try:
-            with open(self.file("progress"), "rb") as file:
+            with open(self.file("progress"), "rb", opener=_at_once) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
                 lines = file.read(4096).split(b"\n")
         except OSError:
@@ -311,7 +311,7 @@ class Folder:
 
     def _record(self, name: str) -> dict[str, bytes]:
         try:
-            with open(self.file(name), "rb") as file:
+            with open(self.file(name), "rb", opener=_at_once) as file:
                 return quoting.load(file.read())
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return {}
@@ -486,6 +486,11 @@ def _number(text: bytes | None) -> float | None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file without waiting: a job may have put a pipe in its place."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _sync(path: str) -> None:

@@ -331,7 +331,8 @@ def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
     stop = " ".join([*runner.SHELL, runner.SCRIPT])
     ran = run(
         text=f"""sleep 7335 & cd "${{JOBCTL_PROGRESS%/*}}"; id=$JOBCTL_INSTANCE_ID
-        unset JOBCTL_INSTANCE_ID; cd ..; setsid {stop} stop . 20 me "$JOBCTL_ID:$id" & wait; sleep 7335"""
+        unset JOBCTL_INSTANCE_ID; cd ..; setsid {stop} stop . 20 me "$JOBCTL_ID:$id" & wait
+        sleep 7335"""
     )
     assert ran.end().state is State.STOPPED
     assert ran.job().reason == "me"

@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,11 @@ def test_versions(many: Jobctl) -> None:
     index(many).write_bytes(b"")
     assert many.out("get", "-o", "json") == before
     for version in (1000, -1, 2**31 - 1):
-        with sqlite3.connect(index(many)) as db:
+        with closing(sqlite3.connect(index(many))) as db, db:
             db.execute(f"PRAGMA user_version = {version}")
             db.execute("CREATE TABLE of_another_time (x)")
         assert many.out("get", "-o", "json") == before
-        with sqlite3.connect(index(many)) as db:  # rebuilt, and kept
+        with closing(sqlite3.connect(index(many))) as db, db:  # rebuilt, and kept
             assert db.execute("PRAGMA user_version").fetchone()[0] == 1
             assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == 200
             tables = db.execute("SELECT name FROM sqlite_master").fetchall()
@@ -112,12 +113,12 @@ def test_what_is_no_index_of_ours(jobctl: Jobctl, statement: str) -> None:
     jobctl.done("true")
     copied(jobctl, "1", *range(2, 10))
     before = jobctl.out("get", "-o", "json")
-    with sqlite3.connect(index(jobctl)) as db:
+    with closing(sqlite3.connect(index(jobctl))) as db, db:
         db.execute(statement)
     assert jobctl.out("get", "-o", "json") == before
     store = Store(str(jobctl.state_dir))
     store.refresh()
-    with sqlite3.connect(index(jobctl)) as db:  # mended, not only made up for
+    with closing(sqlite3.connect(index(jobctl))) as db, db:  # mended, not only made up for
         assert db.execute("SELECT count(*) FROM jobs WHERE state = 'Completed'").fetchone()[0] == 9
 
 
