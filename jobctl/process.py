@@ -7,6 +7,7 @@ come round. runner.sh writes the same three down.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -102,6 +103,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._boot = boot_id()
+        self._last = os.sysconf("SC_OPEN_MAX") - 12
+        """Descriptors from here on are left for whatever else there is to do."""
         self._pidfds: dict[int, str] = {}
         self._kqueued: dict[int, str] = {}
         self._others: dict[str, Identity] = {}
@@ -115,6 +118,9 @@ class Watch:
         try:
             if sys.platform == "linux":
                 fd = os.pidfd_open(process.pid)
+                if fd >= self._last:
+                    os.close(fd)
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 self._pidfds[fd] = key
                 self._poll.register(fd, select.POLLIN)
             else:

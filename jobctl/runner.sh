@@ -189,7 +189,7 @@ clock() {
 # not replace what is there, so that finished never changes again.
 settle() {
     clock
-    quote "$4"
+    quote "$(printf '%.1000s' "$4")"
     until
         printf "state='%s'\ncode='%s'\nsignal='%s'\nreason=%s\nended='%s'\nended_uptime='%s'\nboot='%s'\n" \
             "$1" "$2" "$3" "$quoted" "$now" "$uptime" "$boot_now" 1<>exit.new &&
