@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jobctl import process, quoting
+from jobctl import process, quoting, timing
 from jobctl.model import LOCALHOST, TYPE_BACKGROUND, Job, JobSpec, Marks, State
 from jobctl.process import Identity
 
@@ -92,7 +92,7 @@ class Folder:
             "umask": f"{spec.umask:04o}",
             "stdin": "/dev/null" if spec.stdin is None else "stdin",
             "merge": "1" if spec.merge else "",
-            "timeout": "" if spec.timeout is None else _decimal(spec.timeout),
+            "timeout": "" if spec.timeout is None else timing.plain(spec.timeout),
             "timeout_text": spec.timeout_text,
             "retries": str(spec.retries),
             "after": " ".join(map(str, spec.after)),
@@ -461,11 +461,6 @@ def _elapsed(job: Job, began_boot: str) -> float | None:
 def _caller(pid: int) -> str:
     sight = process.look(pid)
     return f"{pid} {sight.start if sight else ''}"
-
-
-def _decimal(seconds: float) -> str:
-    """Return seconds as every sleep(1) takes them, those that know no fractions included."""
-    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def _ascii(text: bytes | None) -> str:

@@ -88,3 +88,8 @@ def spell(seconds: float | None) -> str:
         if amount or parts:
             parts.append(f"{amount}{unit}")
     return "".join(parts[:2])
+
+
+def plain(seconds: float) -> str:
+    """Return seconds as every sleep(1) takes them, those that know no fractions included."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
