@@ -6,6 +6,7 @@
 # /proc, setsid (or perl) and flock where the host has them, else ps.
 #
 #   sh runner.sh run DIR                          run the job in DIR
+#   sh runner.sh begin DIR                        the same, and make it real first
 #   sh runner.sh stop JOBS GRACE REASON JOB...    TERM, GRACE hundredths of a second, KILL;
 #                                                 prints the numbers of jobs of which
 #                                                 something is left all the same
@@ -33,6 +34,9 @@
 # by the end of the input, the job was never started, and `run` ends. So the starter
 # makes the job real by renaming spec into place, and may die at any instant. Next `run`
 # says "waiting" or "began"; where it says neither, the file exit tells why.
+#
+# `begin` is for starters that may be cut off and ask again, over a network: it renames
+# spec itself, at most once however often it is called, and reads nothing.
 #
 # Descriptor 9 may hold a lock, which the kernel lets go when `run` ends, however it
 # ends. The command gets neither this nor any other descriptor of jobctl's.
@@ -198,6 +202,8 @@ settle() {
         [ -f spec ] || exit 1 # the folder was removed
         sleep 1
     done
+    # Whoever carries the job's files to another computer sleeps until this one grows.
+    echo >>run
 }
 
 # --- stop ---------------------------------------------------------------------
@@ -336,6 +342,12 @@ run() {
     trap : HUP INT QUIT TERM
     trap '' PIPE
     boot
+    if [ "$2" ]; then
+        load_run .
+        ! alive "$runner" "$runner_ticks" "$boot" && [ ! -f spec ] || exit 0
+        exec 9<>lock
+        flock -n 9 2>/dev/null
+    fi
     self
     read -r host 2>/dev/null </proc/sys/kernel/hostname || host=$(uname -n)
     printf "runner='%s'\nrunner_ticks='%s'\nboot='%s'\nhost='%s'\n" \
@@ -343,8 +355,14 @@ run() {
     # Its place on the disk is taken now: a full disk shall not swallow the exit status.
     echo >exit.new || exit 125
     say ready
-    read -r told_time || told_time=''
-    [ -f spec ] || exit 0
+    told_time=''
+    if [ "$2" ]; then
+        ln spec.new spec 2>/dev/null || exit 0
+        rm -f spec.new
+    else
+        read -r told_time || told_time=''
+        [ -f spec ] || exit 0
+    fi
     exec </dev/null
     instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish=''
@@ -609,12 +627,13 @@ umask 077
 [ -z "${LC_ALL+set}" ] || caller_locale=$LC_ALL
 export LC_ALL=C PATH=/usr/bin:/bin:/usr/sbin:/sbin
 case ${1-} in
-run) run "$2" ;;
+run) run "$2" '' ;;
+begin) run "$2" itself ;;
 stop) shift && stop "$@" ;;
 signal) shift && send "$@" ;;
 cookies) cookies ;;
 *)
-    echo "runner.sh: run, stop, signal or cookies" >&2
+    echo "runner.sh: run, begin, stop, signal or cookies" >&2
     exit 2
     ;;
 esac
