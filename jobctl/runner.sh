@@ -626,6 +626,8 @@ umask 077
 [ -z "${PATH+set}" ] || caller_path=$PATH
 [ -z "${LC_ALL+set}" ] || caller_locale=$LC_ALL
 export LC_ALL=C PATH=/usr/bin:/bin:/usr/sbin:/sbin
+# A script beside this one may want its functions only.
+[ -z "${jobctl_sourced-}" ] || return 0
 case ${1-} in
 run) run "$2" '' ;;
 begin) run "$2" itself ;;
