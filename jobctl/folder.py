@@ -13,9 +13,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
-from jobctl import process, quoting, timing
+from jobctl import process, quoting, records, timing
 from jobctl.model import LOCALHOST, TYPE_BACKGROUND, Job, JobSpec, Marks, State
 from jobctl.process import Identity
 
@@ -31,7 +31,7 @@ _SHELLS_OWN = frozenset(
     " SHELLOPTS SRANDOM TMOUT UID".split()
 )
 _NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
-_RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
+_UUID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 _DAMAGED = "damaged: the file {} cannot be read"
 
 
@@ -69,7 +69,7 @@ class Folder:
         self._write_environment(environment)
         for stream in (*STREAMS, "lock"):
             self._write(stream, b"")
-        self._write("received", _marks_text(Marks()))
+        self._write("received", records.dump_marks(Marks()))
         script = ""
         if spec.script is not None:
             # Without #! it would be up to the system what runs it: sh then does.
@@ -142,7 +142,7 @@ class Folder:
 
     def exists(self) -> bool:
         """Whether this is a job's folder."""
-        return os.path.exists(self.file("spec"))
+        return os.path.isfile(self.file("spec"))
 
     def finished(self) -> bool:
         """Whether the job's end is written down."""
@@ -159,35 +159,37 @@ class Folder:
         """
         if not self.exists():
             return None
-        spec = self._record("spec")
+        spec = records.load(self.file("spec"))
         known: dict[str, Any] = {
             "name": os.fsdecode(spec.get("name", b"")),
-            "instance_id": _ascii(spec.get("instance_id")),
+            "instance_id": _cookie(spec.get("instance_id")),
             "command": os.fsdecode(spec.get("command", b"")),
             "argv": tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
             "cwd": os.fsdecode(spec.get("cwd", b"")),
-            "created_at": _number(spec.get("created")),
+            "created_at": records.number(spec.get("created")),
         }
         unfinished = None if self.finished() else self._unfinished(boot)
         known |= unfinished or self._finished()
-        run = self._record("run")
+        run = records.load(self.file("run"))
         known |= {
-            "pid": _integer(run.get("pid")),
-            "began_at": _number(run.get("began")),
-            "began_uptime": _number(run.get("began_uptime")),
+            "pid": records.integer(run.get("pid")),
+            "began_at": records.number(run.get("began")),
+            "began_uptime": records.number(run.get("began_uptime")),
         }
         known["percent"], known["message"] = self.progress()
         job = Job(str(self.number), **known)
-        return job if unfinished else job._replace(elapsed=_elapsed(job, _ascii(run.get("boot"))))
+        if unfinished:
+            return job
+        return job._replace(elapsed=_elapsed(job, records.text(run.get("boot"))))
 
     def _unfinished(self, boot: str) -> dict[str, Any] | None:
         """Return what is known of an unfinished job, None if it turns out to be finished."""
-        run = self._record("run")
+        run = records.load(self.file("run"))
         runner = process.alive(_identity(run, "runner", "runner_ticks"), boot)
         command = process.alive(_identity(run, "pid", "ticks"), boot)
         if runner or command:
             if "pid" not in run:
-                other = _ascii(run.get("waiting"))
+                other = records.text(run.get("waiting"))
                 reason = f"waiting for job {other}" if other else "starting"
                 return {"state": State.NOT_STARTED, "reason": reason}
             if os.path.exists(self.file("stop")):
@@ -197,12 +199,12 @@ class Folder:
             return {"state": State.RUNNING}
         if self.finished():
             return None
-        if not run and self._locked():  # the job deleted the file
-            return {"state": State.RUNNING}
         host = run.get("host", b"").decode("utf-8", "replace")
-        if _ascii(run.get("boot")) == boot:
+        if not host and self._locked():  # the job deleted or damaged the file
+            return {"state": State.RUNNING}
+        if records.text(run.get("boot")) == boot:
             reason = "lost: runner was killed"
-        elif not run:
+        elif not host:
             reason = _DAMAGED.format("run")
         elif host == process.hostname():
             reason = "lost: host rebooted"
@@ -220,22 +222,25 @@ class Folder:
 
     def _finished(self) -> dict[str, Any]:
         """Return what is known of a finished job."""
-        record = self._record("exit")
+        record = records.load(self.file("exit"))
         try:
-            state, reason = State(_ascii(record.get("state"))), record.get("reason", b"")
+            state, reason = State(records.text(record.get("state"))), record.get("reason", b"")
             if not state.finished:
                 raise ValueError(state)
         except ValueError:
             state, reason = State.FAILED, _DAMAGED.format("exit").encode()
+        # Asked first: what is written after that is seen when it is asked again.
+        still_written = any(records.being_written(self.file(stream)) for stream in STREAMS)
         marks = self.marks()
         return {
             "state": state,
             "reason": os.fsdecode(reason),
-            "exit_code": _integer(record.get("code")),
-            "signal": _integer(record.get("signal")),
-            "ended_at": _number(record.get("ended")),
-            "ended_boot": _ascii(record.get("boot")),
-            "ended_uptime": _number(record.get("ended_uptime")),
+            "exit_code": records.integer(record.get("code")),
+            "signal": records.integer(record.get("signal")),
+            "ended_at": records.number(record.get("ended")),
+            "ended_boot": records.text(record.get("boot")),
+            "ended_uptime": records.number(record.get("ended_uptime")),
+            "still_written": still_written,
             "has_more_data": any(marks.next(stream, self.size(stream)) for stream in STREAMS),
         }
 
@@ -266,7 +271,7 @@ class Folder:
     def _locked(self) -> bool:
         """Whether a runner started here has not ended, whatever became of its record."""
         try:
-            with open(self.file("lock"), "rb") as lock:
+            with open(self.file("lock"), "rb", opener=records.opened) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -276,7 +281,7 @@ class Folder:
 
     def watched(self, boot: str) -> Identity | None:
         """Return the process whose end may be the job's, None if all have ended."""
-        run = self._record("run")
+        run = records.load(self.file("run"))
         for names in (("runner", "runner_ticks"), ("pid", "ticks")):
             identity = _identity(run, *names)
             if process.alive(identity, boot):
@@ -286,7 +291,7 @@ class Folder:
     def progress(self) -> tuple[float | None, str | None]:
         """Return percent and message of what the job last wrote to its progress file."""
         try:
-            with open(self.file("progress"), "rb", opener=_at_once) as file:
+            with open(self.file("progress"), "rb", opener=records.opened) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
                 lines = file.read(4096).split(b"\n")
         except OSError:
@@ -296,7 +301,7 @@ class Folder:
             return None, None
         text = last.decode("utf-8", "replace")
         first, _, rest = text.partition(" ")
-        percent = _number(first.removesuffix("%").encode())
+        percent = records.number(first.removesuffix("%").encode())
         if percent is None or not 0 <= percent <= 100:
             return None, text
         return percent, rest.strip()
@@ -304,42 +309,35 @@ class Folder:
     def log(self) -> str:
         """Return what the runner's shell last had to say."""
         try:
-            with open(self.file("log"), "rb") as file:
+            with open(self.file("log"), "rb", opener=records.opened) as file:
                 return os.fsdecode(file.read(4096).strip())
         except OSError:
             return ""
-
-    def _record(self, name: str) -> dict[str, bytes]:
-        try:
-            with open(self.file(name), "rb", opener=_at_once) as file:
-                return quoting.load(file.read())
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return {}
 
     # --- output and marks ---
 
     def size(self, stream: str) -> int:
         """Return how many bytes a stream has."""
-        try:
-            return os.stat(self.file(stream)).st_size
-        except OSError:
-            return 0
+        return records.size(self.file(stream))
+
+    def output(self, stream: str) -> BinaryIO:
+        """Return a stream, open for reading.
+
+        :raises FileNotFoundError: it, or the job, is gone.
+        """
+        return open(self.file(stream), "rb", opener=records.opened)
 
     def marks(self) -> Marks:
         """Return how much was received."""
-        record = self._record("received")
-        ranges = _RANGE.findall(_ascii(record.get("returned")))
-        return Marks(
-            _integer(record.get("stdout")) or 0,
-            _integer(record.get("stderr")) or 0,
-            record.get("told") == b"1",
-            tuple((stream, int(start), int(end)) for stream, start, end in ranges),
-        )
+        return records.load_marks(self.file("received"))
 
     @contextmanager
     def receiving(self) -> Iterator[int]:
-        """Hold the right to move the marks; gives what move_marks() takes."""
-        fd = _private(self.file("received"), os.O_RDWR | os.O_CREAT)
+        """Hold the right to move the marks; gives what records.move_marks() takes.
+
+        :raises OSError: they cannot be written.
+        """
+        fd = records.opened(self.file("received"), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
@@ -353,7 +351,8 @@ class Folder:
         import shutil
 
         with suppress(FileNotFoundError):
-            os.unlink(self.file("spec"))
+            if self.exists():
+                os.unlink(self.file("spec"))
         shutil.rmtree(self.path, ignore_errors=True)
 
     def abandoned(self, boot: str) -> bool:
@@ -365,37 +364,12 @@ class Folder:
         return age > 60 and not self.exists() and self.watched(boot) is None
 
 
-def move_marks(fd: int, marks: Marks) -> None:
-    """Write down how much was received.
-
-    In place, and with one call: that takes no room which a full disk does not have.
-    """
-    text = _marks_text(marks)
-    os.pwrite(fd, text, 0)
-    if os.fstat(fd).st_size > len(text):
-        os.ftruncate(fd, len(text))
-
-
-def _marks_text(marks: Marks) -> bytes:
-    """Return marks as a record, filled up to a multiple of the size of a disk's sector."""
-    ranges = (f"{stream}:{start}-{end}" for stream, start, end in marks.returned_ranges)
-    text = quoting.dump(
-        {
-            "stdout": b"%d" % marks.stdout,
-            "stderr": b"%d" % marks.stderr,
-            "told": b"1" if marks.told else b"",
-            "returned": " ".join(ranges).encode(),
-        }
-    )
-    return text + b"\n" * (-len(text) % 512)
-
-
 class Jobs:
     """The folder of all job folders."""
 
     def __init__(self, state_dir: str) -> None:
         self.path = f"{state_dir}/jobs"
-        self._last = f"{state_dir}/last"
+        self._state_dir = state_dir
 
     def folder(self, number: int) -> Folder:
         """Return the folder of a job that need not exist."""
@@ -419,14 +393,14 @@ class Jobs:
         """Make the folder of the next job. Its number was never used before.
 
         The file `last` keeps the highest number given out, as removed jobs leave no trace
-        here. mkdir has the last word.
+        here, and `last.copy` should somebody delete or damage it. mkdir has the last word.
 
         :raises OSError: the disk is full, say.
         """
         os.makedirs(self.path, mode=0o700, exist_ok=True)
-        with open(_private(self._last, os.O_RDWR | os.O_CREAT), "r+b") as last:
+        with self._counter("last") as last, self._counter("last.copy") as copy:
             fcntl.flock(last, fcntl.LOCK_EX)
-            number = _integer(last.read(21).strip()) or max(self.numbers(), default=0)
+            number = max(_counted(last), _counted(copy)) or max(self.numbers(), default=0)
             while True:
                 number += 1
                 try:
@@ -435,18 +409,35 @@ class Jobs:
                 except FileExistsError:
                     continue
             try:
-                os.pwrite(last.fileno(), b"%020d\n" % number, 0)
+                for counter in (copy, last):
+                    os.pwrite(counter.fileno(), b"%020d\n" % number, 0)
             except OSError:
                 os.rmdir(f"{self.path}/{number}")
                 raise
         return self.folder(number)
 
+    def _counter(self, name: str) -> BinaryIO:
+        path = f"{self._state_dir}/{name}"
+        return open(records.opened(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+
+
+def _counted(counter: BinaryIO) -> int:
+    """Return the number in a file, 0 if there is none that can be a job's."""
+    digits = records.text(os.pread(counter.fileno(), 21, 0).strip().lstrip(b"0"))
+    return int(digits) if _NUMBER.fullmatch(digits) else 0
+
+
+def _cookie(value: bytes | None) -> str:
+    """Return an instance id, which goes to other programs, "" if value is none."""
+    text = records.text(value)
+    return text if _UUID.fullmatch(text) else ""
+
 
 def _identity(run: dict[str, bytes], pid: str, start: str) -> Identity | None:
-    number = _integer(run.get(pid))
+    number = records.integer(run.get(pid))
     if number is None or number <= 0:
         return None
-    return Identity(number, _ascii(run.get(start)), _ascii(run.get("boot")))
+    return Identity(number, records.text(run.get(start)), records.text(run.get("boot")))
 
 
 def _elapsed(job: Job, began_boot: str) -> float | None:
@@ -463,29 +454,8 @@ def _caller(pid: int) -> str:
     return f"{pid} {sight.start if sight else ''}"
 
 
-def _ascii(text: bytes | None) -> str:
-    return (text or b"").decode("ascii", "replace")
-
-
-def _integer(text: bytes | None) -> int | None:
-    return int(text) if text and text.isdigit() and len(text) < 21 else None
-
-
-def _number(text: bytes | None) -> float | None:
-    try:
-        number = float(text or b"")
-    except ValueError:
-        return None
-    return number if abs(number) < 1e12 else None
-
-
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Open a file without waiting: a job may have put a pipe in its place."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _sync(path: str) -> None:

@@ -116,11 +116,18 @@ class Job(NamedTuple):
     ended_boot: str = ""
     ended_uptime: float | None = None
     """Seconds from that boot to ended: what orders the ends, whatever the clock did."""
+    still_written: bool = False
+    """Finished, but something it left running can write more output."""
 
     @property
     def number(self) -> int:
         """The id as a number."""
         return int(self.id)
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing of this will change any more but what was received."""
+        return self.state.finished and not self.still_written
 
     def running_for(self, now: float, uptime: float | None) -> float | None:
         """Return the seconds since it began, to its end or to now (since 1970, since boot)."""

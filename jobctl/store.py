@@ -1,7 +1,8 @@
 """The index: what the job folders say, in SQLite, so that nothing is proportional to them.
 
 It is derived from the folders and may be deleted at any time. Finished jobs in it are final
-and their folders not looked at again; unfinished ones are read anew by every refresh().
+and their folders not looked at again; unfinished ones, and those that left something running
+which can write output, are read anew by every refresh().
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MIGRATIONS = (
     """
     CREATE TABLE jobs (
         id INTEGER PRIMARY KEY,
-        final INTEGER NOT NULL,          -- finished: need not be read again
+        final INTEGER NOT NULL,          -- need not be read again
         name TEXT NOT NULL,
         instance_id TEXT NOT NULL,
         state TEXT NOT NULL,
@@ -44,13 +45,19 @@ _MIGRATIONS = (
     CREATE TABLE boots (rank INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
     CREATE TABLE seen (one INTEGER PRIMARY KEY, boot TEXT NOT NULL, stamp INTEGER NOT NULL);
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN finished INTEGER NOT NULL DEFAULT 0;
+    UPDATE jobs SET final = 0;
+    DROP INDEX by_end;
+    CREATE INDEX by_end ON jobs (finished, boot DESC, ended_uptime DESC, ended DESC, id DESC);
+    """,
 )
 _PATIENCE = 30.0
 """Seconds to wait for others that write."""
 _SETTLED = 100_000_000
 """Nanoseconds after which a folder's time stamp tells it from any later change."""
 
-NEWEST_FIRST = "final, boot DESC, ended_uptime DESC, ended DESC, id DESC"
+NEWEST_FIRST = "finished, boot DESC, ended_uptime DESC, ended DESC, id DESC"
 
 
 class Store:
@@ -119,9 +126,6 @@ class Store:
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
             self._db = _opened(self._path)
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > len(_MIGRATIONS):
-                raise sqlite3.DatabaseError(f"unknown version {version}")
         return self._db
 
     def _discard(self) -> None:
@@ -158,7 +162,7 @@ class Store:
     def _refresh(self, db: sqlite3.Connection) -> None:
         stamp = self.jobs.stamp()
         seen = db.execute("SELECT boot, stamp FROM seen").fetchone()
-        if seen == (self.boot, stamp) and not any(self._unfinished_news(db)):
+        if seen == (self.boot, stamp) and not any(self._news(db)):
             return
         # Read with the index to ourselves: whoever moves a read mark doubts the job after
         # that, so that what was read before cannot be written after.
@@ -168,7 +172,7 @@ class Store:
             if seen and seen[0] != self.boot:
                 # Nothing here is synced: what another boot left may be old.
                 db.execute("DELETE FROM jobs")
-            changed, gone = self._unfinished_news(db)
+            changed, gone = self._news(db)
             on_disk = set(self.jobs.numbers())
             indexed = {number for (number,) in db.execute("SELECT id FROM jobs")}
             gone |= indexed - on_disk
@@ -188,14 +192,14 @@ class Store:
                 db.execute("ROLLBACK")
             raise
 
-    def _unfinished_news(self, db: sqlite3.Connection) -> tuple[list[Job], set[int]]:
-        """Return the jobs known as unfinished that have changed, and those that are gone."""
+    def _news(self, db: sqlite3.Connection) -> tuple[list[Job], set[int]]:
+        """Return the jobs not known as final that have changed, and those that are gone."""
         changed, gone = list[Job](), set[int]()
         for number, record in db.execute("SELECT id, record FROM jobs WHERE NOT final").fetchall():
             job = self.jobs.folder(number).read(self.boot)
             if job is None:
                 gone.add(number)
-            elif job.state.finished or record != _dump(job):
+            elif job.final or record != _dump(job):
                 changed.append(job)
         return changed, gone
 
@@ -209,24 +213,42 @@ class Store:
 
 
 def _opened(path: str) -> sqlite3.Connection:
-    """Return a connection to an index of our version, made if need be."""
+    """Return a connection to an index of our version, made if need be.
+
+    :raises sqlite3.DatabaseError: it is damaged, or of another version.
+    """
     db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-    # A rollback journal works on network file systems, where WAL does not. Nothing is
-    # synced: the index of another boot is made anew, and what is lost with the power is
-    # in the folders.
-    db.execute("PRAGMA journal_mode = TRUNCATE")
-    db.execute("PRAGMA synchronous = OFF")
-    db.create_function("glob", 2, lambda pattern, text: _matches(pattern, text), deterministic=True)
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version < len(_MIGRATIONS):
-        db.execute("BEGIN IMMEDIATE")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-            for statement in script.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {number}")
-        db.execute("COMMIT")
+    try:
+        # A rollback journal works on network file systems, where WAL does not. Nothing is
+        # synced: the index of another boot is made anew, and what is lost with the power is
+        # in the folders.
+        db.execute("PRAGMA journal_mode = TRUNCATE")
+        db.execute("PRAGMA synchronous = OFF")
+        db.create_function("glob", 2, _matches, deterministic=True)
+        _migrate(db)
+    except BaseException:
+        db.close()  # else a transaction might stay open
+        raise
     return db
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Bring an index up to our version."""
+    if _version(db) == len(_MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    version = _version(db)
+    if not 0 <= version <= len(_MIGRATIONS):
+        raise sqlite3.DatabaseError(f"unknown version {version}")
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        for statement in script.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {number}")
+    db.execute("COMMIT")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -239,10 +261,10 @@ def _insert(db: sqlite3.Connection, job: Job) -> None:
         db.execute("INSERT OR IGNORE INTO boots (id) VALUES (?)", (job.ended_boot,))
         rank = db.execute("SELECT rank FROM boots WHERE id = ?", (job.ended_boot,)).fetchone()[0]
     db.execute(
-        "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.number,
-            job.state.finished,
+            job.final,
             _text(job.name),
             job.instance_id,
             job.state.value,
@@ -253,6 +275,7 @@ def _insert(db: sqlite3.Connection, job: Job) -> None:
             rank,
             job.ended_uptime,
             _dump(job),
+            job.state.finished,
         ),
     )
 

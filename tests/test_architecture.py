@@ -22,7 +22,7 @@ CODE = {name: path for name, path in MODULES.items() if path.name != "__init__.p
 RUNNER = PACKAGE / "runner.sh"
 ROWS = (
     ("errors", "quoting", "model", "timing"),
-    ("paths", "process", "folder", "runner", "store"),
+    ("paths", "process", "records", "folder", "runner", "store"),
 )
 ALONE = {"click": "jobctl.cli", "tabulate": "jobctl.cli", "sqlite3": "jobctl.store"}
 JOB_FILES = (

@@ -6,9 +6,12 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Jobctl, wait_until
@@ -90,7 +93,7 @@ def test_versions(many: Jobctl) -> None:
             db.execute("CREATE TABLE of_another_time (x)")
         assert many.out("get", "-o", "json") == before
         with closing(sqlite3.connect(index(many))) as db, db:  # rebuilt, and kept
-            assert db.execute("PRAGMA user_version").fetchone()[0] == 1
+            assert db.execute("PRAGMA user_version").fetchone()[0] == 2
             assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == 200
             tables = db.execute("SELECT name FROM sqlite_master").fetchall()
             assert ("of_another_time",) not in tables
@@ -159,6 +162,39 @@ def test_receiving_is_seen(jobctl: Jobctl) -> None:
     jobctl.run("receive", job)
     assert jobctl.out("get", "-q", "--has-more-data") == ""
     assert jobctl.out("get", "-q", "--no-more-data") == f"{job}\n"
+
+
+def test_what_a_job_left_behind_may_write(jobctl: Jobctl, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    plain = jobctl.done("true")
+    job = jobctl.done("-c", f"(read x <{gate}; echo late) & exit 0")
+    later = jobctl.done("-c", "exit 0")
+    assert jobctl.state(job) == "Completed"
+    assert jobctl.out("get", "-q", "--has-more-data") == ""
+    assert jobctl.out("get", "-q", "--newest", "1") == f"{later}\n"
+    with closing(sqlite3.connect(index(jobctl))) as db:
+        assert db.execute("SELECT id FROM jobs WHERE NOT final").fetchall() == [(int(job),)]
+    jobctl.run("receive", job)
+    gate.write_text("\n")
+    wait_until(lambda: jobctl.out("get", "-q", "--has-more-data") == f"{job}\n")
+    assert jobctl.out("get", "-q", "--no-more-data") == f"{plain}\n{later}\n"
+    wait_until(lambda: not Store(str(jobctl.state_dir)).ids("NOT final") or jobctl.jobs() is None)
+    assert jobctl.out("receive", job) == "late\n"
+    assert jobctl.job(job)["has_more_data"] is False
+
+
+def test_an_index_of_before(jobctl: Jobctl) -> None:
+    jobctl.done("true")
+    running = jobctl.start("sleep", "60")
+    before = jobctl.out("get", "-o", "json")
+    with closing(sqlite3.connect(index(jobctl))) as db, db:
+        db.execute("DROP INDEX by_end")
+        db.execute("ALTER TABLE jobs DROP COLUMN finished")
+        db.execute("CREATE INDEX by_end ON jobs (final, boot DESC)")
+        db.execute("PRAGMA user_version = 1")
+    assert jobctl.out("get", "-o", "json") == before
+    assert jobctl.out("get", "-q", "--newest", "1") == f"{running}\n"
 
 
 def test_doubt(jobctl: Jobctl) -> None:
@@ -237,4 +273,106 @@ def test_ids_are_never_used_again(jobctl: Jobctl) -> None:
         jobctl.run("get")
         used.append(jobctl.done("true"))
         jobctl.run("remove", used[-1])
+    # The highest job was removed, and what tells of it harmed.
+    for lost in ("last", "last.copy"):
+        (jobctl.state_dir / lost).unlink()
+        used.append(jobctl.done("true"))
+        jobctl.run("remove", used[-1])
+        (jobctl.state_dir / lost).write_bytes(b"\0 damaged")
+        used.append(jobctl.done("true"))
+        jobctl.run("remove", used[-1])
     assert list(map(int, used)) == sorted(set(map(int, used)))
+
+
+def harm(path: Path, kind: str) -> None:
+    """Do something to the index, which may go away or come back at any time."""
+    if kind == "deleted":
+        path.unlink(missing_ok=True)
+    elif kind == "truncated" and path.is_file():
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "garbage":
+        path.write_bytes(random.randbytes(20_000))
+    elif kind == "directory" and not path.is_dir():
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    elif kind == "fifo" and not path.is_fifo():
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    elif kind == "locked":
+        with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as db:
+            db.execute("BEGIN EXCLUSIVE")
+            time.sleep(1)
+
+
+@pytest.mark.parametrize("kind", "deleted truncated garbage directory fifo locked".split())
+def test_a_harmed_index(jobctl: Jobctl, kind: str) -> None:
+    ended = [jobctl.done("-c", f"echo {status}; exit {status}") for status in range(2)]
+    before = jobctl.jobs()
+    over = threading.Event()
+
+    def again_and_again() -> None:
+        while not over.is_set():
+            with suppress(OSError, sqlite3.Error):
+                harm(index(jobctl), kind)
+            over.wait(0.02 if kind != "locked" else 60)
+
+    harmer = threading.Thread(target=again_and_again)
+    harmer.start()
+    try:
+        commands: list[tuple[str, ...]] = [
+            *[("get", "-q", "1-2")] * 4,
+            *[("receive", "--keep", "1")] * 4,
+            *[("wait", "-q", "1")] * 4,
+            *[("start", "-q", "--wait", "echo", "x")] * 4,
+        ]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes = [jobctl.popen(*words, **pipes) for words in commands]
+        results = [(*process.communicate(timeout=60), process.returncode) for process in processes]
+    finally:
+        over.set()
+        harmer.join()
+    outputs = [out for out, _, _ in results]
+    assert outputs == [b"1\n2\n"] * 4 + [b"0\n"] * 4 + [b"1\n"] * 4 + [b"x\n"] * 4
+    assert {(error, status) for _, error, status in results} == {(b"", 0)}
+    after = jobctl.jobs()
+    assert after[:2] == before
+    assert [job["id"] for job in after] == [*ended, "3", "4", "5", "6"]
+
+
+def test_get_killed_while_it_writes_the_index(jobctl: Jobctl) -> None:
+    jobctl.done("true")
+    jobs = jobctl.state_dir / "jobs"
+    chance = random.Random(2)
+    for number in range(2, 12):
+        for copy in range(10):
+            shutil.copytree(jobs / "1", jobs / str(number * 10 + copy))
+        process = jobctl.popen("get", "-q", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        time.sleep(0.04 + chance.random() * 0.03)
+        process.kill()
+        _, err = process.communicate()
+        assert err == b""
+    assert len(jobctl.out("get", "-q").split()) == 101
+    assert {job["state"] for job in jobctl.jobs()} == {"Completed"}
+
+
+def test_junk_between_the_folders(jobctl: Jobctl) -> None:
+    jobctl.done("true")
+    jobs = jobctl.state_dir / "jobs"
+    names = ["-1", "007", "1.5", "abc", "١", "99999999999999999999", "²", "1\n", ".hidden", "08"]
+    for number, name in enumerate(names):
+        if number % 2:
+            (jobs / name).write_text("junk")
+        else:
+            shutil.copytree(jobs / "1", jobs / name)
+    shutil.copytree(jobs / "1", jobs / "9223372036854775808")
+    (jobs / "0").write_text("junk")
+    (jobs / "3").symlink_to("nowhere")
+    for _ in range(2):
+        assert jobctl.out("get", "-q") == "1\n"
+        (jobctl.state_dir / "index.db").unlink()
+    assert jobctl.start("true") == "2"
+    (jobctl.state_dir / "last").unlink()
+    assert jobctl.start("true") == "4"
+    jobctl.run("wait", "--all")
+    jobctl.run("remove", "--all")
+    assert {*names, "0", "9223372036854775808"} <= set(os.listdir(jobs))

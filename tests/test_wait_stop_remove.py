@@ -109,6 +109,18 @@ def test_wait_for_three_hundred(jobctl: Jobctl) -> None:
     assert len(jobctl.out("wait", "-q", "--all").splitlines()) == 30
 
 
+def test_many_at_once_with_a_time_limit(jobctl: Jobctl) -> None:
+    words = ("start", "-q", "--timeout", "7555", "true")
+    starting = [jobctl.popen(*words, stdout=subprocess.PIPE) for _ in range(30)]
+    for process in starting:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    jobctl.run("wait", "--all")
+    assert {job["state"] for job in jobctl.jobs()} == {"Completed"}
+    wait_until(lambda: not processes_with(str(jobctl.state_dir)))
+    assert processes_with("sleep 7555") + processes_with("sleep 60") == []
+
+
 # --- stop ---
 
 
@@ -332,3 +344,11 @@ def test_remove_while_others_look(jobctl: Jobctl) -> None:
         assert process.communicate(timeout=30)[1] == b""
         assert process.returncode == 0
     assert list((jobctl.state_dir / "jobs").iterdir()) == []
+
+
+def test_closed_standard_input(jobctl: Jobctl) -> None:
+    job = jobctl.start("cat", stdin=None, preexec_fn=lambda: os.close(0))
+    for verb in ("get", "wait", "receive", "stop", "remove"):
+        result = jobctl.run(verb, job, stdin=None, preexec_fn=lambda: os.close(0))
+        assert result.stderr == b""
+    assert jobctl.jobs() == []

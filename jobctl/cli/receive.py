@@ -118,8 +118,9 @@ def command(
         ended = follow(numbers, manner, deadline, write_events, auto_remove)
     else:
         with _doubting(numbers):
-            Receiver(options.jobs(), manner, Listener(_tell_failure)).now(numbers)
-        ended = 0
+            receiver = Receiver(options.jobs(), manner, Listener(_tell_failure))
+            receiver.now(numbers)
+        ended = render.tell_all([*receiver.errors.values()])
     return status or ended
 
 
@@ -140,11 +141,13 @@ def follow(
         with _doubting(numbers):
             ended = receiver.follow(numbers, deadline)
         if auto_remove:
-            _remove(ended)
+            _remove([job for job in ended if job.number not in receiver.errors])
     except ReaderLeft:
         raise
     except JobctlError as error:
         raise JobctlError(str(error)) if len(numbers) == 1 else error from None
+    if receiver.errors:
+        return render.tell_all([*receiver.errors.values()])
     if len(ended) < len(numbers) and deadline is not None and time.monotonic() >= deadline:
         return _TIMED_OUT
     if len(numbers) == 1:

@@ -11,16 +11,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 from jobctl import process
-from jobctl.errors import CannotWrite, ReaderLeft
-from jobctl.folder import STREAMS, Folder, Jobs, move_marks
+from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
+from jobctl.folder import STREAMS, Folder, Jobs
 from jobctl.model import Job, Marks, State, printable
 from jobctl.ops.delivery import PIECE, Origin, Sink, uninterrupted
 from jobctl.ops.wait import Ends
+from jobctl.records import move_marks
 
 _LIVELY = 0.01
 _QUIET = 0.04
@@ -55,6 +56,16 @@ class Listener:
     """A job is in another state than before, or seen for the first time."""
 
 
+class Unmarkable(JobctlError):
+    """What was received of a job cannot be written down, so that it gets no output delivered."""
+
+    def __init__(self, number: int, error: OSError) -> None:
+        """Say so of the job of that number."""
+        super().__init__(
+            f"job {number}: cannot note what is received: {error.strerror}; use --keep or --again"
+        )
+
+
 class Receiver:
     """Delivers the output of some jobs."""
 
@@ -68,6 +79,8 @@ class Receiver:
         self._private: dict[int, Marks] = {}
         """The marks of this process alone, where those in the folder are to stay."""
         self._states: dict[int, State] = {}
+        self.errors: dict[int, JobctlError] = {}
+        """Why nothing more of a job was delivered, by its number."""
 
     def now(self, numbers: list[int]) -> list[Job]:
         """Deliver what there is, job by job, and return the jobs."""
@@ -127,11 +140,26 @@ class Receiver:
 
     def _collect(self, job: Job) -> bool:
         """Deliver what there is of one job; return whether that was anything."""
+        if job.number in self.errors:
+            return False
+        try:
+            return self._deliver(job)
+        except Unmarkable as error:
+            if self._jobs.folder(job.number).exists():
+                self.errors[job.number] = error
+            return False
+
+    def _deliver(self, job: Job) -> bool:
         folder = self._jobs.folder(job.number)
         moved = False
         for stream in self._manner.streams:
             if self._manner.output_dir or self._marks(folder).next(stream, folder.size(stream)):
-                with self._sink(job, stream) as sink, open(folder.file(stream), "rb") as source:
+                # A job removed meanwhile has nothing more to deliver.
+                with (
+                    suppress(FileNotFoundError),
+                    self._sink(job, stream) as sink,
+                    folder.output(stream) as source,
+                ):
                     while self._hand_over(job, folder, stream, source.fileno(), sink):
                         moved = True
         if job.state is State.FAILED and not self._marks(folder).told:
@@ -208,7 +236,11 @@ class Receiver:
         if self._manner.keep or self._manner.again:
             yield lambda marks: self._private.update({folder.number: marks})
         else:
-            with folder.receiving() as fd:
+            with ExitStack() as stack:
+                try:
+                    fd = stack.enter_context(folder.receiving())
+                except OSError as error:
+                    raise Unmarkable(folder.number, error) from None
                 yield lambda marks: move_marks(fd, marks)
 
     @contextmanager

@@ -1,0 +1,492 @@
+"""Places and files that mean harm, or were harmed: one clear line, and nothing lost."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROGRAM, WEIRD, Jobctl, wait_until
+
+from jobctl.folder import STREAMS
+
+ROOT = os.geteuid() == 0
+SOMEBODY = 54321
+"""A user who is not in passwd."""
+COMMANDS = (
+    ("start", "true"),
+    ("get",),
+    *((verb, "1") for verb in "receive wait stop remove".split()),
+)
+# Root may write everywhere but without these capabilities.
+WITHOUT_PRIVILEGE = (
+    ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner") if ROOT else ()
+)
+AS_SOMEBODY = (
+    "setpriv",
+    f"--reuid={SOMEBODY}",
+    f"--regid={SOMEBODY}",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",  # the program may be where only we can read
+    "--ambient-caps=+dac_read_search",
+)
+Result = subprocess.CompletedProcess[bytes]
+
+
+@pytest.fixture(autouse=True)
+def _faults_stay_here(jobctl: Jobctl, tmp_path: Path) -> None:
+    """Have the files that tell of a fault written where they go away with the test."""
+    jobctl.env["TMPDIR"] = str(tmp_path)
+
+
+def call(jobctl: Jobctl, *words: str, prefix: tuple[str, ...] = (), **options: Any) -> Result:
+    """Run it in some other way, fail if it hangs or has a fault to tell of."""
+    options = {"env": jobctl.env, "stdin": subprocess.DEVNULL, "timeout": 20, **options}
+    command = [*prefix, PROGRAM, *words]
+    result: Result = subprocess.run(command, capture_output=True, check=False, **options)
+    return sane(result)
+
+
+def sane(result: Result) -> Result:
+    for word in (b"Traceback", b"a fault in jobctl"):
+        assert word not in result.stderr, result.stderr.decode()
+    return result
+
+
+def one_line(result: Result, status: int) -> str:
+    assert result.returncode == status, result
+    lines = result.stderr.decode().splitlines()
+    assert len(lines) == 1, result
+    assert lines[0].startswith("jobctl: ")
+    return lines[0]
+
+
+def move(jobctl: Jobctl, path: Path) -> Path:
+    """Have it use another state directory."""
+    jobctl.state_dir = path
+    jobctl.env["JOBCTL_STATE_DIR"] = str(path)
+    return path
+
+
+def all_at_once(jobctl: Jobctl, *commands: tuple[str, ...]) -> list[Result]:
+    """Run commands in parallel; a hang or a fault in one of them is a failure."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    results = []
+    for words, process in [(words, jobctl.popen(*words, **pipes)) for words in commands]:
+        out, err = process.communicate(timeout=60)
+        results.append(sane(subprocess.CompletedProcess(words, process.returncode, out, err)))
+    return results
+
+
+def limited(kind: int, limit: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (limit, limit))
+
+
+# --- the state directory --------------------------------------------------------
+
+
+def test_what_is_made_is_private(jobctl: Jobctl, tmp_path: Path) -> None:
+    state = move(jobctl, tmp_path / "new" / "state")
+    job = jobctl.start("-e", "a-b=c", "--stdin", "/dev/null", "echo", "x", umask=0)
+    jobctl.run("wait", job, umask=0)
+    jobctl.run("receive", job, umask=0)
+    jobctl.start("sleep", "60", umask=0)
+    assert state.stat().st_mode & 0o777 == 0o700
+    for path in state.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_one_that_cannot_be_written(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", "echo out; exit 3")
+    lost = jobctl.start("sleep", "60")
+    record = jobctl.job(lost)
+    os.kill(jobctl.runner_pid(lost), signal.SIGKILL)
+    os.kill(record["pid"], signal.SIGKILL)
+    entries = [jobctl.state_dir, *jobctl.state_dir.rglob("*")]
+    modes = {path: path.stat().st_mode for path in entries}
+    for path in entries:
+        path.chmod(modes[path] & ~0o222)
+    try:
+        refusal = one_line(call(jobctl, "start", "true", prefix=WITHOUT_PRIVILEGE), 125)
+        assert "Permission denied; nothing was recorded" in refusal
+        shown = call(jobctl, "get", "-o", "wide", prefix=WITHOUT_PRIVILEGE)
+        assert shown.returncode == 0, shown
+        assert b"exit status 3" in shown.stdout
+        assert b"lost: runner was killed" in shown.stdout
+        assert b"Running" not in shown.stdout
+        waited = call(jobctl, "wait", "--all", prefix=WITHOUT_PRIVILEGE)
+        assert (waited.returncode, waited.stderr) == (1, b"")
+        kept = call(jobctl, "receive", "--keep", job, prefix=WITHOUT_PRIVILEGE)
+        assert (kept.returncode, kept.stdout) == (0, b"out\n")
+        # What cannot be marked as received is not delivered.
+        received = call(jobctl, "receive", job, prefix=WITHOUT_PRIVILEGE)
+        assert one_line(received, 125)
+        assert received.stdout == b""
+        assert one_line(call(jobctl, "remove", job, prefix=WITHOUT_PRIVILEGE), 125)
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+    assert jobctl.out("get", "-q") == f"{job}\n{lost}\n"
+    assert jobctl.out("receive", job) == "out\n"
+
+
+def test_writable_by_others(jobctl: Jobctl) -> None:
+    jobctl.done("echo", "x")
+    for mode in (0o720, 0o702, 0o1777):
+        jobctl.state_dir.chmod(mode)
+        for words in COMMANDS:
+            assert "chmod go-w" in jobctl.refused(4, *words)
+    jobctl.state_dir.chmod(0o755)
+    assert jobctl.out("receive", "1") == "x\n"
+
+
+def test_symbolic_links(jobctl: Jobctl, tmp_path: Path) -> None:
+    link = jobctl.state_dir
+    link.symlink_to(tmp_path / "real")
+    for words in COMMANDS:
+        jobctl.refused(125, *words)
+    assert not (tmp_path / "real").exists()
+    (tmp_path / "real").mkdir(mode=0o700)
+    job = jobctl.sh("echo x; sleep 60")
+    wait_until(lambda: jobctl.out("receive", job) == "x\n")
+    jobctl.run("stop", job)
+    assert jobctl.state(job) == "Stopped"
+    os.chown(link, SOMEBODY, -1, follow_symlinks=False)
+    for words in COMMANDS:
+        assert f"belongs to user {SOMEBODY}" in jobctl.refused(4, *words)
+    link.unlink()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"a b", b"a\nb\n", WEIRD.encode(), b"\xff\xfe\x80", b"-n", b"$(exit)`exit`", b"%s\\c", b"a=b"],
+)
+def test_paths_that_must_be_quoted(jobctl: Jobctl, tmp_path: Path, name: bytes) -> None:
+    move(jobctl, tmp_path / os.fsdecode(name) / "state")
+    hook = tmp_path / "hook"
+    text = "echo '42 x' >$JOBCTL_PROGRESS; echo out; setsid sleep 60"
+    job = jobctl.sh(text, "--on-finish", f"echo $JOBCTL_STATE >{hook}", "-e", "a-b=c")
+    wait_until(lambda: jobctl.job(job)["progress"])
+    assert jobctl.state(job) == "Running"
+    script = tmp_path / "script"
+    script.write_text("cat")
+    later = jobctl.start("--after", job, "-f", str(script), "--stdin", str(script))
+    jobctl.run("stop", job)
+    assert jobctl.state(job) == "Stopped"
+    assert jobctl.out("receive", job) == "out\n"
+    jobctl.run("wait", later)
+    assert jobctl.out("receive", later) == "cat"
+    assert wait_until(lambda: hook.exists() and hook.read_text()) == "Stopped\n"
+    jobctl.run("remove", "--all")
+    assert list((jobctl.state_dir / "jobs").iterdir()) == []
+
+
+# --- where it is when nobody says ------------------------------------------------
+
+
+def without(jobctl: Jobctl, *names: str, **more: str) -> dict[str, str]:
+    return {name: value for name, value in jobctl.env.items() if name not in names} | more
+
+
+@pytest.mark.parametrize("home", [None, "", "relative", "."])
+def test_no_home_at_all(jobctl: Jobctl, tmp_path: Path, home: str | None) -> None:
+    # As somebody who can write nowhere: a wrong answer must not end up in a real directory.
+    env = without(jobctl, "HOME", "JOBCTL_STATE_DIR") | ({} if home is None else {"HOME": home})
+    for words in COMMANDS:
+        result = call(jobctl, *words, prefix=AS_SOMEBODY, env=env, cwd=tmp_path)
+        assert "no home directory" in one_line(result, 125)
+    assert not (tmp_path / "relative").exists()
+
+
+def test_relative_and_empty_names(jobctl: Jobctl, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for number, more in enumerate(({"XDG_STATE_HOME": "relative"}, {"JOBCTL_STATE_DIR": ""}), 1):
+        env = without(jobctl, "JOBCTL_STATE_DIR", HOME=str(home), **more)
+        assert jobctl.start("true", env=env, cwd=tmp_path) == str(number)
+    env = without(jobctl, "JOBCTL_STATE_DIR", XDG_STATE_HOME=str(home / ".local/state"))
+    assert jobctl.out("wait", "-q", "--all", env=env) == "1\n2\n"
+
+
+# --- a full disk -----------------------------------------------------------------
+
+
+class Disk:
+    """A small file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fill = path / "fill"
+
+    def fill(self, free: int = 0) -> None:
+        """Leave so many bytes free."""
+        with open(self._fill, "wb", buffering=0) as file:
+            try:
+                while file.write(b"x" * 4096):
+                    pass
+            except OSError:
+                pass
+            file.truncate(file.tell() - free)
+
+    def free(self) -> None:
+        self._fill.unlink(missing_ok=True)
+
+
+@pytest.fixture(name="disk")
+def _disk(jobctl: Jobctl, tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k,mode=0700", "none", str(path)]
+    result = subprocess.run(mount, capture_output=True, check=False)
+    if result.returncode:
+        pytest.fail(f"a full disk needs the right to mount one: {result.stderr.decode()}")
+    move(jobctl, path / "state")
+    disk = Disk(path)
+    try:
+        yield disk
+    finally:
+        disk.free()
+        call(jobctl, "remove", "--all", "--force")
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+        move(jobctl, tmp_path / "state")
+
+
+def test_start_on_a_full_disk(jobctl: Jobctl, disk: Disk) -> None:
+    jobctl.done("true")
+    started = []
+    for pages in range(0, 16, 2):
+        disk.fill(free=pages * 4096)
+        result = call(jobctl, "start", "-q", "true")
+        if result.returncode == 0:
+            started.append(job := result.stdout.decode().strip())
+            call(jobctl, "wait", job)
+            disk.free()
+            assert jobctl.state(job) == "Completed"
+            jobctl.run("remove", job)
+        else:
+            assert "nothing was recorded" in one_line(result, 125)
+            assert jobctl.out("get", "-q") == "1\n"
+            assert os.listdir(jobctl.state_dir / "jobs") == ["1"]
+    assert 0 < len(started) < 8
+
+
+def test_a_disk_that_gets_full_while_a_job_runs(jobctl: Jobctl, disk: Disk, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    text = f"echo out; until [ -e {go} ]; do sleep 0.02; done; echo more; exit 3"
+    job = jobctl.sh(text)
+    stopped = jobctl.sh("echo out; sleep 60")
+    timed = jobctl.sh("sleep 60", "--timeout", "0.3")
+    wait_until(lambda: jobctl.folder(stopped).joinpath("stdout").stat().st_size)
+    disk.fill()
+    go.touch()
+    assert call(jobctl, "wait", job, timed).returncode == 1
+    call(jobctl, "stop", "--grace", "1", stopped)
+    for _ in range(2):
+        assert (jobctl.state(job), jobctl.job(job)["exit_code"]) == ("Failed", 3)
+        assert jobctl.job(timed)["reason"] == "timed out after 0.3s"
+        assert jobctl.state(stopped) == "Stopped"
+        disk.free()
+
+
+# --- job folders -----------------------------------------------------------------
+
+FILES = "spec run exit exit.new received progress lock env stop stdout stderr log".split()
+ABSURD = (
+    b"state='Running'\ncode='99999999999999999999'\nsignal='18446744073709551615'\n"
+    b"reason='\x1b[2J'\nended='-9e11'\nended_uptime='nan'\nended='inf'\nboot='\xff'\n"
+    b"runner='99999999999999999999'\nrunner_ticks=''\npid='0'\nticks='x'\nhost=''\n"
+    b"began='9e11'\nbegan_uptime='-9e11'\nattempt='-1'\ninstance_id='\x00'\nname='\n'\n"
+    b"stdout='99999999999999999999'\nstderr='7'\ntold='2'\n"
+    b"returned='stdout:3-1 stdout:0-99999999 stderr:50-60'\n"
+)
+
+
+def written(content: bytes) -> Callable[[Path], None]:
+    def corrupt(path: Path) -> None:
+        # The runner has no HOME, so that the name has to be written out.
+        path.write_bytes(content.replace(b"PWNED", os.fsencode(os.environ["HOME"]) + b"/pwned"))
+
+    return corrupt
+
+
+def replaced(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def corrupt(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        make(path)
+
+    return corrupt
+
+
+CORRUPTIONS: dict[str, Callable[[Path], None]] = {
+    "empty": written(b""),
+    "random": written(random.Random(1).randbytes(5_000)),
+    "quotes": written(b"'" * 1_000_000),
+    "letters": written(b"a" * 1_000_000),
+    "shell": written(
+        b"touch PWNED\n$(touch PWNED)\n`touch PWNED`\n';touch PWNED;'\n"
+        b"runner='$(touch PWNED)'\npid='a[$(touch PWNED)]'\nboot=''\n"
+    ),
+    "absurd": written(ABSURD),
+    "directory": replaced(lambda path: os.makedirs(path / "inside")),
+    "deleted": replaced(lambda path: None),
+    "dangling": replaced(lambda path: path.symlink_to("nowhere")),
+    "fifo": replaced(os.mkfifo),
+}
+WHILE_RUNNING = ("random", "shell", "absurd", "directory", "deleted", "fifo")
+NO_FILE = ("directory", "deleted", "dangling", "fifo")
+UNMARKABLE = (("received", "directory"), ("received", "fifo"))
+
+
+def is_job(file: str, corruption: str) -> bool:
+    """Whether a folder is still a job's after a file of it was harmed."""
+    return file != "spec" or corruption not in NO_FILE
+
+
+def looked_at(jobctl: Jobctl, harmed: dict[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Use every command that only looks; return the records of all jobs."""
+    known = [job for job, harm in harmed.items() if is_job(*harm)]
+    received = call(jobctl, "receive", "--all")
+    unmarkable = [job for job, (file, how) in harmed.items() if (file, how) in UNMARKABLE]
+    why = rb"jobctl: job (\d+): cannot note what is received: 'received' is no plain file;"
+    assert re.findall(why, received.stderr) == [job.encode() for job in unmarkable]
+    assert received.returncode == 125
+    delivered = [job for job in known if harmed[job][0] not in ("received", *STREAMS)]
+    assert received.stdout.count(b"out\n") >= len(delivered)
+    call(jobctl, "receive", "--again", "--all")
+    assert call(jobctl, "get", "-o", "wide").returncode == 0
+    call(jobctl, "wait", "--all", "--timeout", "0.1")
+    records = {job["id"]: job for job in jobctl.jobs()}
+    assert list(records) == sorted(known, key=int)
+    return records
+
+
+def cleared(jobctl: Jobctl, harmed: dict[str, tuple[str, str]]) -> None:
+    """Remove all; afterwards nothing is left."""
+    result = call(jobctl, "remove", "--all", "--force", timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    for folder in jobctl.state_dir.glob("jobs/*"):  # no jobs any more, and soon not there
+        assert not is_job(*harmed[folder.name])
+        os.utime(folder, (0, 0))
+    os.utime(jobctl.state_dir / "jobs")
+    assert jobctl.jobs() == []
+    assert not list(jobctl.state_dir.glob("jobs/*"))
+
+
+def test_harmed_folders_of_finished_jobs(jobctl: Jobctl, tmp_path: Path) -> None:
+    first = jobctl.done("-c", "echo '42 x' >$JOBCTL_PROGRESS; echo out; exit 3")
+    harmed: dict[str, tuple[str, str]] = {}
+    for file, corruption in itertools.product(FILES, CORRUPTIONS):
+        job = str(len(harmed) + 2)
+        shutil.copytree(jobctl.folder(first), jobctl.folder(job))
+        CORRUPTIONS[corruption](jobctl.folder(job) / file)
+        harmed[job] = (file, corruption)
+    jobctl.run("remove", first)
+    (jobctl.state_dir / "index.db").unlink()
+    for job, record in looked_at(jobctl, harmed).items():
+        assert record["state"] in ("Completed", "Failed", "Stopped"), record
+        assert record["exit_code"] == 3 or harmed[job][0] == "exit"
+    cleared(jobctl, harmed)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("verb", ["wait", "stop"])
+def test_harmed_folders_of_running_jobs(jobctl: Jobctl, tmp_path: Path, verb: str) -> None:
+    go = tmp_path / "go"
+    text = (
+        f"echo '42 x' >$JOBCTL_PROGRESS; echo out; echo $$ >{tmp_path}/$JOBCTL_ID.pid;"
+        f" until [ -e {go} ]; do sleep 0.3; done; exit 3"
+    )
+    # What only the runner reads, and waits for, is left out.
+    harms = [
+        (file, corruption)
+        for file, corruption in itertools.product(FILES, WHILE_RUNNING)
+        if file != "exit.new" and (file not in ("run", "stop") or corruption != "fifo")
+    ]
+    all_at_once(jobctl, *[("start", "-q", "-c", text)] * len(harms))
+    harmed = dict(zip(jobctl.out("get", "-q").split(), harms, strict=True))
+    pids = {job: tmp_path / f"{job}.pid" for job in harmed}
+    wait_until(lambda: all(path.exists() and path.read_text() for path in pids.values()))
+    for job, (file, corruption) in harmed.items():
+        CORRUPTIONS[corruption](jobctl.folder(job) / file)
+    for job, record in looked_at(jobctl, harmed).items():
+        if harmed[job][0] not in ("exit", "stop"):
+            assert record["state"] == "Running", (harmed[job], record)
+    if verb == "stop":
+        call(jobctl, "stop", "--all", "--grace", "0.5", timeout=60)
+        for job, harm in harmed.items():
+            assert not alive(int(pids[job].read_text())) or not is_job(*harm), harm
+    go.touch()
+    assert call(jobctl, "wait", "--all", "--timeout", "20", timeout=30).returncode == 1
+    for record in jobctl.jobs():
+        assert record["state"] in ("Completed", "Failed", "Stopped"), record
+    wait_until(lambda: not any(alive(int(path.read_text())) for path in pids.values()))
+    cleared(jobctl, harmed)
+    assert not (tmp_path / "pwned").exists()
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_folders_removed_by_hand(jobctl: Jobctl) -> None:
+    finished, running = jobctl.done("true"), jobctl.start("sleep", "60")
+    pid = jobctl.job(running)["pid"]
+    runner = jobctl.runner_pid(running)
+    waiter = jobctl.popen("wait", running, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for job in (finished, running):
+        shutil.rmtree(jobctl.folder(job))
+        assert jobctl.jobs() == [] or job == finished
+        for verb in ("receive", "wait", "stop", "remove"):
+            assert f"no job {job}" in jobctl.refused(3, verb, job)
+    os.kill(pid, signal.SIGTERM)
+    out, err = waiter.communicate(timeout=20)
+    assert (waiter.returncode, out) == (124, b"") or b"removed meanwhile" in err
+    wait_until(lambda: not alive(runner))
+    assert int(jobctl.start("true")) > int(running)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_harmed_count_of_ids(jobctl: Jobctl, corruption: str) -> None:
+    jobctl.start("true")
+    jobctl.start("true")
+    CORRUPTIONS[corruption](jobctl.state_dir / "last")
+    result = call(jobctl, "start", "-q", "true")
+    if result.returncode:
+        assert "nothing was recorded" in one_line(result, 125)
+    else:
+        assert result.stdout == b"3\n"
+        assert call(jobctl, "start", "-q", "true").stdout == b"4\n"
+
+
+# --- limits ----------------------------------------------------------------------
+
+
+def test_more_jobs_than_descriptors(jobctl: Jobctl, tmp_path: Path) -> None:
+    text = f"echo $JOBCTL_ID; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
+    all_at_once(jobctl, *[("start", "-q", "-c", text)] * 20)
+    options: dict[str, Any] = {
+        "preexec_fn": limited(resource.RLIMIT_NOFILE, 24),
+        "timeout": 40,
+    }
+    result = call(jobctl, "wait", "--all", "-q", "--timeout", "1", **options)
+    assert (result.returncode, result.stdout, result.stderr) == (124, b"", b"")
+    result = call(jobctl, "receive", "--all", "--wait", "--timeout", "1", **options)
+    assert (result.returncode, result.stderr) == (124, b"")
+    assert sorted(map(int, result.stdout.split())) == list(range(1, 21))
+    assert {job["state"] for job in jobctl.jobs()} == {"Running"}
+    (tmp_path / "go").touch()
+    result = call(jobctl, "wait", "--all", "-q", **options)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert len(result.stdout.split()) == 20
