@@ -10,26 +10,18 @@ import fcntl
 import os
 import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
-from jobctl import process, quoting, records, timing
-from jobctl.model import LOCALHOST, TYPE_BACKGROUND, Job, JobSpec, Marks, State
+from jobctl import process, quoting, records
+from jobctl.model import TYPE_REMOTE, Job, Marks, State, parent_of
 from jobctl.process import Identity
 
 STREAMS = ("stdout", "stderr")
 PIECE = 1 << 20
 """Bytes moved at a time."""
 
-_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-# Names that sh keeps for itself, will not have set, or behaves differently by.
-_SHELLS_OWN = frozenset(
-    "BASHOPTS BASH_COMPAT BASH_XTRACEFD DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID EXECIGNORE"
-    " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
-    " SHELLOPTS SRANDOM TMOUT UID".split()
-)
 _NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 _DAMAGED = "damaged: the file {} cannot be read"
@@ -42,101 +34,31 @@ class Folder:
         self.path = path
 
     @property
-    def number(self) -> int:
-        """The job's number, which is the folder's name."""
-        return int(os.path.basename(self.path))
+    def id(self) -> str:
+        """The job's id: the folder's name, of a child after its parent's."""
+        parent, _, name = self.path.rpartition("/")
+        if not self.is_child:
+            return name
+        return f"{os.path.basename(os.path.dirname(parent))}.{name}"
+
+    @property
+    def is_child(self) -> bool:
+        """Whether this is the folder of a part of a job."""
+        return os.path.basename(os.path.dirname(self.path)) == "children"
+
+    @property
+    def state_dir(self) -> str:
+        """The state directory it is in."""
+        up = os.path.dirname(os.path.dirname(self.path))
+        return os.path.dirname(os.path.dirname(up)) if self.is_child else up
+
+    def child(self, number: int) -> Folder:
+        """Return the folder of a child that need not exist."""
+        return Folder(f"{self.path}/children/{number}")
 
     def file(self, name: str) -> str:
         """Return the path of a file in here."""
         return f"{self.path}/{name}"
-
-    # --- making a job ---
-
-    def write(self, spec: JobSpec) -> None:
-        """Write down a job that commit() will make real.
-
-        :raises OSError: the disk is full, say.
-        """
-        instance_id = str(uuid.uuid4())
-        name = spec.name or f"Job{self.number}"
-        environment = {
-            **spec.env,
-            "JOBCTL_ID": str(self.number),
-            "JOBCTL_NAME": name,
-            "JOBCTL_INSTANCE_ID": instance_id,
-            "JOBCTL_HOST": LOCALHOST,
-        }
-        self._write_environment(environment)
-        for stream in (*STREAMS, "lock"):
-            self._write(stream, b"")
-        self._write("received", records.dump_marks(Marks()))
-        script = ""
-        if spec.script is not None:
-            # Without #! it would be up to the system what runs it: sh then does.
-            executable = self._copy(spec.script, "script") == b"#!"
-            script = "executable" if executable else "text"
-            os.chmod(self.file("script"), 0o700)
-        if spec.stdin is not None:
-            self._copy(spec.stdin, "stdin")
-        record = {
-            "format": "1",
-            "instance_id": instance_id,
-            "name": name,
-            "type": TYPE_BACKGROUND,
-            "location": LOCALHOST,
-            "command": spec.command,
-            "text": spec.text,
-            "script": script,
-            "init": spec.init,
-            "cwd": spec.cwd,
-            "umask": f"{spec.umask:04o}",
-            "stdin": "/dev/null" if spec.stdin is None else "stdin",
-            "merge": "1" if spec.merge else "",
-            "timeout": "" if spec.timeout is None else timing.plain(spec.timeout),
-            "timeout_text": spec.timeout_text,
-            "retries": str(spec.retries),
-            "after": " ".join(map(str, spec.after)),
-            "after_ok": " ".join(map(str, spec.after_ok)),
-            "caller": "" if spec.caller is None else _caller(spec.caller),
-            "on_finish": spec.on_finish,
-            "created": f"{time.time():.6f}",
-        }
-        fields = {key: os.fsencode(value) for key, value in record.items()}
-        fields["argv"] = quoting.join(map(os.fsencode, spec.argv))
-        fields["words"] = quoting.join(map(os.fsencode, spec.words))
-        self._write("spec.new", quoting.dump(fields))
-        _sync(self.file("spec.new"))
-
-    def commit(self) -> None:
-        """Make the job real, and that durable."""
-        os.rename(self.file("spec.new"), self.file("spec"))
-        _sync(self.path)
-        _sync(os.path.dirname(self.path))
-
-    def _write_environment(self, environment: dict[str, str]) -> None:
-        lines, odd = [], []
-        for name, value in environment.items():
-            pair = os.fsencode(f"{name}={value}")
-            if not _SHELL_NAME.fullmatch(name) or name in _SHELLS_OWN or name[:7] == "jobctl_":
-                odd.append(pair)
-            elif name != "_":  # the shell's word for what it last ran
-                lines.append(b"export " + quoting.quote(pair) + b"\n")
-        self._write("env", b"".join(lines))
-        if odd:
-            self._write("env.odd", b"set -- /usr/bin/env " + quoting.join(odd) + b' "$@"\n')
-
-    def _write(self, name: str, content: bytes) -> None:
-        with open(self.file(name), "wb", opener=_private) as file:
-            file.write(content)
-
-    def _copy(self, source: int, name: str) -> bytes:
-        """Copy an open file to its end; return its first two bytes."""
-        start = b""
-        with open(self.file(name), "wb", opener=_private) as file:
-            while piece := os.read(source, PIECE):
-                start = (start + piece[:2])[:2]
-                file.write(piece)
-        return start
 
     # --- reading a job ---
 
@@ -159,7 +81,7 @@ class Folder:
         """
         if not self.exists():
             return None
-        spec = records.load(self.file("spec"))
+        spec = self.spec()
         known: dict[str, Any] = {
             "name": os.fsdecode(spec.get("name", b"")),
             "instance_id": _cookie(spec.get("instance_id")),
@@ -168,19 +90,59 @@ class Folder:
             "cwd": os.fsdecode(spec.get("cwd", b"")),
             "created_at": records.number(spec.get("created")),
         }
-        unfinished = None if self.finished() else self._unfinished(boot)
+        if spec.get("type") == TYPE_REMOTE.encode():
+            known |= {
+                "type": TYPE_REMOTE,
+                "location": os.fsdecode(spec.get("location", b"")),
+                "session": os.fsdecode(spec.get("session", b"")) or None,
+            }
+        if self.is_child:
+            known["parent"] = self.id.partition(".")[0]
+        if count := records.integer(spec.get("children")):
+            children = [self.child(number).read(boot) for number in range(1, count + 1)]
+            return parent_of(Job(self.id, **known), [child for child in children if child])
+        return self._one(known, boot)
+
+    def _one(self, known: dict[str, Any], boot: str) -> Job:
+        """Return a job without children, of which spec's part is known."""
+        remote = known.get("type") == TYPE_REMOTE
+        unfinished = None
+        if not self.finished():
+            unfinished = self._unfinished_there(known) if remote else self._unfinished(boot)
         known |= unfinished or self._finished()
         run = records.load(self.file("run"))
         known |= {
             "pid": records.integer(run.get("pid")),
             "began_at": records.number(run.get("began")),
-            "began_uptime": records.number(run.get("began_uptime")),
+            "began_uptime": None if remote else records.number(run.get("began_uptime")),
         }
         known["percent"], known["message"] = self.progress()
-        job = Job(str(self.number), **known)
+        job = Job(self.id, **known)
         if unfinished:
             return job
-        return job._replace(elapsed=_elapsed(job, records.text(run.get("boot"))))
+        return job._replace(elapsed=_elapsed(job, run))
+
+    def _unfinished_there(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Return what is known of an unfinished job on a host: what that host last said."""
+        from jobctl import links
+
+        name = known["session"] or links.temporary(known["location"])
+        book = links.Links(self.state_dir)
+        link = book.link(name)
+        run = records.load(self.file("run"))
+        opened = link.state is links.LinkState.OPENED
+        if "pid" not in run and (opened or not self.has("sent")):
+            other = records.text(run.get("waiting"))
+            why = f"waiting for job {other}" if other else link.reason
+            return {"state": State.NOT_STARTED, "reason": why or f"waiting for {known['location']}"}
+        if not opened:
+            reason = link.reason or f"connecting to {known['location']}"
+            if known["session"] and book.disconnected(name):
+                reason = f"session {name} was disconnected by user"
+            return {"state": State.DISCONNECTED, "reason": reason}
+        if self.has("stop"):
+            return {"state": State.STOPPING}
+        return {"state": State.SUSPENDED if self.has("condition") else State.RUNNING}
 
     def _unfinished(self, boot: str) -> dict[str, Any] | None:
         """Return what is known of an unfinished job, None if it turns out to be finished."""
@@ -232,16 +194,19 @@ class Folder:
         # Asked first: what is written after that is seen when it is asked again.
         still_written = any(records.being_written(self.file(stream)) for stream in STREAMS)
         marks = self.marks()
+        boot = records.text(record.get("seen_boot") or record.get("boot"))
+        uptime = record.get("seen_uptime") or record.get("ended_uptime")
         return {
             "state": state,
             "reason": os.fsdecode(reason),
             "exit_code": records.integer(record.get("code")),
             "signal": records.integer(record.get("signal")),
             "ended_at": records.number(record.get("ended")),
-            "ended_boot": records.text(record.get("boot")),
-            "ended_uptime": records.number(record.get("ended_uptime")),
+            "ended_boot": boot,
+            "ended_uptime": records.number(uptime),
             "still_written": still_written,
-            "has_more_data": any(marks.next(stream, self.size(stream)) for stream in STREAMS),
+            "has_more_data": self.stays_there()
+            or any(marks.next(stream, self.size(stream)) for stream in STREAMS),
         }
 
     def _settle_lost(self, reason: str, boot: str) -> None:
@@ -256,17 +221,30 @@ class Folder:
             "ended_uptime": "" if uptime is None else f"{uptime:.2f}",
             "boot": boot,
         }
-        aside = f"exit.{os.getpid()}"
         with suppress(OSError):
-            self._write(aside, quoting.dump({key: os.fsencode(v) for key, v in record.items()}))
+            self.settle(quoting.dump({key: os.fsencode(v) for key, v in record.items()}))
+
+    def settle(self, content: bytes) -> bool:
+        """Write down the job's end; return False if somebody did so before.
+
+        :raises OSError: the disk is full, say.
+        """
+        aside, first = f"exit.{os.getpid()}", True
+        try:
+            self.put(aside, content)
             try:
                 os.link(self.file(aside), self.file("exit"))
             except FileExistsError:
-                if not self.finished():  # empty: its bytes were lost with the power
+                first = not self.finished()
+                if first:  # empty: its bytes were lost with the power
                     os.replace(self.file(aside), self.file("exit"))
-        for name in (aside, "env", "env.odd", "exit.new"):  # as the runner would have done
-            with suppress(OSError):
-                os.unlink(self.file(name))
+        finally:
+            for name in (aside, "exit.new", "far.env", "far.env.odd"):
+                self.unlink(name)
+        if not self.has("sent"):
+            for name in ("env", "env.odd"):  # as the runner would have done
+                self.unlink(name)
+        return first
 
     def _locked(self) -> bool:
         """Whether a runner started here has not ended, whatever became of its record."""
@@ -288,6 +266,10 @@ class Folder:
                 return identity
         return None
 
+    def stays_there(self) -> bool:
+        """Whether its output is on a host and nobody asked for it yet."""
+        return self.spec().get("results") == b"remote" and not self.has("wanted")
+
     def progress(self) -> tuple[float | None, str | None]:
         """Return percent and message of what the job last wrote to its progress file."""
         try:
@@ -305,6 +287,40 @@ class Folder:
         if percent is None or not 0 <= percent <= 100:
             return None, text
         return percent, rest.strip()
+
+    # --- its files ---
+
+    def spec(self) -> dict[str, bytes]:
+        """Return what the job was to be."""
+        return records.load(self.file("spec"))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return os.path.isfile(self.file(name))
+
+    def get(self, name: str) -> bytes:
+        """Return what a file holds, nothing if there is none."""
+        try:
+            with open(self.file(name), "rb", opener=records.opened) as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def put(self, name: str, content: bytes) -> None:
+        """Make a file."""
+        fd = records.opened(self.file(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(fd, "wb") as file:
+            file.write(content)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Make a file anew, at once for whoever looks."""
+        self.put(f"{name}.next", content)
+        os.replace(self.file(f"{name}.next"), self.file(name))
+
+    def unlink(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        with suppress(OSError):
+            os.unlink(self.file(name))
 
     def log(self) -> str:
         """Return what the runner's shell last had to say."""
@@ -369,11 +385,13 @@ class Jobs:
 
     def __init__(self, state_dir: str) -> None:
         self.path = f"{state_dir}/jobs"
-        self._state_dir = state_dir
+        self.state_dir = state_dir
 
-    def folder(self, number: int) -> Folder:
+    def folder(self, job_id: str | int) -> Folder:
         """Return the folder of a job that need not exist."""
-        return Folder(f"{self.path}/{number}")
+        number, _, child = str(job_id).partition(".")
+        folder = Folder(f"{self.path}/{number}")
+        return folder.child(int(child)) if child else folder
 
     def numbers(self) -> list[int]:
         """Return the numbers of all folders, in no order."""
@@ -417,7 +435,7 @@ class Jobs:
         return self.folder(number)
 
     def _counter(self, name: str) -> BinaryIO:
-        path = f"{self._state_dir}/{name}"
+        path = f"{self.state_dir}/{name}"
         return open(records.opened(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
 
 
@@ -440,27 +458,13 @@ def _identity(run: dict[str, bytes], pid: str, start: str) -> Identity | None:
     return Identity(number, records.text(run.get(start)), records.text(run.get("boot")))
 
 
-def _elapsed(job: Job, began_boot: str) -> float | None:
+def _elapsed(job: Job, run: dict[str, bytes]) -> float | None:
     """Return the seconds that a finished job took, by the clock that nobody sets if can be."""
     if job.began_at is None or job.ended_at is None:
         return None
-    if began_boot == job.ended_boot and None not in (job.began_uptime, job.ended_uptime):
+    if records.text(run.get("boot")) == job.ended_boot and None not in (
+        job.began_uptime,
+        job.ended_uptime,
+    ):
         return max(0.0, (job.ended_uptime or 0.0) - (job.began_uptime or 0.0))
     return max(0.0, job.ended_at - job.began_at)
-
-
-def _caller(pid: int) -> str:
-    sight = process.look(pid)
-    return f"{pid} {sight.start if sight else ''}"
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

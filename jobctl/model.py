@@ -12,6 +12,7 @@ from jobctl import quoting
 from jobctl.errors import BadUsage
 
 TYPE_BACKGROUND = "BackgroundJob"
+TYPE_REMOTE = "RemoteJob"
 LOCALHOST = "localhost"
 
 _ID_LIKE = re.compile(r"\d+([.-]\d+)?", re.ASCII)
@@ -38,6 +39,15 @@ class State(enum.Enum):
         return self in (State.COMPLETED, State.FAILED, State.STOPPED)
 
 
+class Place(NamedTuple):
+    """A host to run a job on."""
+
+    host: str
+    """As the caller named it."""
+    session: str = ""
+    """The session to reach it through, if there is one."""
+
+
 class JobSpec(NamedTuple):
     """What to run, as the caller asked for it. Durations are in seconds.
 
@@ -60,11 +70,18 @@ class JobSpec(NamedTuple):
     timeout: float | None = None
     timeout_text: str = ""
     retries: int = 0
-    after: tuple[int, ...] = ()
-    after_ok: tuple[int, ...] = ()
+    after: tuple[str, ...] = ()
+    after_ok: tuple[str, ...] = ()
     caller: int | None = None
     """The process whose end stops the job."""
     on_finish: str = ""
+    places: tuple[Place, ...] = ()
+    """The hosts to run on; none means here."""
+    results_stay: bool = False
+    """Whether the output stays on the host until somebody asks for it."""
+    variables: dict[str, str] = {}  # noqa: RUF012  # nobody changes it
+    """What a host is to add to its own environment."""
+    caller_cwd: str = "/"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -120,9 +137,9 @@ class Job(NamedTuple):
     """Finished, but something it left running can write more output."""
 
     @property
-    def number(self) -> int:
-        """The id as a number."""
-        return int(self.id)
+    def key(self) -> tuple[int, ...]:
+        """What orders jobs as their ids do."""
+        return order(self.id)
 
     @property
     def final(self) -> bool:
@@ -143,6 +160,61 @@ class Job(NamedTuple):
         if self.exit_code is not None:
             return self.exit_code
         return 125 if self.signal is None else 128 + self.signal
+
+
+def order(job_id: str) -> tuple[int, ...]:
+    """Return what orders ids: 9, 12, 12.1, 12.10."""
+    return tuple(map(int, job_id.split(".")))
+
+
+def parent_of(job: Job, children: list[Job]) -> Job:
+    """Return a job that has children, from what is known of these."""
+    failed = next((child for child in children if child.state is State.FAILED), None)
+    began = [child.began_at for child in children if child.began_at is not None]
+    state = _state_of([child.state for child in children], bool(began))
+    last = max(children, key=lambda child: child.ended_at or 0.0, default=job)
+    reason = ""
+    if state is State.FAILED and failed:
+        reason = failed.reason
+    elif state in (State.STOPPED, State.NOT_STARTED, State.DISCONNECTED):
+        reason = next((child.reason for child in children if child.state is state), "")
+    job = job._replace(
+        state=state,
+        reason=reason,
+        has_more_data=any(child.has_more_data for child in children),
+        began_at=min(began, default=None),
+        children=tuple(child.id for child in children),
+        still_written=any(child.still_written for child in children),
+    )
+    if not state.finished:
+        return job
+    codes = {child.exit_code for child in children}
+    job = job._replace(
+        exit_code=codes.pop() if len(codes) == 1 else None,
+        ended_at=last.ended_at,
+        ended_boot=last.ended_boot,
+        ended_uptime=last.ended_uptime,
+    )
+    if job.began_at is None or job.ended_at is None:
+        return job
+    return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
+
+
+def _state_of(states: list[State], begun: bool) -> State:
+    """Return the state of a job from those of its children, and whether any of them began."""
+    unfinished = {state for state in states if not state.finished}
+    if unfinished & {State.RUNNING, State.STOPPING}:
+        return State.RUNNING
+    if State.NOT_STARTED in unfinished:
+        ended = len(states) > sum(state is State.NOT_STARTED for state in states)
+        return State.RUNNING if begun or ended else State.NOT_STARTED
+    for state in (State.BLOCKED, State.SUSPENDED, State.DISCONNECTED):
+        if state in unfinished:
+            return state
+    for state in (State.FAILED, State.STOPPED):
+        if state in states:
+            return state
+    return State.COMPLETED
 
 
 class Marks(NamedTuple):

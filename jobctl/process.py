@@ -108,6 +108,7 @@ class Watch:
         self._pidfds: dict[int, str] = {}
         self._kqueued: dict[int, str] = {}
         self._others: dict[str, Identity] = {}
+        self._heard: dict[int, str] = {}
         self._poll = select.poll()
         if sys.platform != "linux":
             self._kqueue = select.kqueue()
@@ -136,6 +137,16 @@ class Watch:
         if alive(process, self._boot) is None:
             self._others[key] = process
 
+    def listen(self, key: str, fd: int) -> None:
+        """Have wait() tell key when there is something to read."""
+        self._heard[fd] = key
+        self._poll.register(fd, select.POLLIN)
+
+    def ignore(self, fd: int) -> None:
+        """Listen to it no longer."""
+        del self._heard[fd]
+        self._poll.unregister(fd)
+
     def wait(self, timeout: float) -> set[str]:
         """Return the keys of those that ended, none if that takes over timeout seconds.
 
@@ -149,6 +160,8 @@ class Watch:
                 self._poll.unregister(fd)
                 os.close(fd)
                 ended.add(self._pidfds.pop(fd))
+            elif fd in self._heard:
+                ended.add(self._heard[fd])
         if sys.platform != "linux" and self._kqueued:
             for event in self._kqueue.control(None, len(self._kqueued), 0):
                 ended.add(self._kqueued.pop(event.ident))

@@ -60,13 +60,13 @@ class Runner:
                 pass
 
 
-def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[int]:
+def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[str]:
     """End all that jobs, each a folder and an instance id, started: TERM, later KILL.
 
     Returns when it is over.
 
     :param grace: seconds from TERM to KILL.
-    :return: the numbers of the jobs of which something cannot be ended.
+    :return: the ids of the jobs of which something cannot be ended.
     """
     if not targets:
         return set()
@@ -75,8 +75,8 @@ def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[in
     words = ("stop", jobs, f"{grace * 100:.0f}", reason, *_named(targets))
     pid = _spawn(*words, descriptors={1: say})
     os.close(say)
-    with open(left) as numbers:
-        unended = set(map(int, numbers.read().split()))
+    with open(left) as ids:
+        unended = set(ids.read().split())
     os.waitpid(pid, 0)
     return unended
 
@@ -89,7 +89,7 @@ def send(targets: list[tuple[Folder, str]], name: str) -> None:
 
 
 def _named(targets: list[tuple[Folder, str]]) -> list[str]:
-    return [f"{folder.number}:{instance_id}" for folder, instance_id in targets]
+    return [f"{folder.id}:{instance_id}" for folder, instance_id in targets]
 
 
 def bearers() -> set[str]:

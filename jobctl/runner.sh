@@ -11,6 +11,7 @@
 #                                                 prints the numbers of jobs of which
 #                                                 something is left all the same
 #   sh runner.sh signal JOBS NAME JOB...          send one signal
+#   sh runner.sh announce DIR                     say here that a job has ended elsewhere
 #   sh runner.sh cookies                          print "pid instance-id" of every process
 #                                                 that a job started, directly or not
 #
@@ -508,7 +509,9 @@ began_uptime='$uptime'"
     for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
         [ ! -x "$leader" ] || { jobctl_leader=$leader; break; }
     done
-    CDPATH='' cd -- "$cwd" 2>/dev/null || refuse 126 "cannot enter directory: $cwd"
+    # Of a job from another computer it may be relative to the home directory.
+    case $cwd in /*) ;; *) cd -- "${HOME:-/}" 2>/dev/null || cd / ;; esac
+    CDPATH='' cd -- "${cwd:-.}" 2>/dev/null || refuse 126 "cannot enter directory: $cwd"
     umask "$umask"
     # From here on any variable but jobctl_* may have the caller's value.
     export PWD
@@ -620,6 +623,16 @@ announce() {
     exec /bin/sh -c "$jobctl_hook"
 }
 
+# For a job that ran on another host: does here what is to be done at its end.
+announce_there() {
+    cd -- "$1" || exit 125
+    dir=$PWD on_finish='' cwd='' state='' code='' caller_cwd=/
+    # shellcheck source=/dev/null
+    . ./spec && . ./exit
+    cwd=$caller_cwd
+    [ -z "$on_finish" ] || announce >>log 2>&1
+}
+
 # --- what to do ---------------------------------------------------------------
 
 umask 077
@@ -633,9 +646,10 @@ run) run "$2" '' ;;
 begin) run "$2" itself ;;
 stop) shift && stop "$@" ;;
 signal) shift && send "$@" ;;
+announce) announce_there "$2" ;;
 cookies) cookies ;;
 *)
-    echo "runner.sh: run, begin, stop, signal or cookies" >&2
+    echo "runner.sh: run, begin, stop, signal, announce or cookies" >&2
     exit 2
     ;;
 esac

@@ -51,6 +51,11 @@ _MIGRATIONS = (
     DROP INDEX by_end;
     CREATE INDEX by_end ON jobs (finished, boot DESC, ended_uptime DESC, ended DESC, id DESC);
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN type TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN session TEXT;
+    UPDATE jobs SET final = 0;
+    """,
 )
 _PATIENCE = 30.0
 """Seconds to wait for others that write."""
@@ -93,9 +98,9 @@ class Store:
         )
         return [number for (number,) in rows]
 
-    def doubt(self, numbers: Iterable[int]) -> None:
+    def doubt(self, ids: Iterable[str]) -> None:
         """Have the next refresh() read these jobs' folders again."""
-        chosen = ",".join(map(str, numbers))
+        chosen = ",".join({job_id.partition(".")[0] for job_id in ids})
         if not chosen:
             return
         with suppress(sqlite3.Error):
@@ -261,9 +266,9 @@ def _insert(db: sqlite3.Connection, job: Job) -> None:
         db.execute("INSERT OR IGNORE INTO boots (id) VALUES (?)", (job.ended_boot,))
         rank = db.execute("SELECT rank FROM boots WHERE id = ?", (job.ended_boot,)).fetchone()[0]
     db.execute(
-        "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            job.number,
+            int(job.id),
             job.final,
             _text(job.name),
             job.instance_id,
@@ -276,6 +281,8 @@ def _insert(db: sqlite3.Connection, job: Job) -> None:
             job.ended_uptime,
             _dump(job),
             job.state.finished,
+            job.type,
+            job.session,
         ),
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from jobctl.cli import options, render
+from jobctl.model import TYPE_REMOTE, Job
+from jobctl.paths import state_dir
 
 _REDRAW = 1.0
 
@@ -19,7 +21,6 @@ _REDRAW = 1.0
 @click.option(
     "--children",
     is_flag=True,
-    expose_value=False,  # no job has any yet
     help="Show the children of jobs as well.",
 )
 @click.option(
@@ -31,7 +32,7 @@ _REDRAW = 1.0
 )
 @click.option("--watch", is_flag=True, help="Show again and again, until interrupted.")
 @options.output
-def command(watch: bool, form: str, quiet: bool, **values: Any) -> int:
+def command(children: bool, watch: bool, form: str, quiet: bool, **values: Any) -> int:
     """Show jobs, all of them or those that JOB and the filters select.
 
     JOB is an id, a range such as 3-8, a name, a name with wildcards, an instance id or eight
@@ -40,17 +41,45 @@ def command(watch: bool, form: str, quiet: bool, **values: Any) -> int:
     chosen = options.Chosen(values)
     form = "ids" if quiet else form
     if watch:
-        _watch(chosen, form)
+        _watch(chosen, children, form)
     found = options.found(chosen)
-    render.records(found.jobs, form)
+    _look_after(found.jobs)
+    render.records(_shown(found.jobs, chosen, children), form)
     return render.tell_all(found.missing)
 
 
-def _watch(chosen: options.Chosen, form: str) -> None:
+def _look_after(jobs: list[Job]) -> None:
+    """Have an agent carry what runs on hosts, should the last one have been killed."""
+    if any(job.type == TYPE_REMOTE and not job.state.finished for job in jobs):
+        from jobctl.agent import client
+        from jobctl.links import agent_alive
+
+        if not agent_alive(state_dir()):
+            client.wake(state_dir())
+
+
+def _shown(jobs: list[Job], chosen: options.Chosen, children: bool) -> list[Job]:
+    """Return jobs with their children after them, if these are to be shown."""
+    states = chosen.filter.child_states
+    if not children and not states:
+        return jobs
+    from jobctl.ops.find import children_of
+    from jobctl.store import Store
+
+    store, shown = Store(state_dir()), []
+    for job in jobs:
+        shown.append(job)
+        shown += [child for child in children_of(store, job) if not states or child.state in states]
+    return shown
+
+
+def _watch(chosen: options.Chosen, children: bool, form: str) -> None:
     """Show the jobs each time they have changed, on a terminal in place, until ^C."""
     before = None
     while True:
-        text = render.rendered(options.found(chosen).jobs, form)
+        jobs = options.found(chosen).jobs
+        _look_after(jobs)
+        text = render.rendered(_shown(jobs, chosen, children), form)
         if text != before:
             render.out(("\x1b[H\x1b[2J" if os.isatty(1) else "") + text)
             before = text

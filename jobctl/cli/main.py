@@ -22,6 +22,7 @@ COMMANDS = {
     "wait": "Wait until jobs are finished.",
     "stop": "Stop jobs, or send them a signal.",
     "remove": "Delete jobs and their output.",
+    "session": "Keep connections to other machines, and run things there.",
 }
 
 

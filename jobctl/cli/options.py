@@ -116,6 +116,7 @@ def filters(function: F) -> F:
             click.option("--name", metavar="GLOB", help="Only jobs with such a name."),
             click.option("--command", metavar="GLOB", help="Only jobs with such a command."),
             click.option("--location", metavar="HOST", help="Only jobs that run there."),
+            click.option("--session", metavar="NAME", help="Only jobs of that session."),
             click.option("--before", type=WHEN, help="Only jobs that ended before."),
             click.option("--after", type=WHEN, help="Only jobs that ended then or later."),
             click.option(
@@ -158,6 +159,7 @@ class Chosen:
             name=values.pop("name"),
             command=values.pop("command"),
             location=values.pop("location"),
+            session=values.pop("session"),
             before=values.pop("before"),
             after=values.pop("after"),
             newest=values.pop("newest"),
@@ -217,7 +219,7 @@ def complete_jobs(
         f"{NEWEST_FIRST} LIMIT {_OFFERED}",
     )
     helps = {}
-    for job in sorted(jobs, key=lambda job: job.number):
+    for job in sorted(jobs, key=lambda job: job.key):
         help_text = f"{job.state.value} {printable(job.command)[:60]}"
         helps[job.id] = help_text
         # Names that a shell would need quoted are left to be typed.
@@ -227,6 +229,37 @@ def complete_jobs(
         CompletionItem(value, help=text)
         for value, text in helps.items()
         if value.startswith(incomplete)
+    ]
+
+
+def complete_hosts(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the hosts that ssh's configuration names, and those of sessions."""
+    from jobctl.transport.names import configured
+
+    before, comma, last = incomplete.rpartition(",")
+    return [
+        CompletionItem(before + comma + host)
+        for host in configured(os.environ.get("JOBCTL_SSH_CONFIG"))
+        if host.startswith(last)
+    ]
+
+
+def complete_sessions(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the names of sessions, with their hosts."""
+    from jobctl.links import Links
+
+    try:
+        found = Links(state_dir()).sessions()
+    except JobctlError:
+        return []
+    return [
+        CompletionItem(session.name, help=session.target.label)
+        for session in found
+        if session.name.startswith(incomplete) and quoting.readable([session.name]) == session.name
     ]
 
 

@@ -16,7 +16,9 @@ from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError, ReaderLeft
 from jobctl.folder import STREAMS
 from jobctl.model import Job, State, printable
+from jobctl.ops.find import parts
 from jobctl.ops.receive import Listener, Manner, Receiver
+from jobctl.ops.stop import ask_hosts, on_hosts
 from jobctl.store import Store
 
 _TIMED_OUT = 124
@@ -113,63 +115,87 @@ def command(
     chosen.check()
     found = options.found(chosen)
     status = render.tell_all(found.missing)
-    numbers = [job.number for job in found.jobs]
     if wait:
-        ended = follow(numbers, manner, deadline, write_events, auto_remove)
+        ended = follow(found.jobs, manner, deadline, write_events, auto_remove, force)
     else:
-        with _doubting(numbers):
-            receiver = Receiver(options.jobs(), manner, Listener(_tell_failure))
-            receiver.now(numbers)
-        ended = render.tell_all([*receiver.errors.values()])
+        ended = deliver(found.jobs, manner)
     return status or ended
 
 
+def deliver(jobs: list[Job], manner: Manner) -> int:
+    """Deliver the output there is; return the exit status."""
+    store = Store(paths.state_dir())
+    pieces = parts(store, jobs)
+    errors = _fetched(store, pieces)
+    ids = [job.id for job in pieces]
+    with _doubting(ids):
+        receiver = Receiver(options.jobs(), manner, Listener(_tell_failure))
+        receiver.now(ids)
+    return render.tell_all([*errors, *receiver.errors.values()])
+
+
+def _fetched(store: Store, jobs: list[Job]) -> list[JobctlError]:
+    """Bring home what was to stay on hosts; return an error for each that is out of reach."""
+    there = [job for job in on_hosts(jobs) if store.jobs.folder(job.id).stays_there()]
+    return ask_hosts(store.jobs, "fetch", there)
+
+
 def follow(
-    numbers: list[int],
+    jobs: list[Job],
     manner: Manner,
     deadline: float | None = None,
     events: bool = False,
     auto_remove: bool = False,
+    force: bool = False,
 ) -> int:
     """Deliver output until jobs are finished; return the exit status.
 
     That of one job's command is passed on, and every failure of our own is then 125.
     """
+    store = Store(paths.state_dir())
+    pieces = parts(store, jobs)
+    ids = [job.id for job in pieces]
+    alone = len(jobs) == 1 and not jobs[0].children
     listener = Listener(_tell_failure, _write_event if events else None)
     receiver = Receiver(options.jobs(), manner, listener)
     try:
-        with _doubting(numbers):
-            ended = receiver.follow(numbers, deadline)
-        if auto_remove:
-            _remove([job for job in ended if job.number not in receiver.errors])
+        for error in _fetched(store, pieces):
+            raise error
+        with _doubting(ids):
+            ended = receiver.follow(ids, deadline, force)
+        if auto_remove and len(ended) == len(ids) and not receiver.errors:
+            _remove([job.id for job in jobs])
     except ReaderLeft:
         raise
     except JobctlError as error:
-        raise JobctlError(str(error)) if len(numbers) == 1 else error from None
+        raise JobctlError(str(error)) if alone else error from None
     if receiver.errors:
         return render.tell_all([*receiver.errors.values()])
-    if len(ended) < len(numbers) and deadline is not None and time.monotonic() >= deadline:
+    if len(ended) < len(ids) and deadline is not None and time.monotonic() >= deadline:
         return _TIMED_OUT
-    if len(numbers) == 1:
+    if alone:
         return ended[0].pass_through_status if ended else JobctlError.status  # was removed
-    return int(len(ended) < len(numbers) or any(j.state is not State.COMPLETED for j in ended))
+    return int(len(ended) < len(ids) or any(j.state is not State.COMPLETED for j in ended))
 
 
 @contextmanager
-def _doubting(numbers: list[int]) -> Iterator[None]:
+def _doubting(ids: list[str]) -> Iterator[None]:
     """Have the index look again at jobs whose read marks this may move."""
     store = Store(paths.state_dir())
-    store.doubt(numbers)  # should we be killed
+    store.doubt(ids)  # should we be killed
     try:
         yield
     finally:
-        store.doubt(numbers)
+        store.doubt(ids)
 
 
-def _remove(jobs: list[Job]) -> None:
+def _remove(ids: list[str]) -> None:
     from jobctl.ops.remove import plan, remove
 
-    for error in remove(Store(paths.state_dir()), plan(jobs, force=False, local_only=False)):
+    store = Store(paths.state_dir())
+    jobs = [store.jobs.folder(job_id).read(store.boot) for job_id in ids]
+    todo = plan([job for job in jobs if job], force=False, local_only=False)
+    for error in remove(store, todo):
         raise error
 
 

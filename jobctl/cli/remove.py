@@ -45,7 +45,7 @@ def command(
     found = options.found(chosen)
     todo = remove.plan(found.jobs, force, local_only)
     if dry_run:
-        unwanted = sorted((*todo.delete, *todo.forget), key=lambda job: job.number)
+        unwanted = sorted((*todo.delete, *todo.forget), key=lambda job: job.key)
         render.records(unwanted, "ids" if quiet else form)
         return render.tell_all([*found.missing, *todo.errors])
     return render.tell_all([*found.missing, *remove.remove(Store(state_dir()), todo)])

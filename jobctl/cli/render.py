@@ -83,12 +83,7 @@ def rendered(jobs: Sequence[Job], form: str) -> str:
     if form == "ids":
         return "".join(f"{job.id}\n" for job in jobs)
     if form in ("json", "jsonl"):
-        import json
-
-        values = [as_json(job) for job in jobs]
-        if form == "json":
-            return json.dumps(values, indent=2) + "\n"
-        return "".join(json.dumps(value) + "\n" for value in values)
+        return _as_text([as_json(job) for job in jobs], form)
     return _table(jobs, form == "wide") if jobs else ""
 
 
@@ -121,10 +116,34 @@ def as_json(job: Job) -> dict[str, object]:
     }
 
 
-def _table(jobs: Sequence[Job], wide: bool) -> str:
+def things(
+    rows: Sequence[tuple[str, ...]], names: tuple[str, ...], values: Sequence[object], form: str
+) -> None:
+    """Print what is no job: rows of a table, or values as JSON. The first column is the id."""
+    if form == "ids":
+        out("".join(f"{row[0]}\n" for row in rows))
+    elif form in ("json", "jsonl"):
+        out(_as_text(values, form))
+    elif rows:
+        out(_tabulated([[printable(cell) for cell in row] for row in rows], list(names)))
+
+
+def _as_text(values: Sequence[object], form: str) -> str:
+    import json
+
+    if form == "json":
+        return json.dumps(values, indent=2) + "\n"
+    return "".join(json.dumps(value) + "\n" for value in values)
+
+
+def _tabulated(rows: list[list[str]], names: list[str]) -> str:
     import tabulate
 
     tabulate.MIN_PADDING = 0  # two spaces between columns are enough
+    return tabulate.tabulate(rows, names, tablefmt="plain", disable_numparse=True) + "\n"
+
+
+def _table(jobs: Sequence[Job], wide: bool) -> str:
     columns: dict[str, Callable[[Job], str]] = {
         "Id": lambda job: job.id,
         "Name": lambda job: job.name,
@@ -148,7 +167,7 @@ def _table(jobs: Sequence[Job], wide: bool) -> str:
         _fit(rows, names, _terminal_width())
         if not os.environ.get("NO_COLOR"):
             _colour(rows, jobs)
-    return tabulate.tabulate(rows, names, tablefmt="plain", disable_numparse=True) + "\n"
+    return _tabulated(rows, names)
 
 
 def _exit(job: Job) -> str:

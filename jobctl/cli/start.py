@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from jobctl import paths, process
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError
-from jobctl.model import Job, JobSpec, State, check_name, printable
+from jobctl.model import TYPE_BACKGROUND, Job, JobSpec, Place, State, check_name, printable
 from jobctl.ops.start import start
 
 _MOST_RETRIES = 1_000_000
@@ -53,11 +53,36 @@ def _complete_command(
 )
 @click.option("-n", "--name", help="A name to find the job by.")
 @click.option(
+    "-H",
+    "--host",
+    "hosts",
+    metavar="HOSTS",
+    multiple=True,
+    shell_complete=options.complete_hosts,
+    help="Run on these hosts, a list with commas, over SSH. May be repeated.",
+)
+@click.option(
+    "-s",
+    "--session",
+    "sessions",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=options.complete_sessions,
+    help="Run on the host of this session. May be repeated.",
+)
+@click.option(
+    "--results",
+    type=click.Choice(["local", "remote"]),
+    default="local",
+    show_default=True,
+    help="Whether output comes here by itself, or stays on the host until asked for.",
+)
+@click.option(
     "-C",
     "--cwd",
     metavar="DIR",
     shell_complete=options.complete_directory,
-    help="Run in this directory instead of here.",
+    help="Run in this directory instead of here, or of the home directory on a host.",
 )
 @click.option(
     "-e",
@@ -156,11 +181,11 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     from jobctl.cli.receive import follow
     from jobctl.ops.receive import Manner
 
-    return follow([job.number], Manner())
+    return follow([job], Manner())
 
 
 def _could_not_begin(job: Job) -> bool:
-    return job.state is State.FAILED and job.pid is None
+    return job.state is State.FAILED and job.pid is None and job.type == TYPE_BACKGROUND
 
 
 def _spec(values: dict[str, Any]) -> JobSpec:
@@ -183,7 +208,6 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "argv": words,
         "text": text or "",
         "name": name,
-        "cwd": _directory(values["cwd"]),
         "env": _environment(values["variables"]),
         "umask": options.caller_umask,
         "init": values["init"],
@@ -196,6 +220,18 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "caller": os.getppid() if values["with_parent"] else None,
         "on_finish": values["on_finish"],
     }
+    if values["hosts"] or values["sessions"]:
+        spec |= {
+            "places": _places(values["hosts"], values["sessions"]),
+            "results_stay": values["results"] == "remote",
+            "variables": _variables(values["variables"]),
+            "cwd": values["cwd"] or "",
+            "caller_cwd": _directory(None),
+        }
+    elif values["results"] == "remote":
+        raise BadUsage("--results remote needs --host or --session")
+    else:
+        spec["cwd"] = _directory(values["cwd"])
     if script is not None:
         spec |= {"script": _opened(script), "script_name": script}
     if values["stdin"] is not None:
@@ -205,6 +241,25 @@ def _spec(values: dict[str, Any]) -> JobSpec:
 
         spec |= {key: dependencies(paths.state_dir(), values[key]) for key in ("after", "after_ok")}
     return JobSpec(**spec)
+
+
+def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[Place, ...]:
+    """Return where to run; hosts that a session is open to are reached through that.
+
+    :raises NotFound: there is no session of such a name.
+    """
+    from jobctl.links import Links
+    from jobctl.target import parse_target
+
+    book = Links(paths.state_dir())
+    places = []
+    for name in names:
+        places.append(Place(book.known(name).target.label, name))
+    for host in (part for text in hosts for part in text.split(",")):
+        label = parse_target(host).label
+        session = book.to(label)
+        places.append(Place(label, session.name if session else ""))
+    return tuple(dict.fromkeys(places))
 
 
 def _directory(cwd: str | None) -> str:
@@ -233,6 +288,12 @@ def _environment(variables: tuple[str, ...]) -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
     if environment.get("LC_CTYPE") == "C.UTF-8" and not process.was_given("LC_CTYPE"):
         del environment["LC_CTYPE"]  # Python set it, see PEP 538
+    return environment | _variables(variables)
+
+
+def _variables(variables: tuple[str, ...]) -> dict[str, str]:
+    """Return what -e sets."""
+    environment = {}
     for variable in variables:
         name, given, value = variable.partition("=")
         if not name or re.search(r"\s", name):

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from jobctl import process
 from jobctl.cli import options, render
+from jobctl.errors import Refused
 from jobctl.model import Job, State, printable
 from jobctl.ops.wait import finished
 
@@ -29,11 +31,12 @@ _BEAT, _LONG = 0.5, 3600.0
 @click.option(
     "--force",
     is_flag=True,
-    expose_value=False,  # no local job is ever disconnected
     help="Go on also where a session was disconnected on purpose.",
 )
 @options.output
-def command(first: bool, timeout: float | None, form: str, quiet: bool, **values: Any) -> int:
+def command(
+    first: bool, timeout: float | None, force: bool, form: str, quiet: bool, **values: Any
+) -> int:
     """Wait until jobs are finished, and print their records.
 
     Ends with status 1 if one of them Failed or was Stopped, with 124 when time is up.
@@ -44,10 +47,14 @@ def command(first: bool, timeout: float | None, form: str, quiet: bool, **values
     chosen.check()
     found = options.found(chosen)
     status = render.tell_all(found.missing)
-    done, waiting, removed = _until_finished(found.jobs, first, deadline)
+    try:
+        done, waiting, removed = _until_finished(found.jobs, first, deadline, force)
+    except Refused as error:
+        render.say(str(error))
+        return error.status
     if first:
         done = done[:1]
-    render.records(sorted(done, key=lambda job: job.number), "ids" if quiet else form)
+    render.records(sorted(done, key=lambda job: job.key), "ids" if quiet else form)
     if status:
         return status
     if waiting and not (first and done):
@@ -56,36 +63,46 @@ def command(first: bool, timeout: float | None, form: str, quiet: bool, **values
 
 
 def _until_finished(
-    jobs: list[Job], first: bool, deadline: float | None
+    jobs: list[Job], first: bool, deadline: float | None, force: bool
 ) -> tuple[list[Job], set[str], bool]:
     """Return the jobs that finished, in that order, and the ids of those that did not.
 
     And whether others were removed meanwhile.
     """
     done: list[Job] = []
+    boot = process.boot_id()
     removed = False
     waiting = {job.id for job in jobs}
     folders = options.jobs()
+    left = {job.id: set(job.children or (job.id,)) for job in jobs}
+    """The parts of each job that are not finished."""
+    owner = {part: job_id for job_id, ids in left.items() for part in ids}
+    total = len(owner)
     shown = bool(jobs) and os.isatty(2)
-    only = folders.folder(jobs[0].number) if len(jobs) == 1 else None
+    only = folders.folder(jobs[0].id) if total == 1 else None
 
     def message(_: int | None) -> str | None:
         return printable(only.progress()[1] or "")[:_MESSAGE] if only else None
 
     with click.progressbar(
-        length=100 if only else len(jobs),
-        label=f"job {jobs[0].id}" if only else f"{len(jobs)} jobs",
+        length=100 if only else total,
+        label=f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs",
         item_show_func=message,
         show_eta=False,
         hidden=not shown,
         file=sys.stderr,
     ) as bar:
         beat = _BEAT if shown else _LONG
-        for ended in finished(folders, [job.number for job in jobs], deadline, beat):
-            for number, job in ended:
-                waiting.discard(str(number))
+        for ended in finished(folders, list(owner), deadline, beat, force):
+            for part, _ in ended:
+                job_id = owner.pop(part)
+                left[job_id].discard(part)
+                if left[job_id]:
+                    continue
+                waiting.discard(job_id)
+                job = folders.folder(job_id).read(boot)
                 if job is None:
-                    render.say(f"job {number} was removed meanwhile")
+                    render.say(f"job {job_id} was removed meanwhile")
                     removed = True
                 else:
                     done.append(job)
@@ -94,5 +111,5 @@ def _until_finished(
             if only and waiting:
                 bar.update(round(only.progress()[0] or 0) - bar.pos)
             elif shown:
-                bar.update((100 if only else len(done)) - bar.pos)
+                bar.update((100 if only else total - len(owner)) - bar.pos)
     return done, waiting, removed

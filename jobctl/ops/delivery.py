@@ -31,7 +31,7 @@ _PATIENCE = 0.02
 class Origin(NamedTuple):
     """Where delivered bytes come from: a range of a stream of a job."""
 
-    number: int
+    job: str
     stream: str
     start: int
     end: int

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jobctl.errors import BadUsage, NotFound
-from jobctl.model import Job, State, printable
+from jobctl.model import Job, State, glob, printable
 from jobctl.store import NEWEST_FIRST, Store
 
 _NUMBER = re.compile(r"\d+", re.ASCII)
@@ -25,6 +25,7 @@ class Filter:
     name: str | None = None
     command: str | None = None
     location: str | None = None
+    session: str | None = None
     before: float | None = None
     after: float | None = None
     newest: int | None = None
@@ -56,14 +57,19 @@ def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found
     ranges = [_range(selector) for selector in selected]
     store.refresh()
     ids: set[int] = set()
+    children: list[Job] = []
     missing: list[NotFound] = []
     for selector, span in zip(selected, ranges, strict=True):
         try:
+            if match := _CHILD.fullmatch(selector):
+                children.append(_child(store, selector, match[1], match[2]))
+                continue
             ids.update(store.ids("id BETWEEN ? AND ?", span) if span else resolve(store, selector))
         except NotFound as error:
             missing.append(error)
+    children = [job for job in children if passes(job, narrow)]
     if selectors is not None and not ids:
-        return Found([], missing)
+        return Found(children, missing)
     where = ["1"] if selectors is None else [_among(ids)]
     values: list[object] = []
     _narrow(narrow, where, values)
@@ -71,7 +77,54 @@ def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found
     if narrow.newest is not None:
         newest = store.ids(condition, values, f"{NEWEST_FIRST} LIMIT {narrow.newest}")
         condition, values = _among(newest), []
-    return Found(store.select(condition, values), missing)
+    jobs = store.select(condition, values)
+    if narrow.child_states:
+        jobs = [job for job in jobs if _has_child(store, job, narrow.child_states)]
+    whole = {job.id for job in jobs}
+    jobs += [job for job in children if job.parent not in whole]
+    return Found(sorted(jobs, key=lambda job: job.key), missing)
+
+
+def parts(store: Store, jobs: Iterable[Job]) -> list[Job]:
+    """Return jobs with the children in the place of those that have some."""
+    found = []
+    for job in jobs:
+        found += children_of(store, job) if job.children else [job]
+    return found
+
+
+def children_of(store: Store, job: Job) -> list[Job]:
+    """Return the children of a job as they are now."""
+    read = (store.jobs.folder(child).read(store.boot) for child in job.children)
+    return [child for child in read if child is not None]
+
+
+def passes(job: Job, narrow: Filter) -> bool:
+    """Whether a job passes all of a filter but how new it is."""
+    ended = job.ended_at
+    return (
+        (not narrow.states or job.state in narrow.states)
+        and (narrow.name is None or bool(glob(narrow.name).match(job.name)))
+        and (narrow.command is None or bool(glob(narrow.command).match(job.command)))
+        and narrow.location in (None, job.location)
+        and narrow.session in (None, job.session)
+        and (narrow.before is None or (ended is not None and ended < narrow.before))
+        and (narrow.after is None or (ended is not None and ended >= narrow.after))
+        and narrow.has_more_data in (None, job.has_more_data)
+    )
+
+
+def _has_child(store: Store, job: Job, states: tuple[State, ...]) -> bool:
+    return any(child.state in states for child in children_of(store, job))
+
+
+def _child(store: Store, selector: str, parent: str, number: str) -> Job:
+    job = None
+    if len(parent) < 19 and len(number) < 19:
+        job = store.jobs.folder(f"{int(parent)}.{int(number)}").read(store.boot)
+    if job is None:
+        raise NotFound(f"no job {selector}; 'jobctl get --children {parent}' lists those there are")
+    return job
 
 
 def resolve(store: Store, selector: str) -> list[int]:
@@ -84,8 +137,6 @@ def resolve(store: Store, selector: str) -> list[int]:
         if ids := store.ids("id = ?", [_capped(selector)]):
             return ids
         raise NotFound(f"no job {shown}; 'jobctl get' lists those there are")
-    if match := _CHILD.fullmatch(selector):
-        raise NotFound(f"no job {shown}: job {match[1]} has no children, or there is no such job")
     text = _text(selector)
     if ids := store.ids("name = ?", [text]):
         return ids
@@ -141,11 +192,11 @@ def _narrow(narrow: Filter, where: list[str], values: list[object]) -> None:
         add("glob(?, command)", _text(narrow.command))
     if narrow.location is not None:
         add("location = ?", _text(narrow.location))
+    if narrow.session is not None:
+        add("session = ?", _text(narrow.session))
     if narrow.before is not None:
         add("ended < ?", narrow.before)
     if narrow.after is not None:
         add("ended >= ?", narrow.after)
     if narrow.has_more_data is not None:
         add("has_more = ?", narrow.has_more_data)
-    if narrow.child_states:
-        add("0")  # no job has children

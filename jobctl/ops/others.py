@@ -31,7 +31,7 @@ def unless_running(state_dir: str, name: str, begin: Callable[[], Job]) -> tuple
         os.close(lock)
 
 
-def dependencies(state_dir: str, selectors: list[str]) -> tuple[int, ...]:
+def dependencies(state_dir: str, selectors: list[str]) -> tuple[str, ...]:
     """Return the ids of the jobs to wait for.
 
     :raises NotFound: one of the selectors matches no job.
@@ -41,4 +41,4 @@ def dependencies(state_dir: str, selectors: list[str]) -> tuple[int, ...]:
     found = find(Store(state_dir), selectors, Filter())
     for error in found.missing:
         raise error
-    return tuple(job.number for job in found.jobs)
+    return tuple(job.id for job in found.jobs)

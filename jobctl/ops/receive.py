@@ -18,7 +18,7 @@ from types import FrameType
 from jobctl import process
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.folder import STREAMS, Folder, Jobs
-from jobctl.model import Job, Marks, State, printable
+from jobctl.model import Job, Marks, State, order, printable
 from jobctl.ops.delivery import PIECE, Origin, Sink, uninterrupted
 from jobctl.ops.wait import Ends
 from jobctl.records import move_marks
@@ -59,10 +59,10 @@ class Listener:
 class Unmarkable(JobctlError):
     """What was received of a job cannot be written down, so that it gets no output delivered."""
 
-    def __init__(self, number: int, error: OSError) -> None:
-        """Say so of the job of that number."""
+    def __init__(self, job_id: str, error: OSError) -> None:
+        """Say so of a job."""
         super().__init__(
-            f"job {number}: cannot note what is received: {error.strerror}; use --keep or --again"
+            f"job {job_id}: cannot note what is received: {error.strerror}; use --keep or --again"
         )
 
 
@@ -76,40 +76,42 @@ class Receiver:
         self._boot = process.boot_id()
         self._sinks: dict[object, Sink] = {}
         self._begun: set[str] = set()
-        self._private: dict[int, Marks] = {}
+        self._private: dict[str, Marks] = {}
         """The marks of this process alone, where those in the folder are to stay."""
-        self._states: dict[int, State] = {}
-        self.errors: dict[int, JobctlError] = {}
-        """Why nothing more of a job was delivered, by its number."""
+        self._states: dict[str, State] = {}
+        self.errors: dict[str, JobctlError] = {}
+        """Why nothing more of a job was delivered, by its id."""
 
-    def now(self, numbers: list[int]) -> list[Job]:
+    def now(self, ids: list[str]) -> list[Job]:
         """Deliver what there is, job by job, and return the jobs."""
         jobs = []
         with self._accounting():
-            for number in numbers:
-                job = self._jobs.folder(number).read(self._boot)
+            for job_id in ids:
+                job = self._jobs.folder(job_id).read(self._boot)
                 if job is not None:
                     jobs.append(job)
                     self._collect(job)
         return jobs
 
-    def follow(self, numbers: list[int], deadline: float | None) -> list[Job]:
+    def follow(self, ids: list[str], deadline: float | None, force: bool = True) -> list[Job]:
         """Deliver output as it comes until all jobs are finished; return those that are.
 
         :param deadline: when to give up, by time.monotonic().
+        :param force: go on also where a session was disconnected on purpose.
+        :raises Refused: it was, and force is False.
         """
         with self._accounting():
-            return list(self._follow(numbers, deadline))
+            return list(self._follow(ids, deadline, force))
 
-    def _follow(self, numbers: list[int], deadline: float | None) -> Iterator[Job]:
-        ends = Ends(self._jobs, numbers)
+    def _follow(self, ids: list[str], deadline: float | None, force: bool) -> Iterator[Job]:
+        ends = Ends(self._jobs, ids, force)
         pause = 0.0
         while ends.open:
             # A job removed meanwhile has nothing more to deliver.
             ended = [job for _, job in ends.wait(pause) if job is not None]
             moved = False
-            for number in sorted(ends.open):
-                moved = self._collect(self._current(number)) or moved
+            for job_id in sorted(ends.open, key=order):
+                moved = self._collect(self._current(job_id)) or moved
             for job in ended:
                 self._note(job)
                 self._collect(job)
@@ -122,35 +124,35 @@ class Receiver:
                     return
                 pause = min(pause, deadline - time.monotonic())
 
-    def _current(self, number: int) -> Job:
+    def _current(self, job_id: str) -> Job:
         """Return a job that may be unfinished, with no more read than is needed."""
         if self._listener.changed is None:
-            return Job(str(number))
-        job = self._jobs.folder(number).read(self._boot) or Job(str(number))
+            return Job(job_id)
+        job = self._jobs.folder(job_id).read(self._boot) or Job(job_id)
         if not job.state.finished:
             self._note(job)
         return job
 
     def _note(self, job: Job) -> None:
-        if self._listener.changed and self._states.get(job.number) is not job.state:
-            self._states[job.number] = job.state
+        if self._listener.changed and self._states.get(job.id) is not job.state:
+            self._states[job.id] = job.state
             self._listener.changed(job)
 
     # --- one job ---
 
     def _collect(self, job: Job) -> bool:
         """Deliver what there is of one job; return whether that was anything."""
-        if job.number in self.errors:
+        if job.id in self.errors:
             return False
         try:
             return self._deliver(job)
         except Unmarkable as error:
-            if self._jobs.folder(job.number).exists():
-                self.errors[job.number] = error
+            if self._jobs.folder(job.id).exists():
+                self.errors[job.id] = error
             return False
 
     def _deliver(self, job: Job) -> bool:
-        folder = self._jobs.folder(job.number)
+        folder = self._jobs.folder(job.id)
         moved = False
         for stream in self._manner.streams:
             if self._manner.output_dir or self._marks(folder).next(stream, folder.size(stream)):
@@ -196,7 +198,7 @@ class Receiver:
         piece = os.pread(source, min(sink.room(), end - start), start)
         # Receivers that share the output are to get whole lines each.
         piece = piece[: piece.rfind(b"\n") + 1] or piece
-        return sink.write(piece, Origin(job.number, stream, start, start + len(piece)))
+        return sink.write(piece, Origin(job.id, stream, start, start + len(piece)))
 
     def _write_line(
         self, job: Job, stream: str, source: int, sink: Sink, start: int, end: int
@@ -208,7 +210,7 @@ class Receiver:
             return None
         length = len(line) + len(newline)
         text = b"%s %s: %s\n" % (job.id.encode(), job.location.encode(), line)
-        written = sink.write(text, Origin(job.number, stream, start, start + length), whole=True)
+        written = sink.write(text, Origin(job.id, stream, start, start + length), whole=True)
         return length if written else 0
 
     def _tell(self, job: Job, folder: Folder) -> None:
@@ -227,20 +229,20 @@ class Receiver:
     def _marks(self, folder: Folder) -> Marks:
         if self._manner.keep or self._manner.again:
             first = Marks() if self._manner.again else folder.marks()
-            return self._private.setdefault(folder.number, first)
+            return self._private.setdefault(folder.id, first)
         return folder.marks()
 
     @contextmanager
     def _moving(self, folder: Folder) -> Iterator[Callable[[Marks], None]]:
         """Give what moves the marks, while nobody else can."""
         if self._manner.keep or self._manner.again:
-            yield lambda marks: self._private.update({folder.number: marks})
+            yield lambda marks: self._private.update({folder.id: marks})
         else:
             with ExitStack() as stack:
                 try:
                     fd = stack.enter_context(folder.receiving())
                 except OSError as error:
-                    raise Unmarkable(folder.number, error) from None
+                    raise Unmarkable(folder.id, error) from None
                 yield lambda marks: move_marks(fd, marks)
 
     @contextmanager
@@ -266,8 +268,8 @@ class Receiver:
     def _give_back(self, sink: Sink) -> None:
         if self._manner.keep or self._manner.again:
             return
-        for number, stream, start, end in sink.lost():
-            folder = self._jobs.folder(number)
+        for job_id, stream, start, end in sink.lost():
+            folder = self._jobs.folder(job_id)
             if folder.exists():
                 with folder.receiving() as fd:
                     move_marks(fd, folder.marks().returned(stream, start, end))

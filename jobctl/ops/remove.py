@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jobctl.errors import JobctlError, Refused
-from jobctl.model import Job, State
-from jobctl.ops.stop import Unended, stop
+from jobctl.model import TYPE_REMOTE, Job, State
+from jobctl.ops.find import parts
+from jobctl.ops.stop import Away, Unended, ask_hosts, on_hosts, stop
 from jobctl.store import Store
 
 _GRACE = 10.0
@@ -31,7 +32,11 @@ def plan(chosen: list[Job], force: bool, local_only: bool) -> Plan:
     """
     delete, forget, errors = list[Job](), list[Job](), list[JobctlError]()
     for job in chosen:
-        if job.state is State.DISCONNECTED and local_only:
+        if job.parent:
+            errors.append(
+                Refused(f"{job.id} is a part of job {job.parent}; remove that as a whole")
+            )
+        elif local_only and (job.type == TYPE_REMOTE or job.state is State.DISCONNECTED):
             forget.append(job)
         elif job.state.finished or force:
             delete.append(job)
@@ -46,13 +51,21 @@ def plan(chosen: list[Job], force: bool, local_only: bool) -> Plan:
 
 def remove(store: Store, todo: Plan) -> list[JobctlError]:
     """Carry out a plan; return an error for each job that is still there."""
-    errors = todo.errors + stop(store.jobs, todo.delete, _GRACE, "removed")
-    unended = {error.number for error in errors if isinstance(error, Unended)}
+    pieces = {job.id: parts(store, [job]) for job in todo.delete}
+    every = [part for part_list in pieces.values() for part in part_list]
+    errors = stop(store.jobs, every, _GRACE, "removed")
+    done = [part for part in every if store.jobs.folder(part.id).finished()]
+    errors += ask_hosts(store.jobs, "erase", on_hosts(done))
     for job in todo.forget:
-        store.jobs.folder(job.number).delete()
-    for job in todo.delete:
-        folder = store.jobs.folder(job.number)
-        if folder.finished() and job.number not in unended:
-            folder.delete()
+        store.jobs.folder(job.id).delete()
+    kept = {error.job for error in errors if isinstance(error, (Away, Unended))}
+    for job_id, children in pieces.items():
+        gone = [store.jobs.folder(part.id).finished() and part.id not in kept for part in children]
+        if all(gone):
+            store.jobs.folder(job_id).delete()
+    if todo.forget and any(job.type == TYPE_REMOTE for job in todo.forget):
+        from jobctl.agent import client
+
+        client.wake(store.jobs.state_dir)
     store.refresh()
-    return errors
+    return todo.errors + errors

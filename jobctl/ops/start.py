@@ -1,8 +1,8 @@
-"""Starts a job: from what was asked for to a runner that says it began."""
+"""Starts a job: from what was asked for to a runner that says it began, or an agent that knows."""
 
 from __future__ import annotations
 
-from jobctl import process
+from jobctl import draft, process
 from jobctl.errors import JobctlError
 from jobctl.folder import Folder, Jobs
 from jobctl.model import Job, JobSpec
@@ -10,16 +10,17 @@ from jobctl.runner import Runner
 
 
 def start(state_dir: str, spec: JobSpec) -> Job:
-    """Return the new job: durably recorded, and begun unless it waits for another.
+    """Return the new job: durably recorded, and, if it runs here, begun unless it waits.
 
     Killed at any instant, this leaves either no job or a whole one.
 
     :raises JobctlError: it could not be recorded; then there is no job.
     """
+    launch = _entrust if spec.places else _launch
     folder = None
     try:
         folder = Jobs(state_dir).allocate()
-        _launch(folder, spec)
+        launch(folder, spec)
     except OSError as error:
         if folder:
             folder.delete()
@@ -32,20 +33,30 @@ def start(state_dir: str, spec: JobSpec) -> Job:
         raise
     job = folder.read(process.boot_id())
     if job is None:
-        raise JobctlError(f"job {folder.number} was removed while it started")
+        raise JobctlError(f"job {folder.id} was removed while it started")
     return job
 
 
 def _launch(folder: Folder, spec: JobSpec) -> None:
+    """Have a runner begin the job here."""
     # The runner's shell starts up while the files are written.
     runner = Runner(folder)
     try:
-        folder.write(spec)
+        draft.write(folder, spec)
         if not runner.ready():
             why = folder.log() or "is the disk full?"
             raise JobctlError(f"the runner did not start: {why}; nothing was recorded")
-        folder.commit()
+        draft.commit(folder)
     except BaseException:
         runner.abandon()
         raise
     runner.go()
+
+
+def _entrust(folder: Folder, spec: JobSpec) -> None:
+    """Have the agent begin the job on its hosts, as soon as they are reached."""
+    from jobctl.agent import client
+
+    draft.write(folder, spec)
+    draft.commit(folder)
+    client.wake(folder.state_dir)

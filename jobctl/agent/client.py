@@ -1,0 +1,194 @@
+"""Speaks with the agent: one request on a connection, starting the agent where there is none.
+
+A request is a line of JSON, with file descriptors beside it where it needs some. Answers are
+lines of JSON: {"ask": ...} for what a person must say, {"error": ..., "status": ...} or the
+result. Nothing but the standard library is imported here, as each command pays for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from jobctl.errors import BadUsage, JobctlError, NotFound, Refused, Unreachable
+from jobctl.links import agent_alive
+
+_PATIENCE = 20.0
+"""Seconds that an agent gets to start."""
+_LONGEST_PATH = 90
+"""Bytes: unix(7) allows 108, other systems less."""
+_ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
+
+
+class Talk:
+    """A connection to the agent, on which one request was made."""
+
+    def __init__(self, state_dir: str, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Connect, start the agent if need be, and send the request.
+
+        :raises JobctlError: it does not start.
+        """
+        self.socket = _connected(state_dir)
+        data = json.dumps(request).encode() + b"\n"
+        if fds:
+            sent = socket.send_fds(self.socket, [data], list(fds))
+            data = data[sent:]
+        self.socket.sendall(data)
+        self._lines = self.socket.makefile("rb")
+        self._rest = b""
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Send one more line."""
+        with suppress(OSError):
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Yield what the agent says, one thing after the other."""
+        for line in self._lines:
+            yield json.loads(line)
+
+    def pending(self) -> list[dict[str, Any]] | None:
+        """Return what has come, once there is something to read; None if the agent has gone."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def result(self, ask: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
+        """Return the result, having a person asked what the agent wants to know.
+
+        :raises JobctlError: the agent says why it did not do it.
+        """
+        for answer in self.answers():
+            if "ask" in answer:
+                self.say({"answer": ask(answer) if ask else None})
+            elif "error" in answer:
+                raise _ERRORS.get(answer["status"], JobctlError)(answer["error"])
+            else:
+                return answer
+        raise JobctlError("the agent was killed; try again")
+
+    def close(self) -> None:
+        """End the connection."""
+        self._lines.close()
+        self.socket.close()
+
+
+def call(state_dir: str, request: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Make a request and return the result; see Talk."""
+    talk = Talk(state_dir, request)
+    try:
+        return talk.result(**options)
+    finally:
+        talk.close()
+
+
+def wake(state_dir: str) -> None:
+    """Have an agent look at the job folders soon, without waiting for that."""
+    try:
+        with _attempt(state_dir) as connection:
+            connection.sendall(b'{"op": "look"}\n')
+            if connection.recv(1):
+                return
+    except OSError:
+        pass
+    _spawn(state_dir)  # there is none, or it is about to end
+
+
+def _connected(state_dir: str) -> socket.socket:
+    deadline = time.monotonic() + _PATIENCE
+    spawned = 0.0
+    while True:
+        try:
+            return _attempt(state_dir)
+        except OSError as error:
+            now = time.monotonic()
+            if now > deadline:
+                raise JobctlError(
+                    f"the agent does not start: {error.strerror}; see {state_dir}/agent.log"
+                ) from None
+            if now > spawned + 2.0 and not agent_alive(state_dir):
+                _spawn(state_dir)
+                spawned = now
+            time.sleep(0.01)
+
+
+def _attempt(state_dir: str) -> socket.socket:
+    """Return a connection to the agent, who must be ourselves.
+
+    :raises OSError: there is none.
+    """
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        with _short(f"{state_dir}/agent.sock") as path:
+            connection.connect(path)
+        if (peer := peer_of(connection)) not in (None, os.geteuid()):
+            raise Refused(f"{state_dir}/agent.sock is served by user {peer}; remove it")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def peer_of(connection: socket.socket) -> int | None:
+    """Return the user at the other end, None where the system does not tell."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("3i", packed)[1])
+
+
+@contextmanager
+def _short(path: str) -> Iterator[str]:
+    """Give a name for path that is short enough for a socket, by being there if need be."""
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        yield path
+        return
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(os.path.dirname(path))
+        yield os.path.basename(path)
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def _spawn(state_dir: str) -> None:
+    """Start an agent; if another one is starting too, one of both ends."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JOBCTL_")}
+    for name in ("JOBCTL_SSH_CONFIG", "JOBCTL_STATE_DIR"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    # Jobs that call us are not to take us with them when they are stopped.
+    environment["JOBCTL_RUNNER"] = "1"
+    words = [sys.executable, "-m", "jobctl.agent", state_dir]
+    null = os.open(os.devnull, os.O_RDWR)
+    log = os.open(f"{state_dir}/agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            return
+        try:
+            os.setsid()
+            if not os.fork():
+                for fd, theirs in ((null, 0), (null, 1), (log, 2)):
+                    os.dup2(fd, theirs)
+                os.closerange(3, 256)
+                os.execve(sys.executable, words, environment)
+        finally:
+            os._exit(0)
+    finally:
+        os.close(null)
+        os.close(log)

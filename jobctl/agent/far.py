@@ -1,0 +1,385 @@
+"""The far end of a connection: our scripts on a host, and the channels they answer on.
+
+Each channel is begun with the same words, which any login shell understands, and waits for
+one line that says what to do. So the time that a login shell takes can be spent beforehand,
+and what it prints is told from what we asked for. serve.sh describes the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import SimpleQueue
+
+from jobctl import quoting
+from jobctl.errors import JobctlError
+from jobctl.transport.base import Connection, Denied, Lost, Stream, Terminal
+
+SCRIPTS = ("runner.sh", "serve.sh", "bare.sh", "enter.sh")
+_READY = b"jobctl-ready"
+_BEGIN = (
+    "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2;"
+    ' IFS= read -r jobctl && eval "$jobctl"\''
+)
+"""Without anything that csh or fish would read differently than sh."""
+_FIND = (
+    "case ${JOBCTL_STATE_DIR-} in /*) d=$JOBCTL_STATE_DIR;; *) case ${XDG_STATE_HOME-} in"
+    " /*) d=$XDG_STATE_HOME/jobctl;; *) d=$HOME/.local/state/jobctl;; esac;; esac"
+)
+"""As paths.state_dir() does."""
+_MOST_NOISE = 1 << 20
+"""Bytes that a login shell may print before we give up on it."""
+_PATIENCE = 60.0
+"""Seconds that the far end may take for an answer to what it has only to look up."""
+_PIECE = 1 << 20
+
+
+class NotDone(JobctlError):
+    """The host does not do what was asked of it, and says why."""
+
+
+class Far:
+    """One host, ready to be told what to do."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Bring our scripts to the host, and have them listen.
+
+        Raises Lost, or Denied when the host has no place for us.
+        """
+        self._connection = connection
+        self._tags = itertools.count(1)
+        self._answers: dict[bytes, SimpleQueue[bytes | None]] = {}
+        self._lock = threading.Lock()
+        self._spare: _Channel | None = None
+        self._control = self._serving()
+        words = self._control.line().split(b" ", 2)
+        if len(words) != 3 or words[0] != b"serving":
+            raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
+        self.boot, self.host = words[1].decode(), words[2].strip().decode("utf-8", "replace")
+        self._carry = self._channel(self._line("carry"))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _serving(self) -> _Channel:
+        """Return a channel to `serve.sh control`, brought there first if need be."""
+        channel = self._channel(
+            f'{_FIND}; umask 077; if ! mkdir -p -- "$d/lib" "$d/guest"; then'
+            ' printf "no cannot make %s\\n" "$d"; exit; fi;'
+            ' case $(ls -ldL -- "$d") in d????w*|d???????w*)'
+            ' printf "no others can write to %s; chmod go-w it\\n" "$d"; exit;; esac;'
+            f" v={_version()};"
+            ' if [ -f "$d/lib/$v/enter.sh" ]; then w=have; else w=need; fi;'
+            ' printf "%s %s\\n" "$w" "$d"; IFS= read -r l && eval "$l"'.encode()
+        )
+        word, _, self._state = channel.line().rstrip(b"\n").partition(b" ")
+        if word == b"no":
+            raise Denied(self._state.decode("utf-8", "replace"))
+        if word not in (b"have", b"need"):
+            raise Denied(f"the shell of this host does not answer as a POSIX sh: {word!r:.80}")
+        bring = _scripts() if word == b"need" else b""
+        channel.stream.write(bring + self._line("control") + b"\n")
+        return channel
+
+    def _line(self, *words: str) -> bytes:
+        """Return the line that makes a channel one to serve.sh."""
+        verb, rest = os.fsencode(words[0]), [os.fsencode(word) for word in words[1:]]
+        return b"exec /bin/sh %s/lib/%s/serve.sh %s %s %s" % (
+            quoting.quote(self._state),
+            _version().encode(),
+            verb,
+            quoting.quote(self._state),
+            quoting.join(rest),
+        )
+
+    def _channel(self, line: bytes) -> _Channel:
+        return _Channel(self._connection.open(_BEGIN), line)
+
+    # --- requests ---
+
+    def request(self, verb: str, *words: bytes, seconds: float | None = _PATIENCE) -> bytes:
+        """Have serve.sh do something, and return what it answers.
+
+        :param seconds: how long that may take.
+        :raises NotDone: it says that it could not, and why.
+        :raises Lost: the connection broke before the answer came.
+        """
+        tag = b"%d" % next(self._tags)
+        answer = self._answers[tag] = SimpleQueue()
+        text = quoting.join((tag, *words)).replace(b"\n", b"'\"$nl\"'")
+        try:
+            with self._lock:
+                self._control.stream.write(verb.encode() + b" " + text + b"\n")
+            if not self._connection.alive():
+                raise Lost("the connection broke")
+            reply = _wait(answer, seconds)
+        finally:
+            del self._answers[tag]
+        if reply is None:
+            raise Lost("the connection broke before the host answered")
+        word, _, rest = reply.partition(b" ")
+        if word != b"ok":
+            raise NotDone(rest.decode("utf-8", "replace"))
+        return rest
+
+    def _listen(self) -> None:
+        """Hand answers to those who wait for them, until the connection ends."""
+        lines = list[bytes]()
+        with suppress(Lost, NotDone):
+            while line := self._control.line():
+                words = line.rstrip(b"\n").split(b" ")
+                if words[0] == b"job":
+                    lines.append(line + self._control.exactly(int(words[-1]) + 1))
+                    continue
+                tag, _, rest = line.rstrip(b"\n").partition(b" ")
+                if rest == b"ok":
+                    rest = b"ok " + b"".join(lines)
+                    lines.clear()
+                if (waiting := self._answers.get(tag)) is not None:
+                    waiting.put(rest)
+        self.close()
+        for waiting in list(self._answers.values()):
+            waiting.put(None)
+
+    def put(self, instance_id: str, name: str, source: int) -> None:
+        """Make a file of a job on the host from an open one, to its end.
+
+        :raises NotDone: the host does not take all of it.
+        """
+        channel = self._channel(self._line("put", instance_id, name))
+        try:
+            sent = 0
+            while piece := os.pread(source, _PIECE, sent):
+                channel.stream.write(piece)
+                sent += len(piece)
+            channel.stream.close_input()
+            size = channel.line().strip()
+        except BrokenPipeError:
+            size, sent = b"", -1
+        finally:
+            channel.stream.close()
+        if size != b"%d" % sent:
+            raise NotDone(f"cannot write the job's {name} there: is the disk full?")
+
+    # --- output ---
+
+    def carry(self, line: str) -> None:
+        """Tell `serve.sh carry` something."""
+        self._carry.stream.write(line.encode() + b"\n")
+
+    def frames(self) -> Iterator[tuple[list[bytes], Callable[[], bytes]]]:
+        """Yield what `serve.sh carry` sends: words, and what gives the next bytes that follow.
+
+        All of these are to be taken (until b"") before the next frame.
+
+        :raises Lost: the connection broke, or what came makes no sense.
+        """
+        while line := self._carry.line():
+            words = line.split()
+            left = _length(words)
+
+            def more() -> bytes:
+                nonlocal left
+                piece = self._carry.some(left) if left else b""
+                left -= len(piece)
+                return piece
+
+            yield words, more
+            if words[0] in _WITH_BYTES and (left or self._carry.exactly(1) != b"\n"):
+                raise Lost("the host sent fewer bytes than it said")
+        raise Lost("the host ended the conversation")
+
+    # --- commands ---
+
+    def run(self, line: bytes) -> Stream:
+        """Have a channel do what a line of sh says; return it.
+
+        PATH has a `jobctl` in it, if there is no other on the host.
+        """
+        with self._lock:
+            channel, self._spare = self._spare, None
+        if channel is None:
+            channel = self._ready()
+        channel.stream.write(self._environment() + line + b"\n")
+        threading.Thread(target=self.stand_by, daemon=True).start()
+        return channel
+
+    def stand_by(self) -> None:
+        """Have a channel stand ready for run(), so that it takes one round trip only."""
+        if self._spare is None:
+            with suppress(Lost, Denied, JobctlError):
+                self._spare = self._ready()
+
+    def _ready(self) -> _Channel:
+        return _Channel(self._connection.open(_BEGIN), None)
+
+    def enter(self, terminal: Terminal, mark: str) -> Stream:
+        """Begin an interactive shell in a terminal, its prompt marked."""
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@:-") else "_" for c in mark)
+        command = f'{_FIND}; exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
+        return self._connection.open(f"exec /bin/sh -c '{command}'", terminal)
+
+    def _environment(self) -> bytes:
+        folder = quoting.quote(self._state + b"/lib/" + _version().encode() + b"/bin")
+        return b"PATH=${PATH-/usr/bin:/bin}:" + folder + b"; export PATH; "
+
+    def alive(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return self._connection.alive()
+
+    def close(self) -> None:
+        """End the connection, and all that goes over it."""
+        self._connection.close()
+
+
+_WITH_BYTES = {b"out", b"err", b"run", b"progress", b"exit"}
+
+
+def _length(words: list[bytes]) -> int:
+    """Return how many bytes follow a frame's words."""
+    if not words or len(words) < 2:
+        raise Lost("the host sends what makes no sense")
+    if words[0] not in _WITH_BYTES:
+        return 0
+    if not words[-1].isdigit() or len(words[-1]) > 18:
+        raise Lost(f"the host sends what makes no sense: {b' '.join(words)!r:.80}")
+    return int(words[-1])
+
+
+def _wait(answer: SimpleQueue[bytes | None], seconds: float | None) -> bytes | None:
+    from queue import Empty
+
+    try:
+        return answer.get(timeout=seconds)
+    except Empty:
+        raise Lost("the host did not answer in time") from None
+
+
+class _Channel:
+    """A stream that began with _BEGIN: the bytes of the command, without the shell's noise."""
+
+    def __init__(self, stream: Stream, line: bytes | None) -> None:
+        self.stream = stream
+        self._rest = b""
+        if line is not None:
+            stream.write(line + b"\n")
+        noise = 0
+        while True:
+            got = self.line()
+            if got.startswith(_READY):
+                break
+            noise += len(got)
+            if not got or noise > _MOST_NOISE:
+                raise Denied("the login shell of this host ended before it ran /bin/sh")
+        self.pid = int(got.split()[1])
+        self._error_noise = True
+
+    def line(self) -> bytes:
+        """Return the next line, b"" at the end."""
+        while b"\n" not in self._rest:
+            if len(self._rest) > _MOST_NOISE:
+                raise Lost("the host sends a line without end")
+            piece = self.stream.read(_PIECE)
+            if not piece:
+                return b""
+            self._rest += piece
+        line, newline, self._rest = self._rest.partition(b"\n")
+        return line + newline
+
+    def some(self, most: int) -> bytes:
+        """Return 1 to most bytes; Lost at the end."""
+        if not self._rest:
+            self._rest = self.stream.read(_PIECE)
+            if not self._rest:
+                raise Lost("the host ended the conversation")
+        if len(self._rest) <= most:
+            piece, self._rest = self._rest, b""
+        else:
+            piece, self._rest = self._rest[:most], self._rest[most:]
+        return piece
+
+    def exactly(self, count: int) -> bytes:
+        """Return that many bytes."""
+        pieces = []
+        while count:
+            pieces.append(self.some(count))
+            count -= len(pieces[-1])
+        return b"".join(pieces)
+
+    # --- a Stream, for who ran a command ---
+
+    def read(self, size: int) -> bytes:
+        """Return some of its output, as Stream does."""
+        if self._rest:
+            piece, self._rest = self._rest[:size], self._rest[size:]
+            return piece
+        return self.stream.read(size)
+
+    def read_error(self, size: int) -> bytes:
+        """Return some of its error output, without what its shell printed before."""
+        if not self._error_noise:
+            return self.stream.read_error(size)
+        self._error_noise = False
+        noise = b""
+        while _READY not in noise and len(noise) < _MOST_NOISE:
+            piece = self.stream.read_error(_PIECE)
+            if not piece:
+                return b""
+            noise += piece
+        rest = noise.partition(_READY + b"\n")[2]
+        return rest or self.stream.read_error(size)
+
+    def write(self, data: bytes) -> None:
+        """Write to its input, as Stream does."""
+        self.stream.write(data)
+
+    def close_input(self) -> None:
+        """End its input."""
+        self.stream.close_input()
+
+    def wait(self) -> int | None:
+        """Return its exit status."""
+        return self.stream.wait()
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell the size of the terminal."""
+        self.stream.resize(columns, rows)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.stream.close()
+
+
+@functools.cache
+def _contents() -> dict[str, bytes]:
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    contents = {}
+    for name in SCRIPTS:
+        with open(os.path.join(folder, name), "rb") as file:
+            contents[name] = file.read()
+    return contents
+
+
+@functools.cache
+def _version() -> str:
+    """Return what tells these scripts from those of another release."""
+    return hashlib.sha256(b"\0".join(_contents().values())).hexdigest()[:16]
+
+
+def _scripts() -> bytes:
+    """Return a piece of a line of sh that makes the scripts in $d/lib/$v, as a whole."""
+    parts = [
+        b"nl=$(printf '\\n.'); nl=${nl%.}; ",
+        b't="$d/lib/$v.$$"; mkdir "$t" "$t/bin"; cd "$t" || exit; ',
+    ]
+    for name, content in _contents().items():
+        text = quoting.quote(content).replace(b"\n", b"'\"$nl\"'")
+        parts.append(b"printf %s " + text + b" >" + name.encode() + b"; ")
+    parts.append(
+        b'printf "#!/bin/sh\\nexec /bin/sh \\"\\${0%%/*}/../bare.sh\\" \\"\\$@\\"\\n" >bin/jobctl;'
+        b' chmod 700 bin/jobctl; cd "$d" && if [ -d "lib/$v" ]; then rm -rf "$t"; else mv "$t" "lib/$v"; fi; '
+    )
+    return b"".join(parts)

@@ -1,0 +1,101 @@
+"""Brings home what the jobs of one host write, into their folders here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from jobctl.agent.far import Far
+from jobctl.carried import Carried
+from jobctl.transport.base import Lost
+
+_STREAMS = {b"out": "stdout", b"err": "stderr"}
+
+
+class Mirror:
+    """Writes what comes from a host into job folders."""
+
+    def __init__(self, ended: Callable[[Carried], None], changed: Callable[[Carried], None]):
+        self._ended = ended
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._jobs: dict[bytes, Carried] = {}
+        self._last = 0
+
+    def follow(self, far: Far, job: Carried) -> None:
+        """Have a host send what a job writes, from where it ends here.
+
+        :raises Lost: the connection broke.
+        """
+        with self._lock:
+            self._last += 1
+            handle = b"%d" % self._last
+            for other, known in list(self._jobs.items()):
+                if known.id == job.id:
+                    del self._jobs[other]
+                    known.close()
+                    far.carry(f"drop {other.decode()}")
+            self._jobs[handle] = job
+        out, err = job.sizes()
+        wanted = f"{out} {err}" if job.wanted else "- -"
+        far.carry(f"carry {handle.decode()} {job.path} {wanted}")
+
+    def work(self, far: Far) -> None:
+        """Write down what comes, until the connection breaks.
+
+        :raises Lost: it did.
+        :raises OSError: the disk here is full, say.
+        """
+        for words, more in far.frames():
+            job = self._jobs.get(words[1])
+            if words[0] in _STREAMS:
+                self._stream(job, words, more)
+                continue
+            content = b"".join(iter(more, b""))
+            if job is None:
+                continue
+            if words[0] == b"run":
+                job.note_run(content)
+            elif words[0] == b"progress":
+                job.note_progress(content)
+            elif words[0] == b"state":
+                job.note_condition(words[2].decode())
+                job.caught_up.set()
+            elif words[0] == b"exit":
+                self._finish(words[1], job, content)
+                continue
+            elif words[0] == b"gone":
+                self._gone(words[1], job)
+                continue
+            else:
+                raise Lost("the host sends what makes no sense")
+            self._changed(job)
+
+    def _stream(self, job: Carried | None, words: list[bytes], more: Callable[[], bytes]) -> None:
+        offset = int(words[2])
+        for piece in iter(more, b""):
+            if job is not None and not job.append(_STREAMS[words[0]], offset, piece):
+                raise Lost("the host sends another part of the output than was asked for")
+            offset += len(piece)
+
+    def _finish(self, handle: bytes, job: Carried, content: bytes) -> None:
+        self._forget(handle)
+        job.finish(content)
+        job.caught_up.set()
+        self._ended(job)
+
+    def _gone(self, handle: bytes, job: Carried) -> None:
+        self._forget(handle)
+        job.end("Failed", f"lost: its folder on {job.host} was removed")
+        self._ended(job)
+
+    def _forget(self, handle: bytes) -> None:
+        with self._lock:
+            self._jobs.pop(handle, None)
+
+    def clear(self) -> None:
+        """Forget all jobs, as after the connection broke."""
+        with self._lock:
+            for job in self._jobs.values():
+                job.close()
+            self._jobs.clear()

@@ -1,0 +1,149 @@
+"""The folder of a job that runs on a host: what its folder there says, written down here.
+
+So whoever looks at it need not know where the job runs. Only the agent writes through this.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+
+from jobctl import process, quoting
+from jobctl.folder import Folder
+
+_NOT_SENT = (
+    *("after", "after_ok", "caller", "on_finish", "umask"),
+    *("host", "session", "results", "caller_cwd"),
+)
+"""What of a spec is the business of this computer."""
+# What is taken from a host: a runner here reads the files with these in them as sh does.
+_END = ("state", "code", "signal", "reason", "ended", "ended_uptime", "boot")
+_RUN = ("runner", "runner_ticks", "boot", "host", "attempt", "pid", "ticks", "began")
+
+
+class Carried:
+    """One job on a host."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        spec = folder.spec()
+        self.id = folder.id
+        self.instance_id = spec.get("instance_id", b"").decode("ascii", "replace")
+        self.host = os.fsdecode(spec.get("host", b""))
+        self.session = os.fsdecode(spec.get("session", b""))
+        self.keeps_results_there = spec.get("results") == b"remote"
+        self.on_finish = bool(spec.get("on_finish"))
+        self.path = os.fsdecode(spec.get("path", b"")) or f"guest/{self.instance_id}"
+        """Its folder on the host, below the state directory there."""
+        self.caught_up = threading.Event()
+        """All that the host had for us at one time is here."""
+        self._fds: dict[str, int] = {}
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it was begun by somebody else."""
+        return not self.path.startswith("guest/") or self.folder.has("adopted")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether its output is to come here."""
+        return not self.keeps_results_there or self.folder.has("wanted")
+
+    def want(self) -> None:
+        """Have its output come here, though it was to stay there."""
+        self.folder.put("wanted", b"")
+
+    # --- setting it going ---
+
+    @property
+    def begun(self) -> bool:
+        """Whether the host has told that it has it."""
+        return self.folder.has("run") and b"runner=" in self.folder.get("run")
+
+    @property
+    def sent(self) -> bool:
+        """Whether the host may have it."""
+        return self.folder.has("sent")
+
+    def note_sent(self) -> None:
+        """Write down that the host may have it from now on."""
+        self.folder.put("sent", b"")
+
+    def parts(self) -> tuple[bytes, bytes, bytes]:
+        """Return what makes up the job there: spec, environment, and odd environment."""
+        spec = {k: v for k, v in self.folder.spec().items() if k not in _NOT_SENT}
+        spec |= {"type": b"BackgroundJob", "location": b"localhost"}
+        return quoting.dump(spec), self.folder.get("far.env"), self.folder.get("far.env.odd")
+
+    def attached(self) -> list[str]:
+        """Return the names of the files that go with it."""
+        return [name for name in ("stdin", "script") if self.folder.has(name)]
+
+    # --- what comes back ---
+
+    def sizes(self) -> tuple[int, int]:
+        """Return how many bytes of both streams are here."""
+        return self.folder.size("stdout"), self.folder.size("stderr")
+
+    def append(self, stream: str, offset: int, data: bytes) -> bool:
+        """Write what a stream goes on with; False if that is not where it ends here.
+
+        :raises OSError: the disk is full, say.
+        """
+        if stream not in self._fds:
+            self._fds[stream] = os.open(self.folder.file(stream), os.O_WRONLY | os.O_APPEND)
+        if offset != os.fstat(self._fds[stream]).st_size:
+            return False
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fds[stream], view) :]
+        return True
+
+    def note_run(self, content: bytes) -> None:
+        """Write down who runs it there."""
+        told = {key: value for key, value in quoting.load(content).items() if key in _RUN}
+        self.folder.replace("run", quoting.dump(told))
+
+    def note_progress(self, content: bytes) -> None:
+        """Write down what it last told of its progress."""
+        self.folder.replace("progress", content)
+
+    def note_condition(self, letter: str) -> None:
+        """Write down whether its processes are stopped: a letter of proc_pid_stat(5)."""
+        if letter in ("T", "t"):
+            self.folder.replace("condition", letter.encode())
+        else:
+            self.folder.unlink("condition")
+
+    def finish(self, content: bytes) -> bool:
+        """Write down how it ended there; return False if there was an end already."""
+        uptime = process.uptime()
+        seen = {
+            "seen_boot": process.boot_id().encode(),
+            "seen_uptime": b"" if uptime is None else b"%.2f" % uptime,
+        }
+        self.close()
+        told = {key: value for key, value in quoting.load(content).items() if key in _END}
+        return self.folder.settle(quoting.dump(told | seen))
+
+    def end(self, state: str, reason: str) -> bool:
+        """Write down an end that the host knows nothing of."""
+        record = {
+            "state": state,
+            "code": "",
+            "signal": "",
+            "reason": reason,
+            "ended": f"{time.time():.6f}",
+            "ended_uptime": "",
+            "boot": "",
+        }
+        return self.finish(quoting.dump({k: os.fsencode(v) for k, v in record.items()}))
+
+    def close(self) -> None:
+        """Let go of its files."""
+        for fd in self._fds.values():
+            with suppress(OSError):
+                os.close(fd)
+        self._fds.clear()

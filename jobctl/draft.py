@@ -1,0 +1,195 @@
+"""A job that is about to be: written down whole, and made real with one rename."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from contextlib import suppress
+
+from jobctl import process, quoting, records, timing
+from jobctl.folder import PIECE, STREAMS, Folder
+from jobctl.model import LOCALHOST, TYPE_BACKGROUND, TYPE_REMOTE, JobSpec, Marks, Place
+
+_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+# Names that sh keeps for itself, will not have set, or behaves differently by.
+_SHELLS_OWN = frozenset(
+    "BASHOPTS BASH_COMPAT BASH_XTRACEFD DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID EXECIGNORE"
+    " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
+    " SHELLOPTS SRANDOM TMOUT UID".split()
+)
+_ADOPTED = ("instance_id", "name", "command", "words", "argv", "text", "cwd", "created")
+"""What is believed of the spec of a job on a host."""
+
+
+def write(folder: Folder, spec: JobSpec) -> None:
+    """Write down a job that commit() will make real; with several places, one with children.
+
+    :raises OSError: the disk is full, say.
+    """
+    script = ""
+    if spec.script is not None:
+        # Without #! it would be up to the system what runs it: sh then does.
+        script = "executable" if _copy(folder, spec.script, "script") == b"#!" else "text"
+        os.chmod(folder.file("script"), 0o700)
+    if spec.stdin is not None:
+        _copy(folder, spec.stdin, "stdin")
+    name = spec.name or f"Job{folder.id}"
+    if len(spec.places) > 1:
+        for number, place in enumerate(spec.places, 1):
+            child = folder.child(number)
+            os.makedirs(child.path, 0o700)
+            for shared in ("script", "stdin"):
+                with suppress(FileNotFoundError):
+                    os.link(folder.file(shared), child.file(shared))
+            _write_one(child, spec, name, place, script)
+            commit(child, durably=False)
+        _write(folder, "received", records.dump_marks(Marks()))
+        _write_spec(folder, spec, name, None, script, {"children": str(len(spec.places))})
+    else:
+        _write_one(folder, spec, name, spec.places[0] if spec.places else None, script)
+
+
+def _write_one(folder: Folder, spec: JobSpec, name: str, place: Place | None, script: str) -> None:
+    """Write down one command in one place: here if that is None."""
+    instance_id = str(uuid.uuid4())
+    told = {
+        "JOBCTL_ID": folder.id,
+        "JOBCTL_NAME": name,
+        "JOBCTL_INSTANCE_ID": instance_id,
+        "JOBCTL_HOST": place.host if place else LOCALHOST,
+    }
+    if place:
+        _write_environment(folder, "far.env", {**spec.variables, **told})
+    if not place or spec.on_finish:
+        _write_environment(folder, "env", {**spec.env, **told})
+    for stream in (*STREAMS, "lock"):
+        _write(folder, stream, b"")
+    _write(folder, "received", records.dump_marks(Marks()))
+    _write_spec(folder, spec, name, place, script, {"instance_id": instance_id})
+
+
+def _write_spec(
+    folder: Folder,
+    spec: JobSpec,
+    name: str,
+    place: Place | None,
+    script: str,
+    more: dict[str, str],
+) -> None:
+    hosts = ",".join(place.host for place in spec.places)
+    record = {
+        "format": "1",
+        "instance_id": str(uuid.uuid4()),
+        "name": name,
+        "type": TYPE_REMOTE if spec.places else TYPE_BACKGROUND,
+        "location": place.host if place else hosts or LOCALHOST,
+        "command": spec.command,
+        "text": spec.text,
+        "script": script,
+        "init": spec.init,
+        "cwd": spec.cwd,
+        "umask": f"{spec.umask:04o}",
+        "stdin": "/dev/null" if spec.stdin is None else "stdin",
+        "merge": "1" if spec.merge else "",
+        "timeout": "" if spec.timeout is None else timing.plain(spec.timeout),
+        "timeout_text": spec.timeout_text,
+        "retries": str(spec.retries),
+        "after": " ".join(spec.after),
+        "after_ok": " ".join(spec.after_ok),
+        "caller": "" if spec.caller is None else _caller(spec.caller),
+        "on_finish": spec.on_finish,
+        "created": f"{time.time():.6f}",
+    }
+    if place:
+        record |= {
+            "host": place.host,
+            "session": place.session,
+            "results": "remote" if spec.results_stay else "local",
+            "caller_cwd": spec.caller_cwd,
+        }
+    fields = {key: os.fsencode(value) for key, value in (record | more).items()}
+    fields["argv"] = quoting.join(map(os.fsencode, spec.argv))
+    fields["words"] = quoting.join(map(os.fsencode, spec.words))
+    _write(folder, "spec.new", quoting.dump(fields))
+    if not folder.is_child:
+        _sync(folder.file("spec.new"))
+
+
+def adopt(folder: Folder, record: dict[str, bytes], place: Place, path: str) -> None:
+    """Make real a job that somebody else began on a host.
+
+    :param record: what its spec there says.
+    :param path: its folder there.
+    """
+    known = {key: record.get(key, b"") for key in _ADOPTED}
+    known |= {
+        "format": b"1",
+        "type": TYPE_REMOTE.encode(),
+        "location": os.fsencode(place.host),
+        "host": os.fsencode(place.host),
+        "session": os.fsencode(place.session),
+        "results": b"local",
+        "path": os.fsencode(path),
+    }
+    for stream in (*STREAMS, "lock", "adopted"):
+        _write(folder, stream, b"")
+    _write(folder, "received", records.dump_marks(Marks()))
+    _write(folder, "spec.new", quoting.dump(known))
+    _sync(folder.file("spec.new"))
+    commit(folder)
+
+
+def commit(folder: Folder, durably: bool = True) -> None:
+    """Make the job real, and that durable."""
+    os.rename(folder.file("spec.new"), folder.file("spec"))
+    if durably:
+        _sync(folder.path)
+        _sync(os.path.dirname(folder.path))
+
+
+def _write_environment(folder: Folder, name: str, environment: dict[str, str]) -> None:
+    lines, odd = [], []
+    for key, value in environment.items():
+        pair = os.fsencode(f"{key}={value}")
+        if not _SHELL_NAME.fullmatch(key) or key in _SHELLS_OWN or key[:7] == "jobctl_":
+            odd.append(pair)
+        elif key != "_":  # the shell's word for what it last ran
+            lines.append(b"export " + quoting.quote(pair) + b"\n")
+    _write(folder, name, b"".join(lines))
+    if odd:
+        text = b"set -- /usr/bin/env " + quoting.join(odd) + b' "$@"\n'
+        _write(folder, f"{name}.odd", text)
+
+
+def _write(folder: Folder, name: str, content: bytes) -> None:
+    with open(folder.file(name), "wb", opener=_private) as file:
+        file.write(content)
+
+
+def _copy(folder: Folder, source: int, name: str) -> bytes:
+    """Copy an open file to its end; return its first two bytes."""
+    start = b""
+    with open(folder.file(name), "wb", opener=_private) as file:
+        while piece := os.read(source, PIECE):
+            start = (start + piece[:2])[:2]
+            file.write(piece)
+    return start
+
+
+def _caller(pid: int) -> str:
+    sight = process.look(pid)
+    return f"{pid} {sight.start if sight else ''}"
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,253 @@
+"""What is known here of the connections: which ones stand, which are wanted, and to where.
+
+sessions/NAME is what the user wants, written by `session`; links/NAME is how that goes,
+written by the agent, and worth something only while one lives. Temporary connections have a
+link and no session; their names begin with a tab, as no session's can.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import os
+import stat
+import time
+import urllib.parse
+from contextlib import suppress
+from typing import NamedTuple
+
+from jobctl import quoting
+from jobctl.errors import NotFound, Refused
+from jobctl.model import printable
+from jobctl.target import Target
+
+
+class LinkState(enum.Enum):
+    """How a connection is."""
+
+    OPENING = "Opening"
+    OPENED = "Opened"
+    DISCONNECTED = "Disconnected"
+    BROKEN = "Broken"
+    CLOSED = "Closed"
+
+
+class Link(NamedTuple):
+    """A connection as the agent last saw it. Times are seconds since 1970."""
+
+    state: LinkState = LinkState.CLOSED
+    reason: str = ""
+    connected_at: float | None = None
+    busy: bool = False
+
+
+class Session(NamedTuple):
+    """A connection that somebody wants, under a name."""
+
+    id: str
+    name: str
+    target: Target
+    wanted: bool = True
+    """False after `session disconnect`."""
+    created_at: float | None = None
+
+
+class Links:
+    """The connections of one state directory."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+        self._alive: bool | None = None
+
+    def agent_alive(self) -> bool:
+        """Return whether there is an agent; asked once."""
+        if self._alive is None:
+            self._alive = agent_alive(self._state_dir)
+        return self._alive
+
+    def link(self, name: str) -> Link:
+        """Return how the connection called name is."""
+        if not self.agent_alive():
+            return Link()
+        record = _load(self._path("links", name))
+        try:
+            state = LinkState(record.get("state", b"").decode())
+        except ValueError:
+            return Link()
+        return Link(
+            state,
+            os.fsdecode(record.get("reason", b"")),
+            _number(record.get("connected_at")),
+            record.get("busy") == b"1",
+        )
+
+    def note(self, name: str, link: Link) -> None:
+        """Write down how a connection is; what is closed leaves no trace."""
+        path = self._path("links", name)
+        if link.state is LinkState.CLOSED:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        record = {
+            "state": link.state.value,
+            "reason": link.reason,
+            "connected_at": "" if link.connected_at is None else f"{link.connected_at:.6f}",
+            "busy": "1" if link.busy else "",
+        }
+        _replace(path, record)
+
+    def forget(self) -> None:
+        """Forget what another agent saw."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(f"{self._state_dir}/links"):
+                os.unlink(f"{self._state_dir}/links/{name}")
+
+    # --- sessions ---
+
+    def sessions(self) -> list[Session]:
+        """Return all sessions, in the order in which they were made."""
+        try:
+            names = os.listdir(f"{self._state_dir}/sessions")
+        except FileNotFoundError:
+            return []
+        found = (self.session(urllib.parse.unquote(name)) for name in names if name[0] != ".")
+        return sorted(filter(None, found), key=lambda session: int(session.id))
+
+    def session(self, name: str) -> Session | None:
+        """Return the session called name, if there is one."""
+        record = {k: os.fsdecode(v) for k, v in _load(self._path("sessions", name)).items()}
+        if not record.get("host") or not record.get("id", "").isdigit():
+            return None
+        port, limit = record.get("port", ""), record.get("connect_timeout", "")
+        target = Target(
+            record["host"],
+            record.get("user", ""),
+            int(port) if port.isdigit() else None,
+            tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("identities", ""))))),
+            tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("options", ""))))),
+            _number(limit.encode()),
+            record.get("accept_new") == "1",
+        )
+        created = _number(record.get("created", "").encode())
+        return Session(record["id"], name, target, record.get("wanted") == "1", created)
+
+    def disconnected(self, name: str) -> bool:
+        """Whether there is a session of that name which is not to be connected."""
+        session = self.session(name)
+        return session is not None and not session.wanted
+
+    def known(self, name: str) -> Session:
+        """Return the session called name.
+
+        :raises NotFound: there is none.
+        """
+        session = self.session(name)
+        if session is None:
+            raise NotFound(
+                f"there is no session '{printable(name)}'; 'jobctl session get' lists them"
+            )
+        return session
+
+    def to(self, label: str) -> Session | None:
+        """Return the oldest wanted session to the machine that people call so."""
+        for session in self.sessions():
+            if session.wanted and session.target.label == label:
+                return session
+        return None
+
+    def create(self, name: str, target: Target) -> Session:
+        """Make a session.
+
+        :raises Refused: there is one of that name.
+        """
+        folder = f"{self._state_dir}/sessions"
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with open(os.open(f"{folder}/.last", os.O_RDWR | os.O_CREAT, 0o600), "r+") as last:
+            fcntl.flock(last, fcntl.LOCK_EX)
+            if self.session(name):
+                raise Refused(f"there is a session '{printable(name)}' already; choose a --name")
+            number = max([int(session.id) for session in self.sessions()], default=0)
+            text = last.read().strip()
+            number = max(number, int(text) if text.isdigit() else 0) + 1
+            session = Session(str(number), name, target, True, time.time())
+            self.save(session)
+            os.pwrite(last.fileno(), b"%020d\n" % number, 0)
+        return session
+
+    def save(self, session: Session) -> None:
+        """Write a session down."""
+        target = session.target
+        _replace(
+            self._path("sessions", session.name),
+            {
+                "id": session.id,
+                "host": target.host,
+                "user": target.user,
+                "port": "" if target.port is None else str(target.port),
+                "identities": os.fsdecode(quoting.join(map(os.fsencode, target.identities))),
+                "options": os.fsdecode(quoting.join(map(os.fsencode, target.options))),
+                "connect_timeout": ""
+                if target.connect_timeout is None
+                else str(target.connect_timeout),
+                "accept_new": "1" if target.accept_new else "",
+                "wanted": "1" if session.wanted else "",
+                "created": f"{session.created_at or 0:.6f}",
+            },
+        )
+
+    def remove(self, name: str) -> None:
+        """Forget a session."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path("sessions", name))
+
+    def _path(self, kind: str, name: str) -> str:
+        file = urllib.parse.quote(os.fsencode(name), safe="@:[] ")
+        if file.startswith("."):
+            file = "%2E" + file[1:]
+        return f"{self._state_dir}/{kind}/{file}"
+
+
+def agent_alive(state_dir: str) -> bool:
+    """Return whether an agent serves this state directory: it holds a lock."""
+    try:
+        with open(f"{state_dir}/agent.lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def temporary(label: str) -> str:
+    """Return the name of the link to a machine that no session is open to."""
+    return "\t" + label
+
+
+def _load(path: str) -> dict[str, bytes]:
+    """Return the record in a file that is ours and that nobody else can write to."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+                return {}
+            if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return {}
+            return quoting.load(file.read(1 << 20))
+    except OSError:
+        return {}
+
+
+def _replace(path: str, record: dict[str, str]) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    aside = f"{os.path.dirname(path)}/.{os.getpid()}.new"
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(quoting.dump({key: os.fsencode(value) for key, value in record.items()}))
+    os.replace(aside, path)
+
+
+def _number(text: bytes | None) -> float | None:
+    try:
+        return float(text or b"")
+    except ValueError:
+        return None

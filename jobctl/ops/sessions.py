@@ -1,0 +1,255 @@
+"""Sessions: named connections that are kept up, and what other computers left on a host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jobctl import draft, quoting
+from jobctl.agent import client
+from jobctl.errors import JobctlError, Refused
+from jobctl.folder import Jobs
+from jobctl.links import Links, LinkState, Session
+from jobctl.model import TYPE_REMOTE, Job, Place, State, printable
+from jobctl.ops.find import parts
+from jobctl.ops.stop import stop
+from jobctl.store import Store
+from jobctl.target import Target, parse_target
+
+_GRACE = 10.0
+Asked = Callable[[dict[str, Any]], object]
+"""Has a person answer what the agent wants to know."""
+
+
+class Shown(NamedTuple):
+    """A session as people look at it."""
+
+    session: Session
+    state: LinkState
+    availability: str
+    """Available, Busy, or None when it is not open."""
+    jobs: int
+    """How many unfinished ones it has."""
+    reason: str
+    connected_at: float | None
+
+
+def shown(state_dir: str, names: list[str]) -> tuple[list[Shown], list[JobctlError]]:
+    """Return sessions, all of them or those named, and an error for each unknown name."""
+    book, errors = Links(state_dir), list[JobctlError]()
+    if names:
+        chosen = []
+        for name in dict.fromkeys(names):
+            try:
+                chosen.append(book.known(name))
+            except JobctlError as error:
+                errors.append(error)
+        chosen.sort(key=lambda session: int(session.id))
+    else:
+        chosen = book.sessions()
+    if any(session.wanted for session in chosen) and not book.agent_alive():
+        client.wake(state_dir)
+    store = Store(state_dir)
+    store.refresh()
+    return [_shown(book, store, session) for session in chosen], errors
+
+
+def _shown(book: Links, store: Store, session: Session) -> Shown:
+    link = book.link(session.name)
+    state, reason = link.state, link.reason
+    if not session.wanted:
+        state, reason = LinkState.DISCONNECTED, "disconnected by user"
+    elif state is LinkState.CLOSED:
+        state = LinkState.OPENING
+    opened = state is LinkState.OPENED
+    availability = ("Busy" if link.busy else "Available") if opened else "None"
+    jobs = len(unfinished(store, session.name))
+    return Shown(session, state, availability, jobs, reason, link.connected_at if opened else None)
+
+
+def unfinished(store: Store, name: str) -> list[Job]:
+    """Return the unfinished jobs of a session, as of the last refresh()."""
+    jobs = parts(store, store.select("NOT final AND type = ?", [TYPE_REMOTE]))
+    return [job for job in jobs if not job.state.finished and job.session == name]
+
+
+def create(state_dir: str, name: str, target: Target, ask: Asked) -> Session:
+    """Open a new session; where that cannot be done there is none.
+
+    :raises Refused: there is one of that name.
+    :raises Unreachable: the host cannot be reached, or does not let us in.
+    """
+    book = Links(state_dir)
+    session = book.create(name, target)
+    try:
+        client.call(state_dir, {"op": "open", "session": name}, ask=ask)
+    except BaseException:
+        book.remove(name)
+        client.call(state_dir, {"op": "close", "session": name})
+        raise
+    # Only the first time: a key that has changed is never accepted.
+    session = session._replace(target=target._replace(accept_new=False))
+    book.save(session)
+    return session
+
+
+def connect(state_dir: str, name: str, ask: Asked) -> None:
+    """Have a session connected; nothing happens to one that is.
+
+    :raises NotFound: there is no such session.
+    :raises Unreachable: it cannot be.
+    """
+    book = Links(state_dir)
+    session = book.known(name)
+    if not session.wanted:
+        book.save(session._replace(wanted=True))
+    client.call(state_dir, {"op": "open", "session": name}, ask=ask)
+
+
+def disconnect(state_dir: str, name: str) -> None:
+    """Let go of a session's connection. Its jobs go on.
+
+    :raises NotFound: there is no such session.
+    """
+    book = Links(state_dir)
+    session = book.known(name)
+    if session.wanted:
+        book.save(session._replace(wanted=False))
+    if book.agent_alive():
+        client.call(state_dir, {"op": "close", "session": name})
+
+
+def remove(state_dir: str, name: str, leave_running: bool) -> None:
+    """Forget a session.
+
+    :param leave_running: although it has unfinished jobs.
+    :raises NotFound: there is no such session.
+    :raises Refused: it has unfinished jobs.
+    """
+    book = Links(state_dir)
+    book.known(name)
+    store = Store(state_dir)
+    store.refresh()
+    if (jobs := unfinished(store, name)) and not leave_running:
+        ids = ", ".join(job.id for job in jobs[:5]) + (" …" if len(jobs) > 5 else "")
+        raise Refused(
+            f"session '{printable(name)}' has unfinished jobs ({ids}); give --force to stop"
+            " them or --leave-running to let them go on"
+        )
+    book.remove(name)
+    if book.agent_alive():
+        client.call(state_dir, {"op": "close", "session": name})
+        client.wake(state_dir)  # its jobs go on over a connection of their own
+
+
+# --- what is on a host ---
+
+
+class Found(NamedTuple):
+    """A job that lies on a host."""
+
+    path: str
+    """Its folder, below the state directory there."""
+    record: dict[str, bytes]
+    """What spec, run and exit say together."""
+    job: Job
+
+
+def survey(state_dir: str, to: str, ask: Asked) -> list[Found]:
+    """Return all jobs that any computer keeps on a host, a session's or one by its name.
+
+    :raises Unreachable: it cannot be reached.
+    """
+    answer = client.call(state_dir, {"op": "survey", "to": to}, ask=ask)
+    data = answer["jobs"].encode("utf-8", "surrogateescape")
+    found = []
+    while data:
+        line, _, data = data.partition(b"\n")
+        words = line.split(b" ")
+        size = int(words[-1])
+        found.append(_found(words, quoting.load(data[:size]), to))
+        data = data[size + 1 :]
+    return found
+
+
+def _found(words: list[bytes], record: dict[str, bytes], location: str) -> Found:
+    path = words[1].decode("ascii", "replace")
+
+    def text(key: str) -> str:
+        return os.fsdecode(record.get(key, b""))
+
+    def number(key: str) -> float | None:
+        try:
+            return float(text(key))
+        except ValueError:
+            return None
+
+    def integer(key: str) -> int | None:
+        return int(text(key)) if text(key).isdigit() else None
+
+    finished = "state" in record
+    if finished:
+        state = State(text("state"))
+    elif words[2] in (b"T", b"t"):
+        state = State.SUSPENDED
+    else:
+        state = State.RUNNING if "pid" in record else State.NOT_STARTED
+    job = Job(
+        path.rpartition("/")[2] if path.startswith("jobs/") else text("instance_id"),
+        name=text("name"),
+        instance_id=text("instance_id"),
+        type="BackgroundJob",
+        state=state,
+        reason=text("reason"),
+        exit_code=integer("code"),
+        signal=integer("signal"),
+        location=location,
+        command=text("command"),
+        argv=tuple(map(os.fsdecode, quoting.split(record.get("words", b"")))),
+        cwd=text("cwd"),
+        pid=integer("pid"),
+        created_at=number("created"),
+        began_at=number("began"),
+        ended_at=number("ended"),
+    )
+    return Found(path, record, job)
+
+
+def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
+    """Make records here of the jobs on a host that this computer does not know.
+
+    Their output comes home by itself, from the first byte on.
+
+    :return: the ids they have here.
+    """
+    store = Store(state_dir)
+    store.refresh()
+    session = Links(state_dir).session(to)
+    target = session.target if session else parse_target(to)
+    new = []
+    for entry in found:
+        if not store.ids("instance_id = ?", [entry.job.instance_id]):
+            folder = Jobs(state_dir).allocate()
+            place = Place(target.label, session.name if session else "")
+            draft.adopt(folder, entry.record, place, entry.path)
+            new.append(folder.id)
+    if new:
+        client.wake(state_dir)
+    return new
+
+
+def known_here(state_dir: str, found: list[Found]) -> list[Job]:
+    """Return the records that this computer has of jobs on a host."""
+    there = {entry.job.instance_id for entry in found}
+    store = Store(state_dir)
+    store.refresh()
+    jobs = parts(store, store.select("type = ?", [TYPE_REMOTE]))
+    return [job for job in jobs if job.instance_id in there]
+
+
+def stop_jobs(state_dir: str, name: str) -> list[JobctlError]:
+    """Stop the unfinished jobs of a session; return an error for each that is still there."""
+    store = Store(state_dir)
+    store.refresh()
+    return stop(store.jobs, unfinished(store, name), _GRACE, "session removed")

@@ -1,0 +1,398 @@
+#!/bin/sh
+# jobctl serve: the far end of a connection. Starts, stops and removes jobs that another
+# computer has on this host, and sends their output there.
+#
+# Needs what runner.sh needs, which lies beside it, and mkdir, mkfifo and dd; stat and a
+# tail that the kernel wakes spare it looking again and again.
+#
+#   sh serve.sh control STATE        does what the lines of standard input say
+#   sh serve.sh carry STATE          sends what jobs write, as standard input says
+#   sh serve.sh put STATE ID NAME    makes a file of job ID from standard input, and
+#                                    prints its length
+#
+# STATE is the state directory.
+#
+# A line of standard input is a command of sh: one of the functions below with its words,
+# quoted; $nl stands for a newline. Replies are lines. The state directory is the current
+# one; the jobs of other computers are in guest/, each in a folder called by its instance
+# id and of the shape that runner.sh describes.
+#
+# control says "serving BOOT HOST" first. Each request begins with a tag, and is answered
+# once, in any order, by "TAG ok ...", or "TAG no REASON".
+#
+#   accept TAG ID SPEC ENV ODD         start a job, unless that was done already
+#   end TAG FOLDER GRACE REASON JOB... stop jobs; prints those of which something is left
+#   signal TAG FOLDER NAME JOB...      send them a signal
+#   hit TAG NAME GROUP                 send a signal to a process group
+#   erase TAG PATH...                  delete finished jobs
+#   survey TAG                         print all jobs: "job PATH ALIVE OUT ERR LENGTH", then
+#                                      spec, run and exit together, LENGTH bytes, a newline
+#
+# carry sends, of the jobs that it was told, each by a number H of the other side's choice:
+#
+#   out H OFFSET LENGTH, err H ...     bytes of a stream follow, and a newline
+#   run H LENGTH, progress H LENGTH    what the file holds now follows, and a newline
+#   state H LETTER                     condition of the command: proc_pid_stat(5)
+#   exit H LENGTH                      the file exit follows, and a newline. All output that
+#                                      there was at the end was sent before. H is free again.
+#   gone H                             the job is not there (any more). H is free again.
+#
+#   carry H PATH OUT ERR               carry the job in folder PATH, its streams from these
+#                                      bytes on; with OUT -, no streams
+#   drop H                             carry it no longer
+
+set -u
+
+nl='
+'
+here=$(dirname -- "$0")
+# Set by functions of runner.sh: load_run, alive, instant, boot.
+runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now=''
+export jobctl_sourced=1
+[ "${PATH+set}" ] && given_path=$PATH
+given_umask=$(umask)
+# shellcheck source=/dev/null
+. "$here/runner.sh"
+unset jobctl_sourced
+boot
+leader=''
+for program in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
+    [ ! -x "$program" ] || leader=$program
+done
+
+# --- control ------------------------------------------------------------------
+
+# Runs the runner with the words $@ in a session of its own, with the login's own
+# environment. Its process is no part of any job.
+detached() {
+    (
+        [ -z "${given_path+set}" ] || PATH=$given_path
+        if [ -n "${caller_locale+set}" ]; then LC_ALL=$caller_locale; else unset LC_ALL; fi
+        umask "$given_umask"
+        unset JOBCTL_INSTANCE_ID
+        export JOBCTL_RUNNER=1
+        if [ -n "$leader" ]; then
+            exec "$leader" /bin/sh "$here/runner.sh" "$@"
+        elif [ -x /usr/bin/perl ]; then
+            # shellcheck disable=SC2016  # of perl
+            exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV' \
+                /bin/sh "$here/runner.sh" "$@"
+        fi
+        exec /bin/sh "$here/runner.sh" "$@"
+    )
+}
+
+accept() {
+    if [ -s "guest/$2/spec" ]; then
+        echo "$1 ok"
+        return
+    fi
+    if mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress &&
+        printf '%s' "$4" >./env && { [ -z "$5" ] || printf '%s' "$5" >env.odd; } &&
+        printf '%s' "${3}umask='$given_umask'$nl" >spec.new; then
+        (detached begin "$PWD" </dev/null >/dev/null 2>&1 &)
+        echo "$1 ok"
+    else
+        echo "$1 no cannot write in $PWD: is the disk full?"
+    fi
+    cd "$state" || exit
+}
+
+end() {
+    # The other requests are not to wait for its grace.
+    (
+        {
+            tag=$1
+            shift
+            left=$(JOBCTL_RUNNER=1 sh "$here/runner.sh" stop "$@" </dev/null | tr '\n' ' ')
+            echo "$tag ok $left"
+        } &
+    )
+}
+
+signal() {
+    tag=$1
+    shift
+    JOBCTL_RUNNER=1 sh "$here/runner.sh" signal "$@" </dev/null
+    echo "$tag ok"
+}
+
+hit() {
+    kill -s "$2" -- "-$3"
+    echo "$1 ok"
+}
+
+erase() {
+    tag=$1
+    shift
+    for path in "$@"; do
+        if [ -f "$path/spec" ] && [ ! -s "$path/exit" ]; then
+            echo "$tag no it is not finished"
+            return
+        fi
+        rm -f "$path/spec"
+        rm -rf "$path"
+    done
+    echo "$tag ok"
+}
+
+survey() {
+    tag=$1
+    for spec in guest/*/spec jobs/*/spec; do
+        path=${spec%/spec}
+        [ -s "$spec" ] || continue
+        note_loss "$path"
+        letter=-
+        alive "$pid" "$ticks" "$boot" && letter=$condition
+        record=$(cat "$path/spec" "$path/run" "$path/exit" 2>/dev/null; echo .)
+        record=${record%.}
+        # shellcheck disable=SC2046  # two numbers
+        set -- $(sizes "$path/stdout" "$path/stderr") 0 0
+        echo "job $path $letter $1 $2 ${#record}"
+        printf '%s\n' "$record"
+    done
+    echo "$tag ok"
+}
+
+# If job folder $1 is unfinished and nothing of it lives, writes that down as its end.
+note_loss() {
+    load_run "$1"
+    [ ! -s "$1/exit" ] || return 0
+    ! alive "$runner" "$runner_ticks" "$boot" && ! alive "$pid" "$ticks" "$boot" || return 0
+    # Its last act may have been to write it; or it has not begun to write anything.
+    [ ! -s "$1/exit" ] && [ -n "$boot" ] || return 0
+    reason='lost: runner was killed'
+    [ "$boot" = "$boot_now" ] || reason='lost: host rebooted'
+    (cd "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new)
+}
+
+# --- carry --------------------------------------------------------------------
+
+# The numbers of the jobs carried, $carried, name variables: path_H, out_H and err_H (bytes
+# sent), run_H and progress_H (sizes seen) and letter_H.
+carried='' path='' out='' err='' run='' progress=''
+
+carry() {
+    eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1="
+    carried="$carried $1"
+}
+
+drop() {
+    rest=''
+    for other in $carried; do
+        [ "$other" = "$1" ] || rest="$rest $other"
+    done
+    carried=$rest
+}
+
+# Prints the sizes of files, one a line.
+if [ "$(stat -L -c %s / 2>/dev/null)" ]; then
+    sizes() { stat -L -c %s -- "$@" 2>/dev/null; }
+elif [ "$(stat -L -f %z / 2>/dev/null)" ]; then
+    sizes() { stat -L -f %z -- "$@" 2>/dev/null; }
+else
+    sizes() { for file in "$@"; do wc -c <"$file"; done; }
+fi
+
+# Prints $3 bytes of file $1 from byte $2 on.
+if dd if=/dev/null of=/dev/null iflag=skip_bytes,count_bytes 2>/dev/null; then
+    part() { dd if="$1" bs=1048576 skip="$2" count="$3" iflag=skip_bytes,count_bytes 2>/dev/null; }
+else
+    part() { tail -c "+$(($2 + 1))" "$1" | head -c "$3"; }
+fi
+
+# Sends stream $2 of job $1: file $3, $4 bytes long, of which $5 were sent.
+send_stream() {
+    from=$5
+    length=$(($4 - from))
+    [ "$length" -gt 0 ] || return 0
+    if [ "$length" -gt "$piece" ]; then
+        length=$piece
+    fi
+    moved=1
+    [ "$length" -lt 65536 ] || more=1
+    echo "$2 $1 $from $length"
+    instant
+    began=$instant
+    part "$3" "$from" "$length"
+    echo
+    instant
+    # Others are not to wait long for their turn, nor are we to start a process for little.
+    if [ $((instant - began)) -gt 30 ]; then
+        [ "$piece" -le 65536 ] || piece=$((piece / 2))
+    elif [ "$length" -eq "$piece" ] && [ "$piece" -lt 33554432 ]; then
+        piece=$((piece * 2))
+    fi
+    eval "$2_$1=$((from + length))"
+}
+
+# Sends what file $3 holds, at most its last $4 bytes, as $2 of job $1.
+send_file() {
+    content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
+    content=${content%.}
+    echo "$2 $1 ${#content}"
+    printf '%s\n' "$content"
+}
+
+# Looks once at all jobs carried, and sends what is new. Sets moved if there was output,
+# and more if there is.
+look() {
+    moved='' more='' files='' looked=''
+    for h in $carried; do
+        eval "path=\$path_$h"
+        if [ -f "$path/spec" ] && [ -f "$path/stdout" ] && [ -f "$path/stderr" ]; then
+            [ -f "$path/progress" ] || : >"$path/progress"
+            [ -f "$path/run" ] || : >>"$path/run"
+            # What there is once it has ended is all there will be.
+            ended=''
+            [ ! -s "$path/exit" ] || ended=1
+            looked="$looked $h:$ended"
+            files="$files $path/stdout $path/stderr $path/run $path/progress"
+        elif [ ! -d "$path" ] || [ ! -f "$path/spec.new" ]; then
+            echo "gone $h"
+            drop "$h"
+        fi
+    done
+    # shellcheck disable=SC2086,SC2046  # without spaces, all of them
+    [ -z "$files" ] || set -- $(sizes $files)
+    for entry in $looked; do
+        h=${entry%:*}
+        [ $# -ge 4 ] || break
+        look_at "$h" "${entry#*:}" "$@"
+        shift 4
+    done
+}
+
+# Sends what is new of job $1, of which $2 tells whether it has ended: sizes are $3 to $6.
+look_at() {
+    eval "path=\$path_$1 out=\$out_$1 err=\$err_$1 run=\$run_$1 progress=\$progress_$1"
+    [ "$5" = "$run" ] || { send_file "$1" run "$path/run" 1000000 && eval "run_$1=$5"; }
+    [ "$6" = "$progress" ] || {
+        eval "progress_$1=$6"
+        send_file "$1" progress "$path/progress" 4096
+    }
+    unsent=0
+    if [ "$out" != - ]; then
+        send_stream "$1" out "$path/stdout" "$3" "$out"
+        send_stream "$1" err "$path/stderr" "$4" "$err"
+        eval "unsent=\$(($3 - out_$1 + $4 - err_$1))"
+    fi
+    if [ -z "$2" ]; then
+        # To ask ps takes long: only when there is time.
+        [ -r /proc/self/stat ] || [ "$quiet" -gt 3 ] || return 0
+        note_loss "$path"
+        letter=''
+        alive "$pid" "$ticks" "$boot" && letter=$condition
+        case $letter in [Tt]) ;; *) letter=R ;; esac
+        [ "$unsent" -gt 0 ] || eval "[ \"\$letter_$1\" = $letter ]" || {
+            eval "letter_$1=$letter"
+            echo "state $1 $letter"
+        }
+        [ ! -s "$path/exit" ] || more=1
+    elif [ "$unsent" -le 0 ]; then
+        send_file "$1" exit "$path/exit" 10000
+        drop "$1"
+    else
+        more=1
+    fi
+}
+
+# Has a line come to descriptor 7 when one of the jobs' files grows, if there is a tail
+# that the kernel wakes. It writes to descriptor 6 what it reads; that it does is enough.
+arm() {
+    [ "$wakes" ] && [ "$armed" != "$files" ] || return 0
+    disarm
+    # shellcheck disable=SC2086  # without spaces, all of them
+    tail -q -n 0 -f $files >&6 2>/dev/null &
+    tail=$! armed=$files
+    [ -z "$listening" ] || return 0
+    { dd bs=65536 count=1 <&6 >/dev/null 2>&1; echo wake >&7; } >/dev/null &
+    listening=$!
+}
+
+disarm() {
+    end_of "$tail"
+    tail='' armed=''
+}
+
+# Ends our child $1, if any.
+end_of() {
+    [ -z "$1" ] || { kill "$1" && wait "$1"; } 2>/dev/null
+}
+
+# Has the line "tick" come to descriptor 7 in $1 seconds.
+tick_in() {
+    serial=$((serial + 1))
+    { [ "$1" = 0 ] || sleep "$1" 2>/dev/null || sleep 1; echo "tick $serial" >&7; } >/dev/null &
+    ticker=$!
+}
+
+carry_all() {
+    exec 8<&0 </dev/null
+    for descriptor in 6 7; do
+        mkfifo "fifo.$$" && eval "exec $descriptor<>fifo.$$" && rm -f "fifo.$$" || exit 125
+    done
+    trap 'disarm; exit' PIPE TERM HUP INT
+    wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144
+    case $(uname)$(tail --version 2>/dev/null) in Linux*GNU* | Darwin* | *BSD*) wakes=1 ;; esac
+    { while IFS= read -r line; do printf 'do %s\n' "$line"; done; echo over; } <&8 >&7 &
+    exec 8<&-
+    while :; do
+        look
+        # Soon again while something comes; then we sleep until the kernel wakes us, but
+        # for a look now and then: not everything that can happen makes a file grow.
+        if [ "$more" ]; then
+            quiet=0 && tick_in 0
+        elif [ "$moved" ]; then
+            quiet=0 && tick_in 0.03
+        elif [ "$carried" ]; then
+            quiet=$((quiet + 1))
+            case $quiet$wakes in
+            1 | 2 | 11 | 21) tick_in 0.05 ;;
+            31) arm && tick_in 0.05 ;;
+            41) tick_in 0.2 ;;
+            *1) arm && tick_in 2 ;;
+            *) tick_in 0.2 ;;
+            esac
+        fi
+        hear
+    done
+}
+
+# Reads descriptor 7 until there is something to do.
+hear() {
+    while read -r word rest <&7; do
+        case $word in
+        do) eval "$rest" && quiet=0 ;;
+        wake) listening='' quiet=0 && disarm ;;
+        tick) [ "$rest" = "$serial" ] || continue ;;
+        over) disarm && exit ;;
+        esac
+        end_of "$ticker"
+        ticker=''
+        return
+    done
+}
+
+# --- what to do ---------------------------------------------------------------
+
+cd -- "$2" && mkdir -p guest || exit 125
+state=$PWD
+case $1 in
+control)
+    exec 2>/dev/null
+    read -r host </proc/sys/kernel/hostname || host=$(uname -n)
+    echo "serving $boot_now $host"
+    while IFS= read -r line; do
+        eval "$line"
+    done
+    ;;
+carry)
+    exec 2>/dev/null
+    carry_all
+    ;;
+put)
+    mkdir -p "guest/$3" && cat >"guest/$3/$4" && chmod 700 "guest/$3/$4" &&
+        sizes "guest/$3/$4"
+    ;;
+esac
