@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ("sshd",)
+
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "jobctl")
 WEIRD = "a'; echo foo $(b) \"\n\\ *"
 """A name that whoever quotes wrongly falls over."""

@@ -1,0 +1,265 @@
+"""Connections over SSH when networks break, and through other machines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+from sshd import (
+    MakeSshd,
+    Person,
+    Sshd,
+    Wire,
+    free_port,
+    in_thread,
+    output,
+    reach,
+)
+
+from jobctl.target import Target, parse_target
+from jobctl.transport import config
+from jobctl.transport.base import (
+    Denied,
+    Lost,
+    NoConnection,
+)
+from jobctl.transport.ssh import connect
+
+
+def test_closing_ends_everything(sshd: Sshd) -> None:
+    connection = reach(sshd)
+    stream = connection.open("sleep 20")
+    assert connection.alive()
+    connection.close()
+    assert not connection.alive()
+    with pytest.raises(Lost):
+        stream.read(1)
+    with pytest.raises(Lost):
+        connection.open("true")
+    connection.close()
+
+
+@pytest.mark.parametrize("how", ["cut", "killed"])
+def test_a_broken_connection_is_no_end(sshd: Sshd, wire: Wire, how: str) -> None:
+    connection = reach(sshd)
+    stream = connection.open("echo before; sleep 20")
+    assert stream.read(100) == b"before\n"
+    began = time.monotonic()
+    if how == "cut":
+        wire.cut()
+    else:
+        sshd.kill_connections()
+    for work in (
+        lambda: stream.read(1),
+        lambda: stream.read_error(1),
+        lambda: stream.write(b"x"),
+        stream.wait,
+        stream.close_input,
+        lambda: stream.resize(80, 24),
+        lambda: connection.open("true"),
+    ):
+        with pytest.raises(Lost, match=r"connection to web1 lost: (connection reset|the other)"):
+            work()
+    assert time.monotonic() - began < 2
+    assert not connection.alive()
+    stream.close()
+
+
+def test_what_came_before_a_break_is_delivered(sshd: Sshd, wire: Wire) -> None:
+    connection = reach(sshd)
+    before = wire.received
+    stream = connection.open("head -c 100000 /dev/zero; sleep 20")
+    wait_until(lambda: wire.received > before + 100000)
+    time.sleep(0.05)
+    wire.cut()
+    wait_until(lambda: not connection.alive())
+    left = 100000
+    while left:
+        left -= len(stream.read(min(left, 1000)))
+    with pytest.raises(Lost):
+        stream.read(1)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_peer_that_falls_silent_is_noticed(sshd: Sshd, wire: Wire, busy: bool) -> None:
+    options = ("ServerAliveInterval=1", "ServerAliveCountMax=2")
+    connection = reach(sshd, options=options)
+    stream = connection.open("cat >/dev/null; echo done; sleep 20")
+    if busy:
+
+        def send() -> None:
+            with contextlib.suppress(Lost):
+                while True:
+                    stream.write(bytes(1024 * 1024))
+
+        in_thread(send)
+    wire.freeze()
+    began = time.monotonic()
+    with pytest.raises(Lost, match="no answer for 3 seconds"):
+        stream.read(1)
+    assert 2 < time.monotonic() - began < 8
+    assert not connection.alive()
+
+
+def test_a_peer_with_nothing_to_say_is_alive(sshd: Sshd, wire: Wire) -> None:
+    connection = reach(sshd, options=("ServerAliveInterval=1", "ServerAliveCountMax=1"))
+    stream = connection.open("sleep 3; echo done")
+    assert stream.read(100) == b"done\n"
+    wire.freeze()
+    time.sleep(0.5)
+    wire.thaw()
+    assert output(connection, "echo again") == b"again\n"
+    connection.close()
+
+
+def test_the_default_notices_within_30_seconds(sshd: Sshd) -> None:
+    settings = config.read(parse_target("web1"), str(sshd.config), os.environ)
+    interval, count = settings.alive
+    assert interval * (count + 1) < 30
+
+
+def test_nobody_listens() -> None:
+    target = Target("127.0.0.1", port=free_port())
+    with pytest.raises(NoConnection, match=r"cannot connect to 127.0.0.1:\d+: connection refused"):
+        connect(target, Person(), "/dev/null")
+
+
+def test_no_such_name() -> None:
+    with pytest.raises(NoConnection, match=r"cannot connect to no\.such\.host\.invalid: "):
+        connect(Target("no.such.host.invalid"), Person(), "/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (b"", "no answer within 0.5 seconds"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 200, "what answers is no SSH server"),
+        (b"x" * 3_000_000, "it sends too much before the login"),
+        (b"\xff\xfe\n", "what answers is no SSH server"),
+        (b"SSH-2.0-x\r\n", "no answer within 0.5 seconds"),
+        (b"SSH-2.0-x\r\n" + b"\x7f\x7f\x7f\x7c" * 800_000, "it sends too much before the login"),
+        (b"SSH-2.0-x\r\n\0\0\0\x0c\x0a\x14" + bytes(10), ""),
+        (b"busy \x1b[1m now\r\n!", "the other side hung up, after it said 'busy ?[1m now'"),
+    ],
+)
+def test_hosts_that_are_no_ssh_servers(says: bytes, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with contextlib.suppress(OSError):
+                peer.sendall(says)
+                if says.endswith(b"!"):
+                    peer.shutdown(socket.SHUT_RDWR)
+                peer.recv(1)
+                time.sleep(3)
+
+        in_thread(serve)
+        target = Target("127.0.0.1", port=listener.getsockname()[1], connect_timeout=0.5)
+        began = time.monotonic()
+        with pytest.raises((NoConnection, Denied)) as caught:
+            connect(target, Person(), "/dev/null")
+        assert str(caught.value).startswith(f"cannot connect to {target.label}: {reason}")
+        assert str(caught.value).isprintable()
+        assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("after", [0, 100, 1200, 2500])
+def test_a_server_that_stalls(sshd: Sshd, wire: Wire, after: int) -> None:
+    """The network falls silent in the banner, the key exchange or the login."""
+
+    def freeze() -> None:
+        while wire.received <= after:
+            pass
+        wire.freeze()
+
+    if after == 0:
+        wire.freeze()
+    else:
+        in_thread(freeze)
+        wire.delay(0.01)
+    began = time.monotonic()
+    with contextlib.suppress(NoConnection):
+        reach(sshd, connect_timeout=1).close()
+        assert after == 2500, "connected through a frozen wire"
+    assert time.monotonic() - began < 4
+
+
+def test_addresses_are_tried_in_turn(sshd: Sshd) -> None:
+    """localhost may be ::1 first, where nobody listens."""
+    connection = reach(sshd, options=("HostName=localhost", "HostKeyAlias=web1"))
+    assert output(connection, "echo here") == b"here\n"
+    connection.close()
+
+
+def test_jumps(make_sshd: MakeSshd) -> None:
+    first, second, last = make_sshd(), make_sshd(), make_sshd()
+    lines = []
+    for name, server in (("first", first), ("second", second), ("last", last)):
+        lines += [f"Host {name}", f"Port {server.port}", f"IdentityFile {server.key}"]
+        lines += ["HostName 127.0.0.1", f"UserKnownHostsFile {server.known_hosts}"]
+    lines += ["Host last", "ProxyJump first,second", "Host *", "IdentitiesOnly yes"]
+    config = first.hosts(*lines)
+    connection = connect(parse_target("last"), Person(), str(config))
+    assert output(connection, "echo $HOME").decode().strip() == str(last.home)
+    assert len(first.connections()) > 0
+    assert len(output(connection, "head -c 30000000 /dev/zero")) == 30000000
+    stream = connection.open("sleep 20")
+    first.kill_connections()
+    with pytest.raises(Lost):
+        stream.read(1)
+    connection.close()
+    wait_until(lambda: not second.connections() and not last.connections())
+
+
+def test_a_jump_that_fails_says_which(make_sshd: MakeSshd) -> None:
+    server = make_sshd()
+    server.hosts("Host far", "ProxyJump web1", f"Port {free_port()}", "HostName 127.0.0.1")
+    with pytest.raises(NoConnection, match="cannot connect to far: web1 opens no further channel"):
+        reach(server, name="far")
+    wait_until(lambda: not server.connections())
+    server.hosts("Host far", "ProxyJump nobody@web1", "Host web1", "PreferredAuthentications none")
+    with pytest.raises(Denied, match="cannot connect to far: nobody@web1 refuses the login of nob"):
+        reach(server, name="far")
+    server.hosts("Host far", "ProxyJump far")
+    with pytest.raises(Denied, match="jumphost loop via far"):
+        reach(server, name="far")
+
+
+def test_proxy_command(sshd: Sshd, tmp_path: Path) -> None:
+    relay = tmp_path / "relay.py"
+    relay.write_text(
+        "import os, socket, sys, threading\n"
+        "s = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "def up():\n"
+        "    while data := os.read(0, 65536): s.sendall(data)\n"
+        "    os._exit(0)\n"
+        "threading.Thread(target=up).start()\n"
+        "while data := s.recv(65536): os.write(1, data)\n"
+        "os._exit(0)\n"
+    )
+    sshd.hosts("Host web1", f"ProxyCommand python3 {relay} %h %p", "Host web2", "ProxyCommand none")
+    connection = reach(sshd)
+    assert len(output(connection, "head -c 20000000 /dev/zero")) == 20000000
+    stream = connection.open("sleep 20")
+    sshd.kill_connections()
+    with pytest.raises(Lost):
+        stream.read(1)
+    connection.close()
+    reach(sshd, name="web2").close()
+
+
+def test_a_proxy_command_that_fails(sshd: Sshd) -> None:
+    sshd.hosts("Host web1", "ProxyCommand echo '%h is' down >&2")
+    with pytest.raises(NoConnection, match=r"its ProxyCommand ended: 127\.0\.0\.1 is down"):
+        reach(sshd)
+    sshd.hosts("Host web1", "ProxyCommand sleep 20")
+    began = time.monotonic()
+    with pytest.raises(NoConnection, match=r"no answer within 0\.5 seconds"):
+        reach(sshd, connect_timeout=0.5)
+    assert time.monotonic() - began < 4
