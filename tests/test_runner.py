@@ -67,7 +67,7 @@ def _run(
         environment = {"PATH": "/usr/bin:/bin"}
         defaults: dict[str, Any] = {"cwd": str(tmp_path), "env": environment, "umask": 0o022}
         job = start(str(state_dir), JobSpec(argv=argv, **(defaults | spec)))
-        begun.append(Ran(jobs.folder(job.number)))
+        begun.append(Ran(jobs.folder(job.id)))
         return begun[-1]
 
     yield run
@@ -268,22 +268,22 @@ def test_retries(run: Run, tmp_path: Path) -> None:
 
 def test_one_after_another(run: Run, tmp_path: Path) -> None:
     first = run(text="sleep 0.3; echo 1 >>order; exit 1")
-    second = run(text="echo 2 >>order", after=(first.folder.number,))
-    third = run(text="echo 3 >>order", after_ok=(second.folder.number,))
-    never = run(text="echo 4 >>order", after_ok=(first.folder.number,))
+    second = run(text="echo 2 >>order", after=(first.folder.id,))
+    third = run(text="echo 3 >>order", after_ok=(second.folder.id,))
+    never = run(text="echo 4 >>order", after_ok=(first.folder.id,))
     assert second.job().state is State.NOT_STARTED
-    assert second.job().reason == f"waiting for job {first.folder.number}"
+    assert second.job().reason == f"waiting for job {first.folder.id}"
     assert third.end().state is State.COMPLETED
     job = never.end()
     assert job.state is State.STOPPED
-    assert job.reason == f"not begun: job {first.folder.number} did not complete"
+    assert job.reason == f"not begun: job {first.folder.id} did not complete"
     assert (tmp_path / "order").read_text() == "1\n2\n3\n"
 
 
 def test_after_a_job_whose_runner_was_killed(run: Run) -> None:
     first = run("sleep", "0.5")
-    second = run("true", after=(first.folder.number,))
-    third = run("true", after_ok=(first.folder.number,))
+    second = run("true", after=(first.folder.id,))
+    third = run("true", after_ok=(first.folder.id,))
     pid = first.folder.watched(process.boot_id())
     assert pid
     os.kill(pid.pid, signal.SIGKILL)
@@ -293,7 +293,7 @@ def test_after_a_job_whose_runner_was_killed(run: Run) -> None:
 
 def test_stopped_before_it_began(run: Run) -> None:
     first = run("sleep", "60")
-    second = run("touch", "began", after=(first.folder.number,))
+    second = run("touch", "began", after=(first.folder.id,))
     wait_until(lambda: second.job().reason.startswith("waiting"))
     second.stop()
     job = second.job()
@@ -367,7 +367,7 @@ ${JOBCTL_INSTANCE_ID-no cookie} $PATH" >hook.new && mv hook.new hook"""
     ran = run("sh", "-c", "exit 3", name=WEIRD, on_finish=hook)
     ran.end()
     wait_until((tmp_path / "hook").exists)
-    number = ran.folder.number
+    number = ran.folder.id
     assert (tmp_path / "hook").read_text() == (
         f"{number} {WEIRD} Failed 3 {tmp_path}\nno cookie /usr/bin:/bin\n"
     )

@@ -24,6 +24,7 @@ _PATIENCE = 20.0
 """Seconds that an agent gets to start."""
 _LONGEST_PATH = 90
 """Bytes: unix(7) allows 108, other systems less."""
+_TOLD = ("JOBCTL_SSH_CONFIG", "SSH_AUTH_SOCK", "HOME", "PATH", "USER", "LOGNAME", "SHELL", "TERM", "LANG")
 _ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
 
 
@@ -36,7 +37,7 @@ class Talk:
         :raises JobctlError: it does not start.
         """
         self.socket = _connected(state_dir)
-        data = json.dumps(request).encode() + b"\n"
+        data = _encoded(request)
         if fds:
             sent = socket.send_fds(self.socket, [data], list(fds))
             data = data[sent:]
@@ -98,12 +99,18 @@ def wake(state_dir: str) -> None:
     """Have an agent look at the job folders soon, without waiting for that."""
     try:
         with _attempt(state_dir) as connection:
-            connection.sendall(b'{"op": "look"}\n')
+            connection.sendall(_encoded({"op": "look"}))
             if connection.recv(1):
                 return
     except OSError:
         pass
     _spawn(state_dir)  # there is none, or it is about to end
+
+
+def _encoded(request: dict[str, Any]) -> bytes:
+    """Return a request with what the caller's environment says of the way to hosts."""
+    told = {name: os.environ[name] for name in _TOLD if name in os.environ}
+    return json.dumps({**request, "environ": told}).encode() + b"\n"
 
 
 def _connected(state_dir: str) -> socket.socket:

@@ -51,6 +51,8 @@ class Agent:
         self._waiting: set[str] = set()
         """Ids of jobs that wait for others."""
         self._store = Store(state_dir)
+        self._environ = dict(os.environ)
+        """The environment of whoever last wanted something: where his ssh-agent is, and so on."""
 
     def serve(self, listener: socket.socket) -> None:
         """Answer whoever connects, until there has been nothing to do for a while."""
@@ -85,6 +87,7 @@ class Agent:
         try:
             request = client.request()
             if request:
+                self._environ = {**os.environ, **request.get("environ", {})}
                 operation = getattr(self, "op_" + str(request.get("op")), None)
                 if operation is None:
                     raise BadUsage("the agent is of another version; end it")
@@ -182,8 +185,15 @@ class Agent:
         with self._lock:
             link = self._links.get(name)
             if link is None or link.closed:
-                link = self._links[name] = Link(name, target, _connect, self._book, self)
+                link = self._links[name] = Link(name, target, self._connect, self._book, self)
             return link
+
+    def _connect(self, target: Target, ask: Ask) -> Connection:
+        # Not before it is needed: paramiko takes a while to load.
+        from jobctl.transport.ssh import connect
+
+        environ = self._environ
+        return connect(target, ask, environ.get("JOBCTL_SSH_CONFIG"), environ)
 
     def _jobs_by_link(self, ids: list[str]) -> dict[Link, list[Carried]]:
         found: dict[Link, list[Carried]] = {}
@@ -434,13 +444,6 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def _connect(target: Target, ask: Ask) -> Connection:
-    # Not before it is needed: paramiko takes a while to load.
-    from jobctl.transport.ssh import connect
-
-    return connect(target, ask, os.environ.get("JOBCTL_SSH_CONFIG"))
 
 
 def log(text: str) -> None:
