@@ -169,7 +169,7 @@ quote() {
 # this one may be damaged.
 load_run() {
     runner='' runner_ticks='' boot='' pid='' ticks='' waiter='' waiter_ticks=''
-    [ -r "$1/run" ] || return 0
+    [ -f "$1/run" ] && [ -r "$1/run" ] || return 0
     while IFS="='" read -r key _ value _; do
         case $key in
         runner) runner=$value ;;
@@ -196,12 +196,14 @@ settle() {
     clock
     quote "$(printf '%.1000s' "$4")"
     until
-        printf "state='%s'\ncode='%s'\nsignal='%s'\nreason=%s\nended='%s'\nended_uptime='%s'\nboot='%s'\n" \
-            "$1" "$2" "$3" "$quoted" "$now" "$uptime" "$boot_now" 1<>exit.new &&
+        { [ -f exit.new ] || [ ! -e exit.new ]; } &&
+            printf "state='%s'\ncode='%s'\nsignal='%s'\nreason=%s\nended='%s'\nended_uptime='%s'\nboot='%s'\n" \
+                "$1" "$2" "$3" "$quoted" "$now" "$uptime" "$boot_now" 1<>exit.new &&
             { ln exit.new exit 2>/dev/null || [ -s exit ] || mv -f exit.new exit; }
     do
         [ -f spec ] || exit 1 # the folder was removed
         sleep 1
+        [ -f exit.new ] || rm -rf exit.new # the job put something in its place
     done
     # Whoever carries the job's files to another computer sleeps until this one grows.
     echo >>run
@@ -289,7 +291,7 @@ stop() {
     for job in "$@"; do
         # The first reason counts. It is written before run is read: see command_itself.
         number=${job%%:*}
-        [ -s "$number/exit" ] || (set -C && printf '%s\n' "$reason" >"$number/stop") 2>/dev/null
+        [ -s "$number/exit" ] || [ -e "$number/stop" ] || (set -C && printf '%s\n' "$reason" >"$number/stop") 2>/dev/null
     done
     terminate "$grace" "$@"
     for job in "$@"; do
@@ -588,7 +590,7 @@ conclude() {
     fi
     if [ -e stop ]; then
         state=Stopped
-        read -r reason <stop || reason='stopped by user'
+        { [ -f stop ] && read -r reason <stop; } || reason='stopped by user'
     elif [ -n "$refusal" ]; then
         state=Stopped reason=$refusal
     elif [ -e timedout ]; then

@@ -490,3 +490,13 @@ def test_more_jobs_than_descriptors(jobctl: Jobctl, tmp_path: Path) -> None:
     result = call(jobctl, "wait", "--all", "-q", **options)
     assert (result.returncode, result.stderr) == (0, b"")
     assert len(result.stdout.split()) == 20
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo"])
+def test_what_the_runner_writes_is_in_the_way(jobctl: Jobctl, kind: str) -> None:
+    make = {"directory": "mkdir", "fifo": "mkfifo"}[kind]
+    text = f'cd "${{JOBCTL_PROGRESS%/*}}" && rm exit.new && {make} exit.new && exit 3'
+    job = jobctl.sh(text)
+    assert jobctl.jobs(job)[0]["exit_code"] in (None, 3)
+    jobctl.run("wait", "--timeout", "10", job, status=1)
+    assert jobctl.jobs(job)[0]["exit_code"] == 3

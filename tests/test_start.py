@@ -266,8 +266,8 @@ def test_killed_at_any_instant_leaves_all_or_nothing(jobctl: Jobctl) -> None:
         process.kill()
         process.wait()
     time.sleep(0.5)
+    wait_until(lambda: {job["state"] for job in jobctl.jobs()} <= {"Running"})
     jobs = jobctl.jobs()
-    assert {job["state"] for job in jobs} <= {"Running"}
     pids = processes_with("sleep 7441")
     assert sorted(job["pid"] for job in jobs) == sorted(pids)
     assert 0 < len(jobs) < 40
