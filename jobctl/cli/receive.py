@@ -61,7 +61,6 @@ _TIMED_OUT = 124
 @click.option(
     "--no-recurse",
     is_flag=True,
-    expose_value=False,  # no job has any yet
     help="Not the output of a job's children.",
 )
 @click.option("--tag", is_flag=True, help="Put job and host before each line.")
@@ -80,6 +79,7 @@ def command(
     write_events: bool,
     force: bool,
     stream: str,
+    no_recurse: bool,
     tag: bool,
     output_dir: str | None,
     **values: Any,
@@ -102,23 +102,25 @@ def command(
         raise BadUsage("--keep and --again contradict each other; --again keeps the mark too")
     if output_dir is not None and not os.path.isdir(output_dir):
         raise BadUsage(f"--output-dir '{printable(output_dir)}' is not a directory")
-    manner = Manner(
-        keep=keep,
-        again=again,
-        streams=STREAMS if stream == "both" else (stream,),
-        tag=tag,
-        output_dir=output_dir,
-        umask=options.caller_umask,
-    )
     deadline = None if timeout is None else time.monotonic() + timeout
     chosen = options.Chosen(values)
     chosen.check()
     found = options.found(chosen)
     status = render.tell_all(found.missing)
+    # A parent has no output of its own.
+    jobs = [job for job in found.jobs if not (no_recurse and job.children)]
+    manner = Manner(
+        keep=keep,
+        again=again,
+        streams=STREAMS if stream == "both" else (stream,),
+        tag=tag or (os.isatty(1) and any(len(job.children) > 1 for job in jobs)),
+        output_dir=output_dir,
+        umask=options.caller_umask,
+    )
     if wait:
-        ended = follow(found.jobs, manner, deadline, write_events, auto_remove, force)
+        ended = follow(jobs, manner, deadline, write_events, auto_remove, force)
     else:
-        ended = deliver(found.jobs, manner)
+        ended = deliver(jobs, manner)
     return status or ended
 
 
