@@ -8,28 +8,50 @@ set -eu
 cd -- "$(dirname -- "$0")/.."
 
 # What the tests call, and the package it is in, where that has another name.
-needed='dash bash busybox zsh fish tmux shellcheck mandoc faketime man:man-db setpriv:util-linux'
+needed='dash bash busybox zsh fish tcsh tmux shellcheck mandoc faketime man:man-db
+    setpriv:util-linux ssh:openssh-client sshd:openssh-server'
+
+# sshd is not where users look for programs.
+has() {
+    (PATH="$PATH:/usr/sbin:/usr/local/sbin:/sbin:/opt/homebrew/sbin" && command -v "$1") >/dev/null
+}
 
 missing=''
 for entry in $needed; do
-    command -v "${entry%%:*}" >/dev/null || missing="$missing ${entry#*:}"
+    has "${entry%%:*}" || missing="$missing ${entry#*:}"
 done
+
+# Prints the missing packages as others than Debian call those of OpenSSH: $1 is the
+# client's name, $2 the server's.
+openssh_is() {
+    echo "$missing" | sed "s/openssh-client/$1/; s/openssh-server/$2/"
+}
 
 install() {
     if command -v apt-get >/dev/null; then
         "$@" apt-get update -qq
         # shellcheck disable=SC2086  # several words
         "$@" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing
+        # The only one that starts a server with its package. The tests start their own.
+        case $missing in
+        *openssh-server*)
+            "$@" systemctl disable -q --now ssh.service ssh.socket >/dev/null 2>&1 || :
+            ;;
+        esac
     elif command -v dnf >/dev/null; then
+        missing=$(openssh_is openssh-clients openssh-server)
         # shellcheck disable=SC2086
         "$@" dnf install -y -q $missing
     elif command -v apk >/dev/null; then
+        missing=$(openssh_is openssh openssh)
         # shellcheck disable=SC2086
         "$@" apk add -q $missing
     elif command -v pacman >/dev/null; then
+        missing=$(openssh_is openssh openssh)
         # shellcheck disable=SC2086
         "$@" pacman -S --noconfirm --needed $missing
     elif command -v brew >/dev/null; then
+        missing=$(openssh_is openssh openssh)
         # shellcheck disable=SC2086
         brew install -q $missing
     else
@@ -46,7 +68,7 @@ if [ -n "$missing" ]; then
     fi
     still=''
     for entry in $needed; do
-        command -v "${entry%%:*}" >/dev/null || still="$still ${entry%%:*}"
+        has "${entry%%:*}" || still="$still ${entry%%:*}"
     done
     if [ -n "$still" ]; then
         echo "tests/run.sh: these programs are needed and could not be installed:$still" >&2

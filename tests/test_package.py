@@ -13,10 +13,17 @@ ROOT = Path(__file__).parent.parent
 def test_the_wheel_has_all_that_belongs_to_it(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path)]
     source = tmp_path / "source"
+    # What git knows or would add.
     listing = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True
+        ["git", "ls-files", "-zco", "--exclude-standard"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
     ).stdout
     for name in filter(None, listing.split("\0")):
+        if not (ROOT / name).is_file():  # deleted, and git has not been told
+            continue
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run([*words, str(source)], check=True)
@@ -30,5 +37,10 @@ def test_the_wheel_has_all_that_belongs_to_it(tmp_path: Path) -> None:
         "zsh/site-functions/_jobctl",
         "fish/vendor_completions.d/jobctl.fish",
     }
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "jobctl").rglob("*.py")}
-    assert modules | {"jobctl/runner.sh"} <= set(names)
+    code = {
+        str(path.relative_to(ROOT))
+        for kind in ("*.py", "*.sh")
+        for path in (ROOT / "jobctl").rglob(kind)
+    }
+    assert "jobctl/runner.sh" in code
+    assert code == {name for name in names if name.startswith("jobctl/")}
