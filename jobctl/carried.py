@@ -39,6 +39,10 @@ class Carried:
         """Its folder on the host, below the state directory there."""
         self.caught_up = threading.Event()
         """All that the host had for us at one time is here."""
+        self.brings_output = False
+        """Whether what it writes comes here now."""
+        self.gone = False
+        """Whether the host has it no more."""
         self._fds: dict[str, int] = {}
 
     @property
@@ -54,6 +58,15 @@ class Carried:
     def want(self) -> None:
         """Have its output come here, though it was to stay there."""
         self.folder.put("wanted", b"")
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether somebody asked for output that was to stay there, and not all has come."""
+        return self.wanted and self.folder.stays_there()
+
+    def exists(self) -> bool:
+        """Whether it was not removed."""
+        return self.folder.exists()
 
     # --- setting it going ---
 
@@ -125,6 +138,8 @@ class Carried:
             "seen_uptime": b"" if uptime is None else b"%.2f" % uptime,
         }
         self.close()
+        if self.keeps_results_there and (self.brings_output or self.gone):
+            self.folder.put("home", b"")  # all that there is came before the end
         told = {key: value for key, value in quoting.load(content).items() if key in _END}
         return self.folder.settle(quoting.dump(told | seen))
 

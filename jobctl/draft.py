@@ -46,7 +46,12 @@ def write(folder: Folder, spec: JobSpec) -> None:
             _write_one(child, spec, name, place, script)
             commit(child, durably=False)
         _write(folder, "received", records.dump_marks(Marks()))
-        _write_spec(folder, spec, name, None, script, {"children": str(len(spec.places))})
+        whole = {"instance_id": str(uuid.uuid4()), "children": str(len(spec.places))}
+        if spec.on_finish:
+            told = {"JOBCTL_ID": folder.id, "JOBCTL_NAME": name}
+            told["JOBCTL_INSTANCE_ID"] = whole["instance_id"]
+            _write_environment(folder, "env", {**spec.env, **told})
+        _write_spec(folder, spec, name, None, script, whole)
     else:
         _write_one(folder, spec, name, spec.places[0] if spec.places else None, script)
 
@@ -62,7 +67,7 @@ def _write_one(folder: Folder, spec: JobSpec, name: str, place: Place | None, sc
     }
     if place:
         _write_environment(folder, "far.env", {**spec.variables, **told})
-    if not place or spec.on_finish:
+    if not place or (spec.on_finish and not folder.is_child):
         _write_environment(folder, "env", {**spec.env, **told})
     for stream in (*STREAMS, "lock"):
         _write(folder, stream, b"")
@@ -81,7 +86,6 @@ def _write_spec(
     hosts = ",".join(place.host for place in spec.places)
     record = {
         "format": "1",
-        "instance_id": str(uuid.uuid4()),
         "name": name,
         "type": TYPE_REMOTE if spec.places else TYPE_BACKGROUND,
         "location": place.host if place else hosts or LOCALHOST,
@@ -99,15 +103,16 @@ def _write_spec(
         "after": " ".join(spec.after),
         "after_ok": " ".join(spec.after_ok),
         "caller": "" if spec.caller is None else _caller(spec.caller),
-        "on_finish": spec.on_finish,
+        "on_finish": "" if folder.is_child else spec.on_finish,
         "created": f"{time.time():.6f}",
     }
+    if spec.places:
+        record["caller_cwd"] = spec.caller_cwd
     if place:
         record |= {
             "host": place.host,
             "session": place.session,
             "results": "remote" if spec.results_stay else "local",
-            "caller_cwd": spec.caller_cwd,
         }
     fields = {key: os.fsencode(value) for key, value in (record | more).items()}
     fields["argv"] = quoting.join(map(os.fsencode, spec.argv))

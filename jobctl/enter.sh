@@ -57,7 +57,7 @@ case $- in *i*)
     [ ! -r "${HOME:-/}/.profile" ] || . "${HOME:-/}/.profile"
     PS1="$JOBCTL_MARK${PS1-\$ }"
     PATH="$PATH:$JOBCTL_BIN"
-    unset ENV
+    unset ENV JOBCTL_MARK JOBCTL_BIN
     ;;
 esac
 RC

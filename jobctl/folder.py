@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -229,7 +230,7 @@ class Folder:
 
         :raises OSError: the disk is full, say.
         """
-        aside, first = f"exit.{os.getpid()}", True
+        aside, first = f"exit.{os.getpid()}.{threading.get_ident()}", True
         try:
             self.put(aside, content)
             try:
@@ -267,8 +268,10 @@ class Folder:
         return None
 
     def stays_there(self) -> bool:
-        """Whether its output is on a host and nobody asked for it yet."""
-        return self.spec().get("results") == b"remote" and not self.has("wanted")
+        """Whether its output is on a host, and does not come here by itself."""
+        if self.spec().get("results") != b"remote" or self.has("home"):
+            return False
+        return self.finished() or not self.has("wanted")
 
     def progress(self) -> tuple[float | None, str | None]:
         """Return percent and message of what the job last wrote to its progress file."""
@@ -321,6 +324,14 @@ class Folder:
         """Delete a file, if there is one."""
         with suppress(OSError):
             os.unlink(self.file(name))
+
+    def claim(self, name: str) -> bool:
+        """Make a file; return False if there is one."""
+        try:
+            os.close(os.open(self.file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except OSError:
+            return False
+        return True
 
     def log(self) -> str:
         """Return what the runner's shell last had to say."""

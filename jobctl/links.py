@@ -11,15 +11,19 @@ import enum
 import fcntl
 import os
 import stat
+import threading
 import time
 import urllib.parse
 from contextlib import suppress
 from typing import NamedTuple
 
 from jobctl import quoting
-from jobctl.errors import NotFound, Refused
+from jobctl.errors import BadUsage, JobctlError, NotFound, Refused
 from jobctl.model import printable
 from jobctl.target import Target
+
+_LONGEST = 240
+"""Bytes in a file's name; a little less than systems allow."""
 
 
 class LinkState(enum.Enum):
@@ -143,10 +147,28 @@ class Links:
         """
         session = self.session(name)
         if session is None:
+            self._distrust(self._path("sessions", name))
             raise NotFound(
                 f"there is no session '{printable(name)}'; 'jobctl session get' lists them"
             )
         return session
+
+    def distrusted(self) -> list[JobctlError]:
+        """Return an error for each session that somebody else may have made."""
+        errors = list[JobctlError]()
+        with suppress(FileNotFoundError):
+            for name in sorted(os.listdir(f"{self._state_dir}/sessions")):
+                try:
+                    self._distrust(f"{self._state_dir}/sessions/{name}")
+                except Refused as error:
+                    errors.append(error)
+        return errors
+
+    def _distrust(self, path: str) -> None:
+        """Raise Refused if there is something that is not a file of ours alone."""
+        with suppress(FileNotFoundError):
+            if not _ours(os.lstat(path)):
+                raise Refused(f"{path} is not a file that only you can write to; remove it")
 
     def to(self, label: str) -> Session | None:
         """Return the oldest wanted session to the machine that people call so."""
@@ -161,6 +183,8 @@ class Links:
         :raises Refused: there is one of that name.
         """
         folder = f"{self._state_dir}/sessions"
+        if len(os.path.basename(self._path("sessions", name))) > _LONGEST:
+            raise BadUsage(f"name '{printable(name)[:20]}…' is too long; choose a --name")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         with open(os.open(f"{folder}/.last", os.O_RDWR | os.O_CREAT, 0o600), "r+") as last:
             fcntl.flock(last, fcntl.LOCK_EX)
@@ -228,19 +252,22 @@ def _load(path: str) -> dict[str, bytes]:
     """Return the record in a file that is ours and that nobody else can write to."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
-                return {}
-            if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            if not _ours(os.fstat(file.fileno())):
                 return {}
             return quoting.load(file.read(1 << 20))
     except OSError:
         return {}
 
 
+def _ours(about: os.stat_result) -> bool:
+    """Whether something is a file of ours that nobody else can write to."""
+    shared = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and not shared
+
+
 def _replace(path: str, record: dict[str, str]) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    aside = f"{os.path.dirname(path)}/.{os.getpid()}.new"
+    aside = f"{os.path.dirname(path)}/.{os.getpid()}.{threading.get_ident()}.new"
     with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(quoting.dump({key: os.fsencode(value) for key, value in record.items()}))
     os.replace(aside, path)

@@ -11,7 +11,7 @@
 #                                                 prints the numbers of jobs of which
 #                                                 something is left all the same
 #   sh runner.sh signal JOBS NAME JOB...          send one signal
-#   sh runner.sh announce DIR                     say here that a job has ended elsewhere
+#   sh runner.sh announce DIR STATE CODE          say here that a job has ended elsewhere
 #   sh runner.sh cookies                          print "pid instance-id" of every process
 #                                                 that a job started, directly or not
 #
@@ -395,25 +395,42 @@ run() {
 # not Completed, or this job is stopped.
 await_others() {
     for other in $after $after_ok; do
-        await "../$other"
+        parts_of "$other"
+        for part in $parts; do
+            await "$part"
+        done
     done
     for other in $after_ok; do
-        grep -q "^state='Completed'" "../$other/exit" 2>/dev/null ||
-            refusal="not begun: job $other did not complete"
+        parts_of "$other"
+        for part in $parts; do
+            grep -q "^state='Completed'" "$part/exit" 2>/dev/null ||
+                refusal="not begun: job $other did not complete"
+        done
     done
     [ ! -e stop ] || refusal=stopped
 }
 
+# Sets parts to the folders of job $1: those of its children, if it has any.
+parts_of() {
+    case $1 in
+    *.*) parts=../${1%.*}/children/${1#*.} ;;
+    *) parts=../$1 ;;
+    esac
+    [ ! -d "$parts/children" ] || parts=$(echo "$parts"/children/[0-9]*)
+}
+
 # Waits until job folder $1 is finished, lost, or gone, or this job is stopped.
 await() {
+    # Whether it is lost, of a job on a host only that one can tell.
+    elsewhere=$(grep "^type='RemoteJob'" "$1/spec" 2>/dev/null)
     until [ -s "$1/exit" ] || [ ! -f "$1/spec" ] || [ -e stop ]; do
         load_run "$1"
         told_time='' # is no longer the time
-        alive "$runner" "$runner_ticks" "$boot" || alive "$pid" "$ticks" "$boot" ||
-            [ -s "$1/exit" ] || break
+        [ "$elsewhere" ] || alive "$runner" "$runner_ticks" "$boot" ||
+            alive "$pid" "$ticks" "$boot" || [ -s "$1/exit" ] || break
         (
             self
-            printf "waiting='%s'\nwaiter='%s'\nwaiter_ticks='%s'\n" "${1##*/}" "$own" "$born" >>run
+            printf "waiting='%s'\nwaiter='%s'\nwaiter_ticks='%s'\n" "$other" "$own" "$born" >>run
             [ ! -e stop ] || exit
             say waiting
             exec 3>&- 9>&-
@@ -628,9 +645,9 @@ announce() {
 # For a job that ran on another host: does here what is to be done at its end.
 announce_there() {
     cd -- "$1" || exit 125
-    dir=$PWD on_finish='' cwd='' state='' code='' caller_cwd=/
+    dir=$PWD state=$2 code=$3 on_finish='' cwd='' caller_cwd=/
     # shellcheck source=/dev/null
-    . ./spec && . ./exit
+    . ./spec
     cwd=$caller_cwd
     [ -z "$on_finish" ] || announce >>log 2>&1
 }
@@ -648,7 +665,7 @@ run) run "$2" '' ;;
 begin) run "$2" itself ;;
 stop) shift && stop "$@" ;;
 signal) shift && send "$@" ;;
-announce) announce_there "$2" ;;
+announce) shift && announce_there "$@" ;;
 cookies) cookies ;;
 *)
     echo "runner.sh: run, begin, stop, signal, announce or cookies" >&2

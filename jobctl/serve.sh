@@ -17,13 +17,13 @@
 # one; the jobs of other computers are in guest/, each in a folder called by its instance
 # id and of the shape that runner.sh describes.
 #
-# control says "serving BOOT HOST" first. Each request begins with a tag, and is answered
+# control says "serving BOOT KILLS HOST" first; KILLS is "kills" where jobs end at logout. Each request begins with a tag, and is answered
 # once, in any order, by "TAG ok ...", or "TAG no REASON".
 #
 #   accept TAG ID SPEC ENV ODD         start a job, unless that was done already
 #   end TAG FOLDER GRACE REASON JOB... stop jobs; prints those of which something is left
 #   signal TAG FOLDER NAME JOB...      send them a signal
-#   hit TAG NAME GROUP                 send a signal to a process group
+#   hit TAG NAME PID                   send a signal to the process group of a process
 #   erase TAG PATH...                  delete finished jobs
 #   survey TAG                         print all jobs: "job PATH ALIVE OUT ERR LENGTH", then
 #                                      spec, run and exit together, LENGTH bytes, a newline
@@ -118,7 +118,11 @@ signal() {
 }
 
 hit() {
-    kill -s "$2" -- "-$3"
+    kill -s "$2" -- "-$3" || {
+        # It leads no group where a login shell has stayed above it.
+        group=$(ps -o pgid= -p "$3" | tr -d ' ')
+        [ "${group:-1}" -le 1 ] || kill -s "$2" -- "-$group"
+    }
     echo "$1 ok"
 }
 
@@ -315,6 +319,13 @@ disarm() {
     tail='' armed=''
 }
 
+# Ends, with all that we have in the background.
+leave() {
+    disarm
+    [ -z "$listening" ] || echo >&6
+    exit
+}
+
 # Ends our child $1, if any.
 end_of() {
     [ -z "$1" ] || { kill "$1" && wait "$1"; } 2>/dev/null
@@ -332,7 +343,7 @@ carry_all() {
     for descriptor in 6 7; do
         mkfifo "fifo.$$" && eval "exec $descriptor<>fifo.$$" && rm -f "fifo.$$" || exit 125
     done
-    trap 'disarm; exit' PIPE TERM HUP INT
+    trap leave PIPE TERM HUP INT
     wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144
     case $(uname)$(tail --version 2>/dev/null) in Linux*GNU* | Darwin* | *BSD*) wakes=1 ;; esac
     { while IFS= read -r line; do printf 'do %s\n' "$line"; done; echo over; } <&8 >&7 &
@@ -366,7 +377,7 @@ hear() {
         do) eval "$rest" && quiet=0 ;;
         wake) listening='' quiet=0 && disarm ;;
         tick) [ "$rest" = "$serial" ] || continue ;;
-        over) disarm && exit ;;
+        over) leave ;;
         esac
         end_of "$ticker"
         ticker=''
@@ -382,7 +393,13 @@ case $1 in
 control)
     exec 2>/dev/null
     read -r host </proc/sys/kernel/hostname || host=$(uname -n)
-    echo "serving $boot_now $host"
+    kills=spares
+    if grep -qs '^ *KillUserProcesses *= *\(yes\|true\|on\|1\)' \
+        /etc/systemd/logind.conf /etc/systemd/logind.conf.d/*.conf &&
+        [ ! -e "/var/lib/systemd/linger/$(id -un)" ]; then
+        kills=kills
+    fi
+    echo "serving $boot_now $kills $host"
     while IFS= read -r line; do
         eval "$line"
     done
@@ -392,7 +409,9 @@ carry)
     carry_all
     ;;
 put)
-    mkdir -p "guest/$3" && cat >"guest/$3/$4" && chmod 700 "guest/$3/$4" &&
-        sizes "guest/$3/$4"
+    # Aside: the job may be reading it already, if only the answer to accept was lost.
+    file=guest/$3/$4
+    mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" && sizes "$file.$$" &&
+        mv -f "$file.$$" "$file"
     ;;
 esac

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ("sshd",)
+pytest_plugins = ("sshd", "far")
 
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "jobctl")
 WEIRD = "a'; echo foo $(b) \"\n\\ *"

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _quoted(word: str) -> str:
+    return '"' + word.replace('"', '\\"') + '"'
+
+
 class Sshd:
     """An OpenSSH server on 127.0.0.1 that logs the present user in, with a home of its own.
 
@@ -60,9 +64,17 @@ class Sshd:
     """
 
     def __init__(
-        self, folder: Path, lines: Sequence[str] = (), host_keys: Sequence[str] = ("ed25519",)
+        self,
+        folder: Path,
+        lines: Sequence[str] = (),
+        host_keys: Sequence[str] = ("ed25519",),
+        environ: Mapping[str, str] | None = None,
     ) -> None:
-        """Make a server in folder that start() starts; lines go to its sshd_config, on top."""
+        """Make a server in folder that start() starts.
+
+        :param lines: go to its sshd_config, on top.
+        :param environ: what those who log in have in their environment.
+        """
         self.folder = folder
         self.port = free_port()
         self.home = folder / "home"
@@ -73,6 +85,12 @@ class Sshd:
         self.key = folder / "id_ed25519"
         self.user = getpass.getuser()
         self.host_keys = [folder / f"host_{kind}" for kind in host_keys]
+        # Nothing that a test starts finds the way to the real home, or its bashrc.
+        self._environ = {
+            "HOME": str(self.home),
+            "XDG_STATE_HOME": f"{self.home}/.local/state",
+            **(environ or {}),
+        }
         self._process: subprocess.Popen[bytes] | None = None
         for path in (folder, self.home):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,8 +119,7 @@ class Sshd:
             "MaxAuthTries 20",
             "AllowTcpForwarding yes",
             f"AuthorizedKeysFile {self.authorized_keys}",
-            # Nothing that a test starts finds the way to the real home, or its bashrc.
-            f"SetEnv HOME={self.home} XDG_STATE_HOME={self.home}/.local/state",
+            "SetEnv " + " ".join(_quoted(f"{k}={v}") for k, v in self._environ.items()),
         ]
         if _understands("PerSourcePenalties no"):
             lines.append("PerSourcePenalties no")
@@ -405,9 +422,14 @@ class MakeSshd:
         self._numbers = itertools.count(1)
         self.servers: list[Sshd] = []
 
-    def __call__(self, *lines: str, host_keys: Sequence[str] = ("ed25519",)) -> Sshd:
-        """Return a running server."""
-        server = Sshd(self._folder / f"sshd{next(self._numbers)}", lines, host_keys)
+    def __call__(
+        self,
+        *lines: str,
+        host_keys: Sequence[str] = ("ed25519",),
+        environ: Mapping[str, str] | None = None,
+    ) -> Sshd:
+        """Return a running server; see Sshd."""
+        server = Sshd(self._folder / f"sshd{next(self._numbers)}", lines, host_keys, environ)
         self.servers.append(server)
         server.start()
         return server

@@ -29,7 +29,17 @@ INSIDE = {
         *("base", "names", "hostkeys", "plainconfig", "config", "keyagent", "keys", "line"),
         *("sshwire", "sshlogin", "ssh"),
     ),
-    "agent": ("client", "far", "mirror", "link", "passing", "server"),
+    "agent": (
+        "client",
+        "caller",
+        "channels",
+        "far",
+        "mirror",
+        "link",
+        "passing",
+        "queue",
+        "server",
+    ),
 }
 """The order within a package, where there is one."""
 ALONE = {"click": "jobctl.cli", "tabulate": "jobctl.cli", "sqlite3": "jobctl.store"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import struct
 import sys
 import time
@@ -24,24 +25,24 @@ _PATIENCE = 20.0
 """Seconds that an agent gets to start."""
 _LONGEST_PATH = 90
 """Bytes: unix(7) allows 108, other systems less."""
-_TOLD = ("JOBCTL_SSH_CONFIG", "SSH_AUTH_SOCK", "HOME", "PATH", "USER", "LOGNAME", "SHELL", "TERM", "LANG")
+_TOLD = (
+    *("JOBCTL_SSH_CONFIG", "SSH_AUTH_SOCK", "HOME", "PATH"),
+    *("USER", "LOGNAME", "SHELL", "TERM", "LANG"),
+)
+"""What of a caller's environment says how hosts are reached."""
 _ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
 
 
 class Talk:
     """A connection to the agent, on which one request was made."""
 
-    def __init__(self, state_dir: str, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def __init__(self, state_dir: str, request: dict[str, Any]) -> None:
         """Connect, start the agent if need be, and send the request.
 
         :raises JobctlError: it does not start.
         """
         self.socket = _connected(state_dir)
-        data = _encoded(request)
-        if fds:
-            sent = socket.send_fds(self.socket, [data], list(fds))
-            data = data[sent:]
-        self.socket.sendall(data)
+        self.socket.sendall(_encoded(request))
         self._lines = self.socket.makefile("rb")
         self._rest = b""
 
@@ -49,6 +50,11 @@ class Talk:
         """Send one more line."""
         with suppress(OSError):
             self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def give(self, fds: Sequence[int]) -> None:
+        """Have the agent use open files of ours as its own."""
+        with suppress(OSError):
+            socket.send_fds(self.socket, [b"{}\n"], list(fds))
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """Yield what the agent says, one thing after the other."""
@@ -110,6 +116,8 @@ def wake(state_dir: str) -> None:
 def _encoded(request: dict[str, Any]) -> bytes:
     """Return a request with what the caller's environment says of the way to hosts."""
     told = {name: os.environ[name] for name in _TOLD if name in os.environ}
+    if config := told.get("JOBCTL_SSH_CONFIG"):
+        told["JOBCTL_SSH_CONFIG"] = os.path.abspath(config)
     return json.dumps({**request, "environ": told}).encode() + b"\n"
 
 
@@ -136,12 +144,16 @@ def _attempt(state_dir: str) -> socket.socket:
 
     :raises OSError: there is none.
     """
+    name = f"{state_dir}/agent.sock"
+    about = os.lstat(name)
+    if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid():
+        raise Refused(f"{name} is no socket of yours; remove it")
     connection = socket.socket(socket.AF_UNIX)
     try:
-        with _short(f"{state_dir}/agent.sock") as path:
+        with _short(name) as path:
             connection.connect(path)
         if (peer := peer_of(connection)) not in (None, os.geteuid()):
-            raise Refused(f"{state_dir}/agent.sock is served by user {peer}; remove it")
+            raise Refused(f"{name} is served by user {peer}; remove it")
     except BaseException:
         connection.close()
         raise
@@ -174,9 +186,9 @@ def _short(path: str) -> Iterator[str]:
 def _spawn(state_dir: str) -> None:
     """Start an agent; if another one is starting too, one of both ends."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JOBCTL_")}
-    for name in ("JOBCTL_SSH_CONFIG", "JOBCTL_STATE_DIR"):
-        if name in os.environ:
-            environment[name] = os.environ[name]
+    environment["JOBCTL_STATE_DIR"] = state_dir
+    if config := os.environ.get("JOBCTL_SSH_CONFIG"):
+        environment["JOBCTL_SSH_CONFIG"] = os.path.abspath(config)
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
     words = [sys.executable, "-m", "jobctl.agent", state_dir]
@@ -189,6 +201,8 @@ def _spawn(state_dir: str) -> None:
             return
         try:
             os.setsid()
+            # Python looks for modules where it is started, which may be anybody's folder.
+            os.chdir("/")
             if not os.fork():
                 for fd, theirs in ((null, 0), (null, 1), (log, 2)):
                     os.dup2(fd, theirs)

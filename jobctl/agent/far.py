@@ -17,8 +17,9 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from jobctl import quoting
+from jobctl.agent.channels import Another, Channels
 from jobctl.errors import JobctlError
-from jobctl.transport.base import Connection, Denied, Lost, Stream, Terminal
+from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
 SCRIPTS = ("runner.sh", "serve.sh", "bare.sh", "enter.sh")
 _READY = b"jobctl-ready"
@@ -32,6 +33,10 @@ _FIND = (
     " /*) d=$XDG_STATE_HOME/jobctl;; *) d=$HOME/.local/state/jobctl;; esac;; esac"
 )
 """As paths.state_dir() does."""
+_KILLS = (
+    "jobs end at logout there, by KillUserProcesses=yes in logind.conf(5); run"
+    " 'loginctl enable-linger' on it"
+)
 _MOST_NOISE = 1 << 20
 """Bytes that a login shell may print before we give up on it."""
 _PATIENCE = 60.0
@@ -46,21 +51,25 @@ class NotDone(JobctlError):
 class Far:
     """One host, ready to be told what to do."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, another: Another) -> None:
         """Bring our scripts to the host, and have them listen.
 
-        Raises Lost, or Denied when the host has no place for us.
+        :param another: makes further connections, for a server that allows few channels.
+        :raises Lost: the connection broke.
+        :raises Denied: the host has no place for us.
         """
-        self._connection = connection
+        self._connection = Channels(connection, another)
         self._tags = itertools.count(1)
         self._answers: dict[bytes, SimpleQueue[bytes | None]] = {}
         self._lock = threading.Lock()
         self._spare: _Channel | None = None
         self._control = self._serving()
-        words = self._control.line().split(b" ", 2)
-        if len(words) != 3 or words[0] != b"serving":
+        words = self._control.line().split(b" ", 3)
+        if len(words) != 4 or words[0] != b"serving":
             raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
-        self.boot, self.host = words[1].decode(), words[2].strip().decode("utf-8", "replace")
+        self.host = words[3].strip().decode("utf-8", "replace")
+        self.warning = _KILLS if words[2] == b"kills" else ""
+        """What the user should know of this host."""
         self._carry = self._channel(self._line("carry"))
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -112,7 +121,7 @@ class Far:
         text = quoting.join((tag, *words)).replace(b"\n", b"'\"$nl\"'")
         try:
             with self._lock:
-                self._control.stream.write(verb.encode() + b" " + text + b"\n")
+                _tell(self._control, verb.encode() + b" " + text + b"\n")
             if not self._connection.alive():
                 raise Lost("the connection broke")
             reply = _wait(answer, seconds)
@@ -128,7 +137,7 @@ class Far:
     def _listen(self) -> None:
         """Hand answers to those who wait for them, until the connection ends."""
         lines = list[bytes]()
-        with suppress(Lost, NotDone):
+        with suppress(Lost, ValueError):  # the latter where it sends no sense
             while line := self._control.line():
                 words = line.rstrip(b"\n").split(b" ")
                 if words[0] == b"job":
@@ -168,7 +177,7 @@ class Far:
 
     def carry(self, line: str) -> None:
         """Tell `serve.sh carry` something."""
-        self._carry.stream.write(line.encode() + b"\n")
+        _tell(self._carry, line.encode() + b"\n")
 
     def frames(self) -> Iterator[tuple[list[bytes], Callable[[], bytes]]]:
         """Yield what `serve.sh carry` sends: words, and what gives the next bytes that follow.
@@ -194,33 +203,42 @@ class Far:
 
     # --- commands ---
 
-    def run(self, line: bytes) -> Stream:
-        """Have a channel do what a line of sh says; return it.
+    def run(self, line: bytes, ask: Ask) -> _Channel:
+        """Have a channel do what a line of sh says; return it, which is to be closed.
 
         PATH has a `jobctl` in it, if there is no other on the host.
+
+        :param ask: is asked where that takes a further connection.
         """
+        data = self._environment() + line + b"\n"
         with self._lock:
             channel, self._spare = self._spare, None
+        try:
+            if channel:
+                channel.stream.write(data)
+        except BrokenPipeError:  # somebody there has ended it
+            channel = None
         if channel is None:
-            channel = self._ready()
-        channel.stream.write(self._environment() + line + b"\n")
+            channel = _Channel(self._connection.open(_BEGIN, ask=ask), None)
+            channel.stream.write(data)
         threading.Thread(target=self.stand_by, daemon=True).start()
         return channel
 
     def stand_by(self) -> None:
         """Have a channel stand ready for run(), so that it takes one round trip only."""
         if self._spare is None:
-            with suppress(Lost, Denied, JobctlError):
-                self._spare = self._ready()
+            with suppress(JobctlError):
+                channel = _Channel(self._connection.spare(_BEGIN), None)
+                with self._lock:
+                    self._spare, channel = channel, self._spare
+                if channel:  # another one was faster
+                    channel.close()
 
-    def _ready(self) -> _Channel:
-        return _Channel(self._connection.open(_BEGIN), None)
-
-    def enter(self, terminal: Terminal, mark: str) -> Stream:
+    def enter(self, terminal: Terminal, mark: str, ask: Ask) -> Stream:
         """Begin an interactive shell in a terminal, its prompt marked."""
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@:-") else "_" for c in mark)
         command = f'{_FIND}; exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
-        return self._connection.open(f"exec /bin/sh -c '{command}'", terminal)
+        return self._connection.open(f"exec /bin/sh -c '{command}'", terminal, ask)
 
     def _environment(self) -> bytes:
         folder = quoting.quote(self._state + b"/lib/" + _version().encode() + b"/bin")
@@ -238,13 +256,21 @@ class Far:
 _WITH_BYTES = {b"out", b"err", b"run", b"progress", b"exit"}
 
 
+def _tell(channel: _Channel, data: bytes) -> None:
+    try:
+        channel.stream.write(data)
+    except BrokenPipeError:
+        raise Lost("the host ended the conversation") from None
+
+
 def _length(words: list[bytes]) -> int:
     """Return how many bytes follow a frame's words."""
     if not words or len(words) < 2:
         raise Lost("the host sends what makes no sense")
     if words[0] not in _WITH_BYTES:
         return 0
-    if not words[-1].isdigit() or len(words[-1]) > 18:
+    most = 18 if words[0] in (b"out", b"err") else 7
+    if not words[-1].isdigit() or len(words[-1]) > most:
         raise Lost(f"the host sends what makes no sense: {b' '.join(words)!r:.80}")
     return int(words[-1])
 
@@ -264,6 +290,8 @@ class _Channel:
     def __init__(self, stream: Stream, line: bytes | None) -> None:
         self.stream = stream
         self._rest = b""
+        self._at = 0
+        """How much of it was taken already."""
         if line is not None:
             stream.write(line + b"\n")
         noise = 0
@@ -279,27 +307,28 @@ class _Channel:
 
     def line(self) -> bytes:
         """Return the next line, b"" at the end."""
-        while b"\n" not in self._rest:
-            if len(self._rest) > _MOST_NOISE:
+        while (end := self._rest.find(b"\n", self._at)) < 0:
+            if len(self._rest) - self._at > _MOST_NOISE:
                 raise Lost("the host sends a line without end")
             piece = self.stream.read(_PIECE)
             if not piece:
                 return b""
-            self._rest += piece
-        line, newline, self._rest = self._rest.partition(b"\n")
-        return line + newline
+            self._rest, self._at = self._rest[self._at :] + piece, 0
+        return self._taken(end + 1)
+
+    def _taken(self, end: int) -> bytes:
+        """Return what there is up to a place, which is never looked at again."""
+        piece = self._rest[self._at : end]
+        self._at += len(piece)
+        return piece
 
     def some(self, most: int) -> bytes:
         """Return 1 to most bytes; Lost at the end."""
-        if not self._rest:
-            self._rest = self.stream.read(_PIECE)
+        if self._at == len(self._rest):
+            self._rest, self._at = self.stream.read(_PIECE), 0
             if not self._rest:
                 raise Lost("the host ended the conversation")
-        if len(self._rest) <= most:
-            piece, self._rest = self._rest, b""
-        else:
-            piece, self._rest = self._rest[:most], self._rest[most:]
-        return piece
+        return self._taken(self._at + most)
 
     def exactly(self, count: int) -> bytes:
         """Return that many bytes."""
@@ -313,24 +342,20 @@ class _Channel:
 
     def read(self, size: int) -> bytes:
         """Return some of its output, as Stream does."""
-        if self._rest:
-            piece, self._rest = self._rest[:size], self._rest[size:]
-            return piece
-        return self.stream.read(size)
+        return self._taken(self._at + size) or self.stream.read(size)
 
     def read_error(self, size: int) -> bytes:
         """Return some of its error output, without what its shell printed before."""
         if not self._error_noise:
             return self.stream.read_error(size)
         self._error_noise = False
-        noise = b""
-        while _READY not in noise and len(noise) < _MOST_NOISE:
+        noise, mark = b"", _READY + b"\n"
+        while mark not in noise:
             piece = self.stream.read_error(_PIECE)
             if not piece:
                 return b""
-            noise += piece
-        rest = noise.partition(_READY + b"\n")[2]
-        return rest or self.stream.read_error(size)
+            noise = noise[-len(mark) :] + piece
+        return noise.partition(mark)[2] or self.stream.read_error(size)
 
     def write(self, data: bytes) -> None:
         """Write to its input, as Stream does."""
@@ -380,6 +405,7 @@ def _scripts() -> bytes:
         parts.append(b"printf %s " + text + b" >" + name.encode() + b"; ")
     parts.append(
         b'printf "#!/bin/sh\\nexec /bin/sh \\"\\${0%%/*}/../bare.sh\\" \\"\\$@\\"\\n" >bin/jobctl;'
-        b' chmod 700 bin/jobctl; cd "$d" && if [ -d "lib/$v" ]; then rm -rf "$t"; else mv "$t" "lib/$v"; fi; '
+        b' chmod 700 bin/jobctl; cd "$d" &&'
+        b' if [ -d "lib/$v" ]; then rm -rf "$t"; else mv "$t" "lib/$v"; fi; '
     )
     return b"".join(parts)

@@ -8,21 +8,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from jobctl import links
 from jobctl.agent.far import Far, NotDone
 from jobctl.agent.mirror import Mirror
 from jobctl.carried import Carried
-from jobctl.errors import Unreachable
+from jobctl.errors import JobctlError, Unreachable
 from jobctl.links import Links, LinkState
 from jobctl.target import Target
-from jobctl.transport.base import Ask, Connection, Denied, Lost
+from jobctl.transport.base import Ask, Connection, Denied, Lost, NoConnection
 
 _LINGER = 30.0
 """Seconds that a temporary connection is kept when nothing needs it any more."""
 _PAUSES = (1.0, 60.0)
 """Seconds between attempts to get a broken connection back: the first, and the longest."""
+_STEADY = 10.0
+"""Seconds after which a connection that breaks is made anew without a pause."""
+_MOST_LOSSES = 3
+"""Connections that break before all is set up, until a job that waits for one has failed."""
 
 
 class Nobody:
@@ -71,6 +76,10 @@ class Link:
         self._ask: Ask = Nobody()
         self._asked = False
         """Somebody wants the connection now, and a refusal is no reason not to try again."""
+        self._unheard = False
+        """There was a question, and nobody to answer it."""
+        self._losses = 0
+        """How many connections broke, one after the other, before they could be used."""
         self._closed = False
         self._users = 0
         self._idle_since = time.monotonic()
@@ -88,30 +97,47 @@ class Link:
     @property
     def closed(self) -> bool:
         """Whether it is of no use any more."""
-        return self._closed
+        with self._change:
+            return self._closed
 
     # --- for other threads ---
 
-    def add(self, job: Carried) -> None:
-        """Look after an unfinished job, unless that is done already."""
+    def add(self, job: Carried, anew: bool = False) -> bool:
+        """Look after a job, unless that is done already; return False if this is closed.
+
+        :param anew: also if it is done, as the job is to be carried differently.
+        """
         with self._change:
-            if job.id not in self._jobs:
+            if not self._closed and (anew or job.id not in self._jobs):
                 self._jobs[job.id] = job
                 self._begin.append(job)
                 self._change.notify_all()
+            return not self._closed
 
-    def again(self, job: Carried) -> None:
-        """Look after a job anew, as it is to be carried differently."""
+    def withdraw(self, job: Carried) -> bool:
+        """Do not hand a job to the host; return False if that was just done."""
         with self._change:
-            self._jobs[job.id] = job
-            self._begin.append(job)
+            if not job.sent:
+                self._jobs.pop(job.id, None)
+            return not job.sent
+
+    def drop(self, job_id: str) -> None:
+        """Look after a job no longer."""
+        with self._change:
+            self._jobs.pop(job_id, None)
+
+    def sweep(self) -> None:
+        """Look after jobs no longer that were removed here while they run there."""
+        with self._change:
+            far, jobs = self._far, [job for job in self._jobs.values() if not job.exists()]
+            for job in jobs:
+                del self._jobs[job.id]
+            self._idle_since = time.monotonic()
             self._change.notify_all()
-
-    def drop(self, job_id: str) -> bool:
-        """Look after a job no longer; return whether it was never handed to the host."""
-        with self._change:
-            job = self._jobs.pop(job_id, None)
-            return job is not None and not job.sent
+        if far:
+            with suppress(Unreachable, BrokenPipeError):
+                for job in jobs:
+                    self._mirror.leave(far, job)
 
     def opened(self, ask: Ask | None = None) -> Far:
         """Return the far end once the connection stands.
@@ -122,6 +148,7 @@ class Link:
         with self._change:
             if self._far and self._far.alive():
                 return self._far
+            self._far = None  # it broke, and its thread has yet to find out
             if self._closed:
                 raise Unreachable(f"the connection to {self.target.label} was closed")
             self._ask = ask or Nobody()
@@ -143,51 +170,72 @@ class Link:
             self._users += more
             self._idle_since = time.monotonic()
             self._change.notify_all()
-        if not self._closed:
-            self._note(self.state, self.error)
+            if not self._closed:
+                self._note(self.state, self.error)
 
     @property
     def far(self) -> Far | None:
         """The far end, while the connection stands."""
         return self._far
 
-    def close(self) -> None:
-        """End the connection. Jobs go on."""
+    def close(self) -> list[Carried]:
+        """End the connection; return the jobs that go on without it."""
         with self._change:
-            self._closed = True
-            far, self._far = self._far, None
-            self._change.notify_all()
+            far = self._shut()
+            jobs = list(self._jobs.values())
         if far:
             far.close()
         self._mirror.clear()
-        self._book.note(self.name, links.Link(LinkState.CLOSED))
+        return jobs
+
+    def _shut(self) -> Far | None:
+        """Take no more jobs, and write that down, once; return the far end if there was one.
+
+        After that there may be another link of the same name.
+        """
+        if not self._closed:
+            self._closed = True
+            self._book.note(self.name, links.Link(LinkState.CLOSED))
+        far, self._far = self._far, None
+        self._change.notify_all()
+        return far
 
     # --- the thread ---
 
     def _run(self) -> None:
+        try:
+            self._keep_up()
+        finally:
+            self.close()
+
+    def _keep_up(self) -> None:
         pause = _PAUSES[0]
         while not self._closed:
             try:
                 far = self._open()
-            except Unreachable as error:
-                self._failed(error)
-                if not self._rest(pause, isinstance(error, Denied)):
+            except Exception as error:  # whatever it is, who waits is to be told
+                self._failed(_unreachable(error))
+                if not self._rest(pause, isinstance(self.error, Denied)):
                     break
                 pause = min(pause * 2, _PAUSES[1])
                 continue
             began = time.monotonic()
             self._serve(far)
+            lasted = time.monotonic() - began
+            if lasted > 2 * pause:
+                pause = _PAUSES[0]
             # A host that hangs up right after each login is not to be stormed.
-            pause = _PAUSES[0] if time.monotonic() - began > 10 else min(pause * 2, _PAUSES[1])
-            if not self._closed and time.monotonic() - began < 10 and not self._rest(pause, False):
-                break
-        self.close()
+            if lasted < _STEADY:
+                if not self._rest(pause, False):
+                    break
+                pause = min(pause * 2, _PAUSES[1])
 
     def _open(self) -> Far:
         self._note(LinkState.OPENING, self.error)
+        self._unheard = False
         connection = self._connect(self.target, self._ask_now())
         try:
-            far = Far(connection)
+            far = self._begun(connection)
         except BaseException:
             connection.close()
             raise
@@ -196,6 +244,7 @@ class Link:
                 far.close()
                 raise Unreachable("it was closed")
             self._far, self.error, self._asked = far, None, False
+            self._losses = 0
             # What had begun is carried on from where it ends here.
             self._begin.clear()
             self._begin.extend(self._jobs.values())
@@ -205,32 +254,68 @@ class Link:
             self._change.notify_all()
         return far
 
+    def _begun(self, connection: Connection) -> Far:
+        """Return the far end of a new connection; raise Unreachable."""
+        seconds = connection.connect_timeout
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            connection.close()
+
+        limit = threading.Timer(seconds, give_up)
+        limit.start()
+        try:
+            return Far(connection, lambda ask: self._connect(self.target, ask or Nobody()))
+        except Lost:
+            if not late.is_set():
+                raise
+            raise NoConnection(
+                f"cannot connect to {self.target.label}: its login shell does not answer"
+                f" within {seconds:g} seconds"
+            ) from None
+        except Denied as error:
+            raise Denied(f"{self.target.label}: {error}") from None
+        except (BrokenPipeError, ValueError, IndexError):
+            reason = "its login shell answers what makes no sense"
+            raise Denied(f"{self.target.label}: {reason}") from None
+        finally:
+            limit.cancel()
+
     def _ask_now(self) -> Ask:
         """Return who asks whoever waits for the connection at the time of the question."""
         link = self
 
         class Current:
             def secret(self, prompt: str) -> str | None:
-                return link._ask.secret(prompt)
+                return link._person().secret(prompt)
 
             def confirm(self, question: str) -> bool:
-                return link._ask.confirm(question)
+                return link._person().confirm(question)
 
         return Current()
+
+    def _person(self) -> Ask:
+        self._unheard = self._unheard or isinstance(self._ask, Nobody)
+        return self._ask
 
     def _failed(self, error: Unreachable) -> None:
         """Tell who waits; jobs that never began and have no session to wait for have failed."""
         with self._change:
+            if self._unheard and self._asked and not isinstance(self._ask, Nobody):
+                return  # who can answer came too late for the question: once more
             self.error = error
             self._asked = False
             self._note(LinkState.BROKEN, error)
-            hopeless = [j for j in self._jobs.values() if self.temporary and not j.sent]
+            self._losses = self._losses + 1 if isinstance(error, Lost) else _MOST_LOSSES
+            hopeless = []
+            if self.temporary and self._losses >= _MOST_LOSSES:
+                hopeless = [job for job in self._jobs.values() if not job.sent]
             for job in hopeless:
                 del self._jobs[job.id]
             self._change.notify_all()
         for job in hopeless:
-            job.end("Failed", str(error))
-            self._company.ended(job)
+            self._give_up(job, str(error))
 
     def _rest(self, pause: float, denied: bool) -> bool:
         """Wait before the next attempt; return whether there is to be one.
@@ -244,6 +329,7 @@ class Link:
                 if self._asked:
                     return True
                 if self.temporary and not self._jobs and not self._users:
+                    self._shut()
                     return False
                 left = None if denied else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -259,8 +345,12 @@ class Link:
         try:
             while (job := self._next(far)) is not None:
                 self._hand_over(far, job)
-        except (Lost, Unreachable) as error:
+        except Unreachable as error:
             self._lost(far, error)
+        except BrokenPipeError:
+            self._lost(far, Lost("the host ended the conversation"))
+        except OSError as error:
+            self._lost(far, Lost(f"cannot read here: {error.strerror}"))
         far.close()
         mover.join()
         self._mirror.clear()
@@ -274,25 +364,37 @@ class Link:
                 idle = self.temporary and not self._jobs and not self._users
                 left = self._idle_since + _LINGER - time.monotonic() if idle else None
                 if left is not None and left <= 0:
-                    self._closed = True
+                    self._shut()
                     break
                 self._change.wait(left)
         return None
 
     def _hand_over(self, far: Far, job: Carried) -> None:
-        if job.id not in self._jobs or job.folder.finished():
-            return
-        if not job.adopted:
-            try:
-                if not job.begun:
-                    job.note_sent()
-                    self._accept(far, job)
-            except NotDone as error:
-                self._jobs.pop(job.id, None)
-                job.end("Failed", f"{self.target.label}: {error}")
-                self._company.ended(job)
+        with self._change:
+            if job.id not in self._jobs:
                 return
-        self._mirror.follow(far, job)
+            if not job.exists() or (job.folder.finished() and not job.incomplete):
+                del self._jobs[job.id]
+                job.caught_up.set()
+                return
+            new = not job.adopted and not job.begun and not job.folder.finished()
+            if new:
+                job.note_sent()
+        try:
+            if new:
+                self._accept(far, job)
+        except NotDone as error:
+            with self._change:
+                self._jobs.pop(job.id, None)
+            self._give_up(job, f"{self.target.label}: {error}")
+        except FileNotFoundError:
+            self.drop(job.id)  # it was removed meanwhile
+        else:
+            self._mirror.follow(far, job)
+
+    def _give_up(self, job: Carried, reason: str) -> None:
+        if job.end("Failed", reason):
+            self._company.ended(job)
 
     def _accept(self, far: Far, job: Carried) -> None:
         for name in job.attached():
@@ -309,6 +411,8 @@ class Link:
             self._lost(far, error)
         except OSError as error:
             self._lost(far, Lost(f"cannot write here: {error.strerror}"))
+        except (ValueError, IndexError):
+            self._lost(far, Lost("the host sends what makes no sense"))
 
     def _lost(self, far: Far, error: Unreachable) -> None:
         with self._change:
@@ -320,19 +424,35 @@ class Link:
             self._change.notify_all()
         far.close()
 
-    def _ended(self, job: Carried) -> None:
+    def _ended(self, job: Carried, first: bool) -> None:
         with self._change:
             self._jobs.pop(job.id, None)
             self._idle_since = time.monotonic()
             self._change.notify_all()
-        self._company.ended(job)
+        if first:
+            self._company.ended(job)
 
     def _note(self, state: LinkState, error: Unreachable | None = None) -> None:
-        self.state = state
-        reason = str(error) if error and state is not LinkState.OPENED else ""
-        try:
-            self._book.note(
-                self.name, links.Link(state, reason, self._connected_at, self._users > 0)
-            )
-        except OSError:  # the disk is full: then others see an older state
-            os.write(2, b"cannot write the state of a connection\n")
+        with self._change:
+            if self._closed:
+                return  # there may be another link of this name
+            self.state = state
+            if state is LinkState.OPENED:
+                reason = self._far.warning if self._far else ""
+            else:
+                reason = str(error or "")
+            try:
+                self._book.note(
+                    self.name, links.Link(state, reason, self._connected_at, self._users > 0)
+                )
+            except OSError:  # the disk is full: then others see an older state
+                os.write(2, b"cannot write the state of a connection\n")
+
+
+def _unreachable(error: Exception) -> Unreachable:
+    """Return an error as one of a connection."""
+    if isinstance(error, Unreachable):
+        return error
+    if isinstance(error, JobctlError):
+        return Denied(str(error))
+    return Denied(f"the attempt to connect failed: {error!r}")

@@ -15,7 +15,14 @@ _STREAMS = {b"out": "stdout", b"err": "stderr"}
 class Mirror:
     """Writes what comes from a host into job folders."""
 
-    def __init__(self, ended: Callable[[Carried], None], changed: Callable[[Carried], None]):
+    def __init__(
+        self, ended: Callable[[Carried, bool], None], changed: Callable[[Carried], None]
+    ) -> None:
+        """Write for nobody yet.
+
+        :param ended: is told a job whose end has come, and whether that was news.
+        :param changed: is told a job that goes on differently.
+        """
         self._ended = ended
         self._changed = changed
         self._lock = threading.Lock()
@@ -30,15 +37,27 @@ class Mirror:
         with self._lock:
             self._last += 1
             handle = b"%d" % self._last
-            for other, known in list(self._jobs.items()):
-                if known.id == job.id:
-                    del self._jobs[other]
-                    known.close()
-                    far.carry(f"drop {other.decode()}")
+            self._drop(far, job)
             self._jobs[handle] = job
+            job.brings_output = job.wanted
         out, err = job.sizes()
-        wanted = f"{out} {err}" if job.wanted else "- -"
+        wanted = f"{out} {err}" if job.brings_output else "- -"
         far.carry(f"carry {handle.decode()} {job.path} {wanted}")
+
+    def leave(self, far: Far, job: Carried) -> None:
+        """Have a host send no more of what a job writes.
+
+        :raises Lost: the connection broke.
+        """
+        with self._lock:
+            self._drop(far, job)
+
+    def _drop(self, far: Far, job: Carried) -> None:
+        for handle, known in list(self._jobs.items()):
+            if known.id == job.id:
+                del self._jobs[handle]
+                known.close()
+                far.carry(f"drop {handle.decode()}")
 
     def work(self, far: Far) -> None:
         """Write down what comes, until the connection breaks.
@@ -48,46 +67,60 @@ class Mirror:
         """
         for words, more in far.frames():
             job = self._jobs.get(words[1])
-            if words[0] in _STREAMS:
-                self._stream(job, words, more)
-                continue
-            content = b"".join(iter(more, b""))
-            if job is None:
-                continue
-            if words[0] == b"run":
-                job.note_run(content)
-            elif words[0] == b"progress":
-                job.note_progress(content)
-            elif words[0] == b"state":
-                job.note_condition(words[2].decode())
-                job.caught_up.set()
-            elif words[0] == b"exit":
-                self._finish(words[1], job, content)
-                continue
-            elif words[0] == b"gone":
-                self._gone(words[1], job)
-                continue
-            else:
-                raise Lost("the host sends what makes no sense")
-            self._changed(job)
+            try:
+                self._take(words, job, more)
+            except FileNotFoundError:
+                if job is None or job.exists():
+                    raise
+                self._forget(words[1])  # it was removed here
+                self._ended(job, False)
+            for _ in iter(more, b""):
+                pass  # of a job that we do not follow any more
 
-    def _stream(self, job: Carried | None, words: list[bytes], more: Callable[[], bytes]) -> None:
+    def _take(self, words: list[bytes], job: Carried | None, more: Callable[[], bytes]) -> None:
+        """Write down one frame."""
+        if job is None:
+            return
+        if words[0] in _STREAMS:
+            self._stream(job, words, more)
+            return
+        content = b"".join(iter(more, b""))
+        if words[0] == b"exit":
+            self._finish(words[1], job, content)
+            return
+        if words[0] == b"gone":
+            self._gone(words[1], job)
+            return
+        if words[0] == b"run":
+            job.note_run(content)
+        elif words[0] == b"progress":
+            job.note_progress(content)
+        elif words[0] == b"state":
+            job.note_condition(words[2].decode())
+            job.caught_up.set()
+        else:
+            raise Lost("the host sends what makes no sense")
+        self._changed(job)
+
+    def _stream(self, job: Carried, words: list[bytes], more: Callable[[], bytes]) -> None:
         offset = int(words[2])
         for piece in iter(more, b""):
-            if job is not None and not job.append(_STREAMS[words[0]], offset, piece):
+            if not job.append(_STREAMS[words[0]], offset, piece):
                 raise Lost("the host sends another part of the output than was asked for")
             offset += len(piece)
 
     def _finish(self, handle: bytes, job: Carried, content: bytes) -> None:
         self._forget(handle)
-        job.finish(content)
+        first = job.finish(content)
         job.caught_up.set()
-        self._ended(job)
+        self._ended(job, first)
 
     def _gone(self, handle: bytes, job: Carried) -> None:
         self._forget(handle)
-        job.end("Failed", f"lost: its folder on {job.host} was removed")
-        self._ended(job)
+        job.gone = True
+        first = job.end("Failed", f"lost: its folder on {job.host} was removed")
+        job.caught_up.set()
+        self._ended(job, first)
 
     def _forget(self, handle: bytes) -> None:
         with self._lock:

@@ -6,30 +6,27 @@ It keeps nothing that is not in the folders: killed at any moment, the next one 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from jobctl import __version__, links, quoting
+from jobctl import __version__, links
+from jobctl.agent.caller import Client
 from jobctl.agent.client import peer_of
 from jobctl.agent.link import Link
-from jobctl.agent.passing import pass_through
+from jobctl.agent.passing import run
+from jobctl.agent.queue import Queue
 from jobctl.carried import Carried
-from jobctl.errors import BadUsage, JobctlError, Unreachable
+from jobctl.errors import BadUsage, JobctlError, Refused, Unreachable
 from jobctl.links import Links
-from jobctl.model import TYPE_REMOTE
-from jobctl.runner import SCRIPT, SHELL
-from jobctl.store import Store
+from jobctl.model import printable
 from jobctl.target import Target, parse_target
-from jobctl.transport.base import Ask, Connection, Terminal
+from jobctl.transport.base import Ask, Connection
 
 _IDLE = 5.0
 """Seconds without anything to do after which the agent ends."""
@@ -45,12 +42,9 @@ class Agent:
         self._book = Links(state_dir)
         self._links: dict[str, Link] = {}
         self._lock = threading.Lock()
-        self._looking = threading.Lock()
         self._clients = 0
         self._listeners: set[Client] = set()
-        self._waiting: set[str] = set()
-        """Ids of jobs that wait for others."""
-        self._store = Store(state_dir)
+        self._queue = Queue(state_dir, self._link_of, self.tell)
         self._environ = dict(os.environ)
         """The environment of whoever last wanted something: where his ssh-agent is, and so on."""
 
@@ -58,17 +52,17 @@ class Agent:
         """Answer whoever connects, until there has been nothing to do for a while."""
         idle_since = time.monotonic()
         listener.settimeout(_BEAT)
-        threading.Thread(target=self.look, daemon=True).start()
+        threading.Thread(target=self._look, daemon=True).start()
         while True:
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
-                if self._waiting:
-                    self.look()
+                if self._queue.waiting:
+                    self._look()
                 if (
                     self._clients
-                    or self._waiting
-                    or any(not l.closed for l in self._links.values())
+                    or self._queue.busy
+                    or any(not link.closed for link in self._links.values())
                 ):
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > _IDLE:
@@ -108,69 +102,31 @@ class Agent:
     def op_look(self, client: Client, request: dict[str, Any]) -> None:
         """Find what there is to do in the job folders."""
         client.say({})
-        self.look()
+        for link in list(self._links.values()):
+            link.sweep()
+        self._look()
 
-    def look(self) -> None:
-        """Have a link look after each unfinished job on a host."""
-        with self._looking:
-            self._store.refresh()
-            for job in self._store.select("NOT final AND type = ?", [TYPE_REMOTE]):
-                for part in job.children or (job.id,):
-                    folder = self._store.jobs.folder(part)
-                    if folder.exists() and not folder.finished():
-                        carried = Carried(folder)
-                        if self._may_begin(carried):
-                            self._link_of(carried).add(carried)
-            for session in self._book.sessions():
-                if session.wanted:
-                    self._link(session.name, session.target)
+    def _look(self) -> None:
+        """Have each job looked after, and each session connected that is to be."""
+        self._queue.look()
+        for session in self._book.sessions():
+            if session.wanted:
+                self._link(session.name, session.target)
+                now = self._book.session(session.name)
+                if now is None or not now.wanted:  # since we looked
+                    self._let_go(session.name)
 
-    def _may_begin(self, job: Carried) -> bool:
-        """Whether the jobs that this one waits for are finished; ends it if they went wrong."""
-        spec = job.folder.spec()
-        self._waiting.discard(job.id)
-        if job.sent:
-            return True
-        if job.folder.has("stop"):
-            job.end("Stopped", os.fsdecode(job.folder.get("stop").strip()))
-            self.ended(job)
-            return False
-        for key in ("after", "after_ok"):
-            for number in spec.get(key, b"").decode().split():
-                other = self._store.jobs.folder(number)
-                now = other.read(self._store.boot)
-                if now is not None and not now.state.finished:
-                    self._waiting.add(job.id)
-                    job.folder.replace("run", quoting.dump({"waiting": number.encode()}))
-                    return False
-                if key == "after_ok" and (now is None or now.state.value != "Completed"):
-                    job.end("Stopped", f"not begun: job {number} did not complete")
-                    self.ended(job)
-                    return False
-        return True
-
-    def ended(self, job: Carried) -> None:
-        """Tell that a job is finished, and do what was to be done then."""
-        self.changed(job)
-        if job.on_finish:
-            threading.Thread(
-                target=subprocess.run,
-                args=([*SHELL, SCRIPT, "announce", job.folder.path],),
-                kwargs={"env": {"JOBCTL_RUNNER": "1"}, "stdin": subprocess.DEVNULL},
-                daemon=True,
-            ).start()
-
-    def changed(self, job: Carried) -> None:
+    def tell(self, job_id: str) -> None:
         """Tell those who wait for news that a job has changed."""
         for client in list(self._listeners):
-            client.say({"job": job.id})
+            client.tell({"job": job_id})
 
     def op_subscribe(self, client: Client, request: dict[str, Any]) -> None:
         """Tell of each change of a job until the client leaves."""
         with self._lock:
             self._listeners.add(client)
         client.say({})
-        self.look()
+        self._look()
         client.until_gone(lambda message: None)
 
     def _link_of(self, job: Carried) -> Link:
@@ -185,7 +141,8 @@ class Agent:
         with self._lock:
             link = self._links.get(name)
             if link is None or link.closed:
-                link = self._links[name] = Link(name, target, self._connect, self._book, self)
+                link = Link(name, target, self._connect, self._book, self._queue)
+                self._links[name] = link
             return link
 
     def _connect(self, target: Target, ask: Ask) -> Connection:
@@ -195,143 +152,59 @@ class Agent:
         environ = self._environ
         return connect(target, ask, environ.get("JOBCTL_SSH_CONFIG"), environ)
 
-    def _jobs_by_link(self, ids: list[str]) -> dict[Link, list[Carried]]:
-        found: dict[Link, list[Carried]] = {}
-        for job_id in ids:
-            folder = self._store.jobs.folder(job_id)
-            if folder.exists():
-                job = Carried(folder)
-                found.setdefault(self._link_of(job), []).append(job)
-        return found
-
     def op_stop(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Stop jobs; return the ids of those of which something is left, and errors by id."""
-        reason, grace = request["reason"], request["grace"]
-        left, errors = list[str](), dict[str, str]()
-        for link, jobs in self._jobs_by_link(request["jobs"]).items():
-            there = []
-            for job in jobs:
-                if not job.folder.finished():
-                    job.folder.put("stop", os.fsencode(reason) + b"\n")
-                if link.drop(job.id) or (not job.sent and not job.adopted):
-                    job.end("Stopped", reason)
-                    self._waiting.discard(job.id)
-                    self.ended(job)
-                else:
-                    link.add(job)
-                    there.append(job)
-            try:
-                left += self._end(link, there, f"{grace * 100:.0f}", reason)
-            except Unreachable as error:
-                for job in there:
-                    job.folder.unlink("stop")
-                errors |= {job.id: str(error) for job in there}
+        left, errors = self._queue.stop(request["jobs"], request["grace"], request["reason"])
         return {"left": left, "errors": errors}
-
-    def _end(self, link: Link, jobs: list[Carried], grace: str, reason: str) -> list[str]:
-        """Stop jobs on a host; return the ids of those of which something is left."""
-        left = []
-        for folder, group in _by_folder(jobs).items():
-            words = (folder, grace.encode(), os.fsencode(reason), *group)
-            answer = _opened(link).request("end", *words, seconds=float(grace) / 100 + 60)
-            left += [group[name].id for name in group if name.partition(b":")[0] in answer.split()]
-        for job in jobs:
-            _wait_until(job.folder.finished, 20.0)
-        return left
 
     def op_signal(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Send a signal to jobs; return errors by id."""
-        errors = dict[str, str]()
-        for link, jobs in self._jobs_by_link(request["jobs"]).items():
-            try:
-                for folder, group in _by_folder([job for job in jobs if job.sent]).items():
-                    _opened(link).request("signal", folder, request["name"].encode(), *group)
-            except Unreachable as error:
-                errors |= {job.id: str(error) for job in jobs}
-        return {"errors": errors}
+        return {"errors": self._queue.signal(request["jobs"], request["name"])}
 
     def op_erase(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
-        errors = dict[str, str]()
-        for link, jobs in self._jobs_by_link(request["jobs"]).items():
-            there = [job for job in jobs if job.sent or job.adopted]
-            try:
-                self._end(link, there, "1000", "removed")
-                for job in there:
-                    _opened(link).request("erase", os.fsencode(job.path))
-            except Unreachable as error:
-                errors |= {job.id: str(error) for job in there}
-            except JobctlError as error:
-                errors |= {job.id: str(error) for job in there}
-            for job in jobs:
-                link.drop(job.id)
-        return {"errors": errors}
+        return {"errors": self._queue.erase(request["jobs"])}
 
     def op_fetch(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        """Bring home the output of jobs that was to stay on the host, as far as it is there."""
-        errors = dict[str, str]()
-        for link, jobs in self._jobs_by_link(request["jobs"]).items():
-            try:
-                _opened(link)
-                for job in jobs:
-                    job.want()
-                    link.again(job)
-                for job in jobs:
-                    # As long as something comes: it may be much.
-                    while not job.caught_up.wait(1.0):
-                        _opened(link)
-            except Unreachable as error:
-                errors |= {job.id: str(error) for job in jobs}
-        return {"errors": errors}
+        """Bring home the output of jobs that was to stay on the host; return errors by id."""
+        return {"errors": self._queue.fetch(request["jobs"])}
 
     # --- sessions ---
 
     def op_open(self, client: Client, request: dict[str, Any]) -> None:
-        """Open a session, with the help of the person at the terminal."""
+        """Open a session, with the help of the person at the terminal.
+
+        One that is new is forgotten when that fails, also if nobody is there any more to hear.
+        """
         session = self._book.known(request["session"])
-        self._link(session.name, session.target).opened(client)
-        self.look()
+        try:
+            self._link(session.name, session.target).opened(client)
+        except Unreachable:
+            if request.get("new"):
+                self._book.remove(session.name)
+                self._let_go(session.name)
+            raise
+        self._look()
 
     def op_close(self, client: Client, request: dict[str, Any]) -> None:
         """Let go of the connection of a session."""
+        self._let_go(request["session"])
+
+    def _let_go(self, name: str) -> None:
         with self._lock:
-            link = self._links.pop(request["session"], None)
+            link = self._links.pop(name, None)
         if link:
-            link.close()
+            jobs = link.close()
+            for job in jobs:
+                self.tell(job.id)
 
     def op_run(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Run a command on a host with the client's descriptors; return its exit status."""
         link = self._asked_for(request)
-        fds = client.fds()
         link.used(+1)
         try:
-            far = link.opened(client)
-            terminal = request.get("terminal")
-            if terminal:
-                stream = far.enter(Terminal(*terminal), request["mark"])
-            else:
-                stream = far.run(request["line"].encode("utf-8", "surrogateescape"))
-            over = threading.Event()
-            pid = getattr(stream, "pid", 0)
-
-            def said(message: dict[str, Any]) -> None:
-                if "size" in message:
-                    stream.resize(*message["size"])
-                elif "signal" in message and pid:
-                    with suppress(JobctlError):
-                        far.request("hit", message["signal"].encode(), b"%d" % pid)
-
-            def watch() -> None:
-                client.until_gone(said)
-                if not over.is_set():
-                    said({"signal": "HUP"})
-                    stream.close()
-
-            threading.Thread(target=watch, daemon=True).start()
-            return {"status": pass_through(stream, fds, over)}
+            return run(client, link.opened(client), request)
         finally:
-            for fd in fds:
-                os.close(fd)
             link.used(-1)
 
     def op_survey(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
@@ -346,104 +219,21 @@ class Agent:
             link.used(-1)
 
     def _asked_for(self, request: dict[str, Any]) -> Link:
-        """Return the link to the session, or else the machine, that a request names."""
+        """Return the link to the session, or else the machine, that a request names.
+
+        :raises Refused: the session was disconnected on purpose.
+        """
         if session := self._book.session(request["to"]):
+            if not session.wanted:
+                raise Refused(
+                    f"session '{printable(session.name)}' is disconnected;"
+                    " 'jobctl session connect' connects it again"
+                )
             return self._link(session.name, session.target)
         target = parse_target(request["to"])
         if session := self._book.to(target.label):
             return self._link(session.name, session.target)
         return self._link(links.temporary(target.label), target)
-
-
-class Client:
-    """Whoever made a request, and the person at his terminal."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._rest = b""
-        self._fds: list[int] = []
-        self._lock = threading.Lock()
-
-    def request(self) -> dict[str, Any]:
-        """Return what is asked for, {} if he left without a word."""
-        while b"\n" not in self._rest:
-            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, 3)
-            self._fds += fds
-            if not data:
-                return {}
-            self._rest += data
-        return self._take()
-
-    def _take(self) -> dict[str, Any]:
-        line, _, self._rest = self._rest.partition(b"\n")
-        message = json.loads(line)
-        return message if isinstance(message, dict) else {}
-
-    def fds(self) -> tuple[int, int, int]:
-        """Return the descriptors that came with the request; they are to be closed."""
-        if len(self._fds) != 3:
-            raise BadUsage("three descriptors were to come with the request")
-        first, second, third = self._fds
-        self._fds = []
-        return first, second, third
-
-    def say(self, message: dict[str, Any]) -> None:
-        """Send an answer, to nobody if he has gone."""
-        with self._lock, suppress(OSError):
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def _hear(self) -> dict[str, Any] | None:
-        while b"\n" not in self._rest:
-            try:
-                data = self._socket.recv(1 << 16)
-            except OSError:
-                return None
-            if not data:
-                return None
-            self._rest += data
-        return self._take()
-
-    def until_gone(self, said: Callable[[dict[str, Any]], None]) -> None:
-        """Hand on what he says, until he leaves."""
-        while (message := self._hear()) is not None:
-            with suppress(Unreachable):
-                said(message)
-
-    def secret(self, prompt: str) -> str | None:
-        """Have a person type what is not shown."""
-        self.say({"ask": "secret", "text": prompt})
-        answer = (self._hear() or {}).get("answer")
-        return answer if isinstance(answer, str) else None
-
-    def confirm(self, question: str) -> bool:
-        """Have a person say yes or no."""
-        self.say({"ask": "confirm", "text": question})
-        return (self._hear() or {}).get("answer") is True
-
-    def close(self) -> None:
-        """End the connection."""
-        for fd in self._fds:
-            os.close(fd)
-        self._socket.close()
-
-
-def _opened(link: Link) -> Any:
-    return link.opened()
-
-
-def _by_folder(jobs: list[Carried]) -> dict[bytes, dict[bytes, Carried]]:
-    """Return jobs as serve.sh names them, by the folder of their folders."""
-    found: dict[bytes, dict[bytes, Carried]] = {}
-    for job in jobs:
-        folder, _, name = os.fsencode(job.path).rpartition(b"/")
-        found.setdefault(folder, {})[name + b":" + job.instance_id.encode()] = job
-    return found
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def log(text: str) -> None:
@@ -463,6 +253,16 @@ def _locked(lock: int) -> bool:
     return True
 
 
+def _served() -> bool:
+    """Return whether somebody listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect("agent.sock")
+        except OSError:
+            return False
+    return True
+
+
 def main() -> None:
     """Serve the state directory that is the first argument, unless somebody does so."""
     state_dir = sys.argv[1]
@@ -471,7 +271,8 @@ def main() -> None:
     lock = os.open("agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
     while not _locked(lock):
         # Another one that is about to end will not hear what we were started for.
-        if os.path.exists("agent.sock"):
+        # And whoever asks whether there is an agent holds the lock for a moment.
+        if _served():
             return
         time.sleep(0.02)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from jobctl import quoting, timing
 from jobctl.cli import render
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.folder import Jobs
-from jobctl.model import State, printable
+from jobctl.model import Job, State, printable
 from jobctl.paths import state_dir
 
 _OFFERED = 100
@@ -269,6 +269,14 @@ def found(chosen: Chosen) -> Found:
     from jobctl.store import Store
 
     return find(Store(state_dir()), chosen.jobs, chosen.filter)
+
+
+def parts(chosen: list[Job]) -> list[Job]:
+    """Return jobs with the children in the place of those that have some."""
+    from jobctl.ops import find
+    from jobctl.store import Store
+
+    return find.parts(Store(state_dir()), chosen)
 
 
 def jobs() -> Jobs:

@@ -60,8 +60,10 @@ def command(grace: float, signal_name: str | None, reason: str, **values: Any) -
     chosen.check()
     found = options.found(chosen)
     jobs = options.jobs()
+    pieces = options.parts(found.jobs)
     if signal_name is None:
-        errors = stop.stop(jobs, found.jobs, grace, reason)
+        # Leftovers of what was not named are no reason to connect to a host.
+        errors = stop.stop(jobs, pieces, grace, reason, reach=chosen.jobs is not None)
     else:
-        errors = stop.send(jobs, found.jobs, signal_name)
+        errors = stop.send(jobs, pieces, signal_name)
     return render.tell_all([*found.missing, *errors])

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import termios
+import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobctl.agent.client import Talk
-from jobctl.cli import render
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import printable
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+_PATIENCE = 2
+"""Signals that are passed on; who sends one more wants us to end whatever the host does."""
 
 
 def ask(question: dict[str, Any]) -> object:
@@ -60,59 +61,105 @@ def _unseen(fd: int) -> Iterator[None]:
 def run(state_dir: str, to: str, line: bytes) -> int:
     """Run a line of sh on a host with our own standard files; return its exit status.
 
-    What would end us is sent to it.
+    What would end us is sent to it, from when it has begun.
+
+    :raises JobctlError: it could not be run, or nobody knows how it ended.
     """
     request = {"op": "run", "to": to, "line": line.decode("utf-8", "surrogateescape")}
-    talk = Talk(state_dir, request, (0, 1, 2))
+    talk = Talk(state_dir, request)
 
-    def forward(number: int, frame: object) -> None:
-        talk.say({"signal": signal.Signals(number).name.removeprefix("SIG")})
+    def begun() -> None:
+        _give(talk)
+        insisted = 0
 
-    for number in _FORWARDED:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, forward)
-    return _status(talk)
+        def forward(number: int, frame: object) -> None:
+            nonlocal insisted
+            insisted += 1
+            if insisted > _PATIENCE:
+                raise SystemExit(128 + number)
+            talk.say({"signal": signal.Signals(number).name.removeprefix("SIG")})
+
+        for number in _FORWARDED:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, forward)
+
+    return _status(talk, begun)
 
 
 def enter(state_dir: str, to: str) -> int:
     """Give the terminal to a shell on a host until it ends; return its exit status.
 
     :raises BadUsage: there is no terminal.
+    :raises JobctlError: the shell could not be run, or nobody knows how it ended.
     """
     if not (os.isatty(0) and os.isatty(1)):
         raise BadUsage("'session enter' needs a terminal; 'session run' does without")
     columns, rows = os.get_terminal_size(0)
     terminal = [os.environ.get("TERM", "dumb"), columns, rows]
-    talk = Talk(state_dir, {"op": "run", "to": to, "terminal": terminal, "mark": to}, (0, 1, 2))
+    talk = Talk(state_dir, {"op": "run", "to": to, "terminal": terminal, "mark": to})
 
-    def resized(number: int, frame: object) -> None:
+    def resized(number: int = 0, frame: object = None) -> None:
         with suppress(OSError):
             talk.say({"size": list(os.get_terminal_size(0))})
 
-    signal.signal(signal.SIGWINCH, resized)
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    def begun() -> None:
+        # Not before the agent has asked all it has to.
+        tty.setraw(0, termios.TCSADRAIN)
+        _give(talk)
+        signal.signal(signal.SIGWINCH, resized)
+        resized()
+
     before = termios.tcgetattr(0)
     try:
-        # Not before the agent has asked all it has to.
-        return _status(talk, entered=lambda: tty.setraw(0))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, leave)
+        return _status(talk, begun)
+    except JobctlError:
+        os.write(2, b"\r\n")  # what the shell wrote last may be a prompt
+        raise
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def _status(talk: Talk, entered: Any = None) -> int:
-    """Return the exit status of what runs on the other side."""
+def _give(talk: Talk) -> None:
+    """Give the agent our standard files.
+
+    A terminal we read ourselves: the kernel lets us do so only while we are in the
+    foreground, but the agent, which is no part of our session, at any time.
+    """
+    if not os.isatty(0):
+        talk.give((0, 1, 2))
+        return
+    source, sink = os.pipe()
+    talk.give((source, 1, 2))
+    os.close(source)
+    threading.Thread(target=_feed, args=(sink,), daemon=True).start()
+
+
+def _feed(sink: int) -> None:
+    """Write to sink what is typed, to its end."""
+    with suppress(OSError), open(sink, "wb", buffering=0) as file:
+        while piece := os.read(0, 65536):
+            file.write(piece)
+
+
+def _status(talk: Talk, begun: Callable[[], None]) -> int:
+    """Return the exit status of what runs on the other side.
+
+    :raises JobctlError: there is none.
+    """
     for answer in talk.answers():
         if "ask" in answer:
             talk.say({"answer": ask(answer)})
         elif "begun" in answer:
-            if entered:
-                entered()
+            begun()
         elif "error" in answer:
             # Any other status would be taken for the command's.
-            status = answer["status"] if answer["status"] == 2 else JobctlError.status
-            if entered:
-                sys.stderr.write("\r")
-            render.say(answer["error"])
-            return int(status)
+            usage = answer["status"] == BadUsage.status
+            raise (BadUsage if usage else JobctlError)(answer["error"])
         elif answer["status"] is None:
             raise JobctlError("the host did not tell how the command ended")
         else:

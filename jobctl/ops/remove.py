@@ -53,7 +53,7 @@ def remove(store: Store, todo: Plan) -> list[JobctlError]:
     """Carry out a plan; return an error for each job that is still there."""
     pieces = {job.id: parts(store, [job]) for job in todo.delete}
     every = [part for part_list in pieces.values() for part in part_list]
-    errors = stop(store.jobs, every, _GRACE, "removed")
+    errors = stop(store.jobs, every, _GRACE, "removed", reach=False)
     done = [part for part in every if store.jobs.folder(part.id).finished()]
     errors += ask_hosts(store.jobs, "erase", on_hosts(done))
     for job in todo.forget:

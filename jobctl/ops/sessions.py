@@ -48,6 +48,7 @@ def shown(state_dir: str, names: list[str]) -> tuple[list[Shown], list[JobctlErr
         chosen.sort(key=lambda session: int(session.id))
     else:
         chosen = book.sessions()
+        errors += book.distrusted()
     if any(session.wanted for session in chosen) and not book.agent_alive():
         client.wake(state_dir)
     store = Store(state_dir)
@@ -83,7 +84,7 @@ def create(state_dir: str, name: str, target: Target, ask: Asked) -> Session:
     book = Links(state_dir)
     session = book.create(name, target)
     try:
-        client.call(state_dir, {"op": "open", "session": name}, ask=ask)
+        client.call(state_dir, {"op": "open", "session": name, "new": True}, ask=ask)
     except BaseException:
         book.remove(name)
         client.call(state_dir, {"op": "close", "session": name})
@@ -159,6 +160,8 @@ class Found(NamedTuple):
 def survey(state_dir: str, to: str, ask: Asked) -> list[Found]:
     """Return all jobs that any computer keeps on a host, a session's or one by its name.
 
+    The oldest comes first.
+
     :raises Unreachable: it cannot be reached.
     """
     answer = client.call(state_dir, {"op": "survey", "to": to}, ask=ask)
@@ -170,7 +173,7 @@ def survey(state_dir: str, to: str, ask: Asked) -> list[Found]:
         size = int(words[-1])
         found.append(_found(words, quoting.load(data[:size]), to))
         data = data[size + 1 :]
-    return found
+    return sorted(found, key=lambda entry: (entry.job.created_at or 0.0, entry.path))
 
 
 def _found(words: list[bytes], record: dict[str, bytes], location: str) -> Found:
@@ -227,9 +230,10 @@ def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
     store.refresh()
     session = Links(state_dir).session(to)
     target = session.target if session else parse_target(to)
+    known = {job.instance_id for job in known_here(state_dir, found)}
     new = []
     for entry in found:
-        if not store.ids("instance_id = ?", [entry.job.instance_id]):
+        if entry.job.instance_id not in known:
             folder = Jobs(state_dir).allocate()
             place = Place(target.label, session.name if session else "")
             draft.adopt(folder, entry.record, place, entry.path)

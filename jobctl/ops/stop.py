@@ -31,10 +31,13 @@ class Away(Unreachable):
         super().__init__(f"job {job_id}: {why}")
 
 
-def stop(jobs: Jobs, chosen: list[Job], grace: float, reason: str) -> list[JobctlError]:
+def stop(
+    jobs: Jobs, chosen: list[Job], grace: float, reason: str, reach: bool = True
+) -> list[JobctlError]:
     """End all that these jobs, none of them a parent, started; finished ones' leftovers included.
 
     :param grace: seconds from TERM to KILL.
+    :param reach: also connect to hosts where there can be leftovers only.
     :return: an error for each job of which something is left.
     """
     why = f"stopped by user: {' '.join(reason.split())}" if reason.strip() else "stopped by user"
@@ -46,8 +49,20 @@ def stop(jobs: Jobs, chosen: list[Job], grace: float, reason: str) -> list[Jobct
         if not job.state.finished or job.instance_id in living
     ]
     errors += [Unended(job_id) for job_id in sorted(runner.stop(targets, grace, why))]
-    unfinished = [job for job in on_hosts(chosen) if not job.state.finished]
-    return errors + ask_hosts(jobs, "stop", unfinished, grace=grace, reason=why)
+    there = [
+        job
+        for job in on_hosts(chosen)
+        if not job.state.finished or (job.pid and (reach or _connected(jobs, job)))
+    ]
+    return errors + ask_hosts(jobs, "stop", there, grace=grace, reason=why)
+
+
+def _connected(jobs: Jobs, job: Job) -> bool:
+    """Whether there is a connection to the host of a job now."""
+    from jobctl.links import Links, LinkState, temporary
+
+    link = Links(jobs.state_dir).link(job.session or temporary(job.location))
+    return link.state is LinkState.OPENED
 
 
 def reachable(chosen: list[Job]) -> tuple[list[Job], list[JobctlError]]:

@@ -49,7 +49,9 @@ class Ends:
         if not ended and self.open:
             keys = self._watch.wait(min(timeout, _AGAIN) if self._others else timeout)
             if _NEWS in keys and self._news:
-                keys = (keys - {_NEWS}) | (self._news.changed(self._watch) & self._far)
+                # What happened before we were heard is seen by one more look.
+                changed = self._news.changed(self._watch)
+                keys = (keys - {_NEWS}) | (self._far if changed is None else changed & self._far)
             self._watched -= keys
             self._far -= keys
             self._others |= keys
@@ -78,9 +80,6 @@ class Ends:
                 self._watched.add(job_id)
         if self._far and self._news is None:
             self._news = News(self._jobs.state_dir, self._watch)
-            # What happened before we listened is seen by one more look.
-            self._others |= self._far
-            self._far = set()
         return ended
 
 
@@ -97,15 +96,20 @@ class News:
         self._talk = Talk(self._state_dir, {"op": "subscribe"})
         watch.listen(_NEWS, self._talk.socket.fileno())
 
-    def changed(self, watch: Watch) -> set[str]:
-        """Return the ids of the jobs that the agent tells of; all, it seems, if it was killed."""
+    def changed(self, watch: Watch) -> set[str] | None:
+        """Return the ids of the jobs that the agent tells of; None: it may be any.
+
+        So it is when it has just begun to listen to us, and when it was killed.
+        """
         messages = self._talk.pending()
         if messages is None:
             watch.ignore(self._talk.socket.fileno())
             self._talk.close()
             self._listen(watch)
-            return set()
-        return {message["job"] for message in messages if "job" in message}
+            return None
+        if any("job" not in message for message in messages):
+            return None
+        return {message["job"] for message in messages}
 
 
 def finished(

@@ -80,6 +80,10 @@ class Stream(Protocol):
 class Connection(Protocol):
     """A way to run commands on a machine."""
 
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds that this machine gets for an answer while things begin."""
+
     def open(self, command: str, terminal: Terminal | None = None) -> Stream:
         """Begin a command, as text for the login shell; raise NoChannel or Lost."""
 

@@ -197,6 +197,11 @@ class SshConnection:
             raise
         return SshStream(self, channel)
 
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds that this machine gets for an answer while things begin."""
+        return self._settings.connect_timeout
+
     def _channel(self, kind: str, destination: tuple[str, int] | None = None) -> Channel:
         """Return a new channel; raise NoChannel or Lost."""
         if not self.alive():

@@ -1,0 +1,307 @@
+"""The jobs on hosts: when each of them may begin, and what is done to it there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from jobctl import process, quoting
+from jobctl.agent.link import Link
+from jobctl.carried import Carried
+from jobctl.errors import JobctlError, Unreachable
+from jobctl.folder import Jobs
+from jobctl.links import Links
+from jobctl.model import TYPE_REMOTE, State, printable
+from jobctl.process import Identity
+from jobctl.runner import SCRIPT, SHELL
+from jobctl.store import Store
+
+_HOSTS_AT_ONCE = 32
+_BEAT = 1.0
+"""Seconds between looks at whether a process that a job depends on is still there."""
+_AGAIN = 5.0
+"""Seconds until a job that could not be stopped is to be stopped again."""
+_GRACE = 10.0
+_TO_BE_TOLD = 20.0
+"""Seconds that the end of a job that was stopped takes, at most, to be known here."""
+
+
+class Queue:
+    """The jobs on hosts of one state directory."""
+
+    def __init__(
+        self,
+        state_dir: str,
+        link_of: Callable[[Carried], Link],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Begin with nothing known.
+
+        :param link_of: the link over which a job is reached.
+        :param tell: is told the id of each job that has changed.
+        """
+        self._state_dir = state_dir
+        self._jobs = Jobs(state_dir)
+        self._book = Links(state_dir)
+        self._boot = process.boot_id()
+        self._link_of = link_of
+        self._tell = tell
+        self._looking = threading.Lock()
+        self._attended = set[str]()
+        self.waiting = set[str]()
+        """Ids of jobs that wait for others."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a job that depends on what happens here."""
+        return bool(self.waiting or self._attended)
+
+    # --- finding what there is to do ---
+
+    def look(self) -> None:
+        """Have a link look after each unfinished job on a host."""
+        with self._looking:
+            # One of this thread's own: SQLite's connections belong to one.
+            store = Store(self._state_dir)
+            store.refresh()
+            waiting, self.waiting = self.waiting, set()
+            try:
+                for job in store.select("NOT final AND type = ?", [TYPE_REMOTE]):
+                    for part in job.children or (job.id,):
+                        # One with a damaged folder is not to keep the others waiting.
+                        with suppress(JobctlError, OSError):
+                            self._look_after(part)
+            except BaseException:
+                self.waiting |= waiting
+                raise
+
+    def _look_after(self, job_id: str) -> None:
+        folder = self._jobs.folder(job_id)
+        if not folder.exists() or folder.finished():
+            return
+        job = Carried(folder)
+        self._attend(job)
+        if self._may_begin(job) and not self._let_go(job):
+            while not self._link_of(job).add(job):
+                continue  # it was just closed
+
+    def _may_begin(self, job: Carried) -> bool:
+        """Whether the jobs that this one waits for are finished; ends it if they went wrong."""
+        if job.sent or job.adopted:
+            return True
+        if job.folder.has("stop"):
+            self._end_here(job, os.fsdecode(job.folder.get("stop").strip()))
+            return False
+        spec = job.folder.spec()
+        needed = spec.get("after_ok", b"").decode().split()
+        for number in (*spec.get("after", b"").decode().split(), *needed):
+            other = self._jobs.folder(number).read(self._boot)
+            if other is not None and not other.state.finished:
+                self.waiting.add(job.id)
+                job.folder.replace("run", quoting.dump({"waiting": number.encode()}))
+                return False
+            if number in needed and (other is None or other.state is not State.COMPLETED):
+                self._end_here(job, f"not begun: job {number} did not complete")
+                return False
+        return True
+
+    def _let_go(self, job: Carried) -> bool:
+        """Whether a job's session was disconnected on purpose."""
+        return bool(job.session) and self._book.disconnected(job.session)
+
+    def _attend(self, job: Carried) -> None:
+        """From now on, stop a job when the process that started it has ended."""
+        caller = job.folder.spec().get("caller", b"").decode("ascii", "replace")
+        pid, _, start = caller.partition(" ")
+        if pid.isdigit() and job.id not in self._attended:
+            self._attended.add(job.id)
+            words = (job, Identity(int(pid), start, self._boot))
+            threading.Thread(target=self._until_alone, args=words, daemon=True).start()
+
+    def _until_alone(self, job: Carried, caller: Identity) -> None:
+        try:
+            while job.exists() and not job.folder.finished():
+                if process.alive(caller, self._boot):
+                    time.sleep(_BEAT)
+                else:
+                    self.stop([job.id], _GRACE, "stopped: the process that started it ended")
+                    time.sleep(0.0 if job.folder.finished() else _AGAIN)
+        finally:
+            self._attended.discard(job.id)
+
+    # --- what happens to jobs: see link.Company ---
+
+    def changed(self, job: Carried) -> None:
+        """Tell those who wait for news that a job has changed."""
+        self._tell(job.id)
+
+    def ended(self, job: Carried) -> None:
+        """Tell that a job is finished, and do what was to be done then."""
+        self._tell(job.id)
+        if self.waiting:
+            threading.Thread(target=self.look, daemon=True).start()
+        folder = self._jobs.folder(job.id.partition(".")[0])
+        if not folder.spec().get("on_finish"):
+            return
+        whole = folder.read(self._boot)
+        if whole is None or not whole.state.finished or not folder.claim("announced"):
+            return
+        code = "" if whole.exit_code is None else str(whole.exit_code)
+        words = (*SHELL, SCRIPT, "announce", folder.path, whole.state.value, code)
+        threading.Thread(
+            target=subprocess.run,
+            args=(words,),
+            kwargs={"env": {"JOBCTL_RUNNER": "1"}, "stdin": subprocess.DEVNULL},
+            daemon=True,
+        ).start()
+
+    def _end_here(self, job: Carried, reason: str) -> None:
+        """Write down that a job was stopped of which the host knows nothing."""
+        self.waiting.discard(job.id)
+        if job.end(State.STOPPED.value, reason):
+            self.ended(job)
+
+    # --- what is done to jobs ---
+
+    def _on_hosts(
+        self, jobs: list[Carried], act: Callable[[Link, list[Carried]], None]
+    ) -> dict[str, str]:
+        """Do something with jobs, on all hosts at once; return errors by the jobs' ids."""
+        errors = dict[str, str]()
+        found: dict[Link, list[Carried]] = {}
+        for job in jobs:
+            if self._let_go(job):
+                errors[job.id] = f"session {printable(job.session)} was disconnected; connect it"
+            else:
+                found.setdefault(self._link_of(job), []).append(job)
+
+        def try_on(link: Link, group: list[Carried]) -> None:
+            try:
+                act(link, group)
+            except JobctlError as error:
+                errors.update({job.id: str(error) for job in group})
+
+        with ThreadPoolExecutor(_HOSTS_AT_ONCE) as pool:
+            for done in [pool.submit(try_on, *entry) for entry in found.items()]:
+                done.result()
+        return errors
+
+    def _carried(self, ids: list[str]) -> list[Carried]:
+        folders = (self._jobs.folder(job_id) for job_id in ids)
+        return [Carried(folder) for folder in folders if folder.exists()]
+
+    def _there(self, ids: list[str]) -> list[Carried]:
+        """Return those of some jobs that their hosts may have."""
+        return [job for job in self._carried(ids) if job.sent or job.adopted]
+
+    def stop(self, ids: list[str], grace: float, reason: str) -> tuple[list[str], dict[str, str]]:
+        """Stop jobs, and what finished ones left running.
+
+        :return: the ids of those of which something is left, and errors by id.
+        """
+        left, there = list[str](), list[Carried]()
+        for job in self._carried(ids):
+            if not job.folder.finished():
+                job.folder.put("stop", os.fsencode(reason) + b"\n")
+            if job.sent or job.adopted or not self._withdrawn(job):
+                there.append(job)
+            else:
+                self._end_here(job, reason)
+
+        def act(link: Link, jobs: list[Carried]) -> None:
+            for job in jobs:
+                if not job.folder.finished():
+                    link.add(job)  # to hear of its end
+            left.extend(self._end(link, jobs, grace, reason))
+
+        errors = self._on_hosts(there, act)
+        for job in there:
+            if job.id in errors:
+                job.folder.unlink("stop")
+        return left, errors
+
+    def _withdrawn(self, job: Carried) -> bool:
+        """Take a job back that was not handed to its host; return False if it just was."""
+        if self._let_go(job) or job.folder.finished() or job.id in self.waiting:
+            return True
+        return self._link_of(job).withdraw(job)
+
+    def _end(self, link: Link, jobs: list[Carried], grace: float, reason: str) -> list[str]:
+        """Stop jobs on a host; return the ids of those of which something is left."""
+        left = []
+        for folder, group in _by_folder(jobs).items():
+            words = (folder, b"%.0f" % (grace * 100), os.fsencode(reason), *group)
+            answer = link.opened().request("end", *words, seconds=grace + 60).split()
+            left += [job.id for word, job in group.items() if word.partition(b":")[0] in answer]
+        for job in jobs:
+            if job.id not in left:
+                _wait_until(job.folder.finished, _TO_BE_TOLD)
+        return left
+
+    def signal(self, ids: list[str], name: str) -> dict[str, str]:
+        """Send a signal to jobs; return errors by id."""
+
+        def act(link: Link, jobs: list[Carried]) -> None:
+            for folder, group in _by_folder(jobs).items():
+                link.opened().request("signal", folder, name.encode(), *group)
+            link.opened().carry(":")  # to look at them now
+
+        return self._on_hosts(self._there(ids), act)
+
+    def erase(self, ids: list[str]) -> dict[str, str]:
+        """Delete finished jobs on their hosts, with what they left running; return errors by id."""
+        refused = dict[str, str]()
+
+        def act(link: Link, jobs: list[Carried]) -> None:
+            self._end(link, jobs, _GRACE, "removed")
+            for job in jobs:
+                try:
+                    link.opened().request("erase", os.fsencode(job.path))
+                except Unreachable:
+                    raise
+                except JobctlError as error:
+                    refused[job.id] = str(error)
+                link.drop(job.id)
+
+        return self._on_hosts(self._there(ids), act) | refused
+
+    def fetch(self, ids: list[str]) -> dict[str, str]:
+        """Bring home the output of jobs that was to stay on the host, as far as it is there.
+
+        :return: errors by id.
+        """
+        gone = dict[str, str]()
+
+        def act(link: Link, jobs: list[Carried]) -> None:
+            link.opened()
+            for job in jobs:
+                job.want()
+                link.add(job, anew=True)
+            for job in jobs:
+                # As long as something comes: it may be much.
+                while not job.caught_up.wait(_BEAT):
+                    link.opened()
+                if job.gone:
+                    gone[job.id] = f"its output on {job.host} was removed"
+
+        return self._on_hosts(self._there(ids), act) | gone
+
+
+def _by_folder(jobs: list[Carried]) -> dict[bytes, dict[bytes, Carried]]:
+    """Return jobs as serve.sh names them, by the folder of their folders."""
+    found: dict[bytes, dict[bytes, Carried]] = {}
+    for job in jobs:
+        folder, _, name = os.fsencode(job.path).rpartition(b"/")
+        found.setdefault(folder, {})[name + b":" + job.instance_id.encode()] = job
+    return found
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)

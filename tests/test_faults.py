@@ -1,0 +1,277 @@
+"""Jobs on hosts when networks break, agents and servers are killed, and hosts lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+from far import Far
+from sshd import MakeSshd, Wire
+
+_LINES = 3000
+COUNTED = "".join(f"{i}\n" for i in range(1, _LINES + 1))
+"""What count() writes."""
+REPORTS = "".join(f"{i}\n" for i in range(100, _LINES + 1, 100))
+
+
+def count(far: Far, seconds: float = 3.0, *options: str) -> str:
+    """Start a job that writes numbered lines, some to its standard error too; return its id."""
+    nap = seconds * 100 / _LINES
+    text = (
+        f"i=0; while [ $i -lt {_LINES} ]; do i=$((i + 1)); echo $i;"
+        f" [ $((i % 100)) -ne 0 ] || {{ echo $i >&2; sleep {nap:.3f}; }}; done; exit 7"
+    )
+    job = far.start(*options, "-c", text)
+    wait_until(lambda: far.job(job)["pid"])
+    return job
+
+
+def all_came(far: Far, job: str) -> None:
+    """Check that a job's end and all its output come, each byte once."""
+    result = far.run("receive", "--wait", "--timeout", "40", job, status=7)
+    assert result.stdout.decode() == COUNTED
+    assert result.stderr.decode() == f"{REPORTS}jobctl: job {job} failed: exit status 7\n"
+    record = far.job(job)
+    assert (record["state"], record["exit_code"]) == ("Failed", 7)
+    assert far.output(job) == COUNTED
+
+
+def came(far: Far, job: str, lines: int) -> None:
+    """Wait until so many lines are here."""
+    wait_until(lambda: far.output(job).count("\n") >= lines)
+
+
+def test_cut_again_and_again(far: Far, wire: Wire) -> None:
+    job = count(far, 4.0)
+    for lines in (300, 1000, 2000):
+        came(far, job, lines)
+        wire.cut()
+    all_came(far, job)
+    assert wire.accepted >= 3
+
+
+def test_cut_is_seen(far: Far, wire: Wire) -> None:
+    job = far.start("sleep", "60")
+    far.until(job, "Running")
+    far.sshd.stop()
+    wire.cut()
+    wait_until(lambda: far.state(job) == "Disconnected")
+    began = time.monotonic()
+    record = far.job(job)
+    assert time.monotonic() - began < 2
+    assert record["state"] == "Disconnected"
+    assert record["reason"]
+    far.sshd.start()
+    far.until(job, "Running")
+
+
+@pytest.mark.parametrize("then", ["thawed", "cut"])
+def test_frozen(far: Far, wire: Wire, then: str) -> None:
+    job = count(far)
+    came(far, job, 500)
+    wire.freeze()
+    time.sleep(2)
+    size = len(far.output(job))
+    assert size < len(COUNTED)
+    if then == "cut":
+        wire.cut()
+    wire.thaw()
+    all_came(far, job)
+
+
+def test_killed_servers(far: Far) -> None:
+    job = count(far)
+    came(far, job, 500)
+    far.sshd.kill_connections()
+    came(far, job, 1500)
+    far.sshd.restart()
+    all_came(far, job)
+
+
+@pytest.mark.parametrize("command", ["get", "wait", "receive"])
+def test_killed_agent(far: Far, command: str) -> None:
+    job = count(far)
+    came(far, job, 500)
+    far.kill_agent()
+    size = len(far.output(job))
+    time.sleep(0.3)
+    assert len(far.output(job)) == size
+    if command == "get":
+        assert far.state(job) == "Disconnected"
+    elif command == "wait":
+        far.run("wait", job, status=1)
+        assert far.output(job) == COUNTED
+    all_came(far, job)
+
+
+def test_agent_killed_while_somebody_waits(far: Far) -> None:
+    job = count(far, 4.0)
+    process = far.popen("wait", "-q", job, stdout=subprocess.PIPE)
+    follower = far.popen("receive", "-w", job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for lines in (500, 1500):
+        came(far, job, lines)
+        far.kill_agent()
+    assert process.communicate(timeout=30)[0].decode() == f"{job}\n"
+    assert follower.communicate(timeout=30)[0].decode() == COUNTED
+    assert (process.returncode, follower.returncode) == (1, 7)
+
+
+def test_the_end_while_nobody_is_connected(far: Far) -> None:
+    job = count(far, 1.0)
+    came(far, job, 300)
+    far.sshd.stop()
+    far.kill_agent()
+    guest = far.there / "guest" / far.job(job)["instance_id"]
+    wait_until(lambda: (guest / "exit").exists() and (guest / "exit").stat().st_size)
+    assert far.state(job) == "Disconnected"
+    assert len(far.output(job)) < len(COUNTED)
+    far.sshd.start()
+    all_came(far, job)
+
+
+def test_all_at_once(far: Far, wire: Wire) -> None:
+    job = count(far, 5.0)
+    came(far, job, 400)
+    wire.cut()
+    far.kill_agent()
+    came_before = far.output(job).count("\n")
+    far.jobs()
+    came(far, job, came_before + 1)
+    far.sshd.restart()
+    wire.freeze()
+    time.sleep(0.5)
+    wire.cut()
+    wire.thaw()
+    far.kill_agent()
+    all_came(far, job)
+
+
+def test_much_output_over_a_bad_line(far: Far, wire: Wire) -> None:
+    text = "head -c 60000000 /dev/zero | tr '\\0' 'x'; echo end"
+    job = far.start("-c", text)
+    path = far.folder(job) / "stdout"
+    for size in (1, 20_000_000):
+        wait_until(lambda: path.stat().st_size >= size)  # noqa: B023
+        wire.cut()
+    far.run("wait", job)
+    assert path.stat().st_size == 60_000_004
+    assert path.read_bytes() == b"x" * 60_000_000 + b"end\n"
+
+
+def test_a_start_that_is_cut_off_happens_once(far: Far, wire: Wire, tmp_path: Path) -> None:
+    marks, data = tmp_path / "marks", tmp_path / "data"
+    data.write_bytes(os.urandom(200_000))
+    far.run("session", "new", "web1")
+    wire.delay(0.01)
+    jobs = []
+    for number in range(1, 13):
+        text = f"echo $JOBCTL_ID >>{marks}; sleep 0.2; cat"
+        jobs.append(far.start("--stdin", str(data), "-c", text))
+        time.sleep(0.01 * number)
+        wire.cut()
+        far.run("session", "connect", "web1")
+    wire.delay(0.0)
+    far.run("wait", *jobs)
+    assert sorted(marks.read_text().split(), key=int) == jobs
+    for job in jobs:
+        assert far.run("receive", job).stdout == data.read_bytes()
+
+
+def test_lost_on_the_host(far: Far) -> None:
+    killed, rebooted, removed = (far.sh("echo out; exec sleep 60") for _ in range(3))
+    for job in (killed, rebooted, removed):
+        came(far, job, 1)
+        far.until(job, "Running")
+    guests = {job: far.guest(job) for job in (killed, rebooted, removed)}
+    pids = {}
+    for job, guest in guests.items():
+        run = (guest / "run").read_text()
+        pids[job] = [int(re.findall(rf"^{key}='(\d+)'", run, re.M)[0]) for key in ("runner", "pid")]
+    os.kill(pids[killed][0], signal.SIGKILL)
+    time.sleep(0.2)
+    assert far.state(killed) == "Running"
+    os.kill(pids[killed][1], signal.SIGKILL)
+    assert far.outcome(killed) == ("Failed", "lost: runner was killed", None)
+    far.kill_agent()
+    for pid in pids[rebooted]:
+        os.kill(pid, signal.SIGKILL)
+    (guests[rebooted] / "stdout").open("a").write("more\n")
+    began = guests[rebooted] / "run"
+    began.write_text(re.sub(r"boot='.*'", "boot='another'", began.read_text()))
+    assert far.outcome(rebooted) == ("Failed", "lost: host rebooted", None)
+    assert far.out("receive", rebooted) == "out\nmore\n"
+    shutil.rmtree(guests[removed])
+    state, reason, _ = far.outcome(removed)
+    assert (state, reason) == ("Failed", "lost: its folder on web1 was removed")
+    assert far.out("receive", removed) == "out\n"
+    for pid in pids[removed]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def liar(far: Far, make_sshd: MakeSshd, script: str) -> None:
+    """Make `liar` a host on which everything that is run turns out to be this script."""
+    server = make_sshd(f"ForceCommand /bin/sh {far.state_dir}.lie")
+    Path(f"{far.state_dir}.lie").write_text(script)
+    lines = server.hosts().read_text().replace("Host web1", "Host liar").splitlines()
+    far.sshd.hosts(*lines, "    ConnectTimeout 2")
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("head -c 3000000 /dev/urandom", "liar: the login shell of this host ended before"),
+        ("yes", "liar: the login shell of this host ended before"),
+        ("exit 0", "liar: the login shell of this host ended before"),
+        ("sleep 5", "cannot connect to liar: its login shell does not answer within 2 seconds"),
+        ("echo jobctl-ready 1; sleep 5", "cannot connect to liar: its login shell does not"),
+        ("echo jobctl-ready x; sleep 5", "liar: its login shell answers what makes no sense"),
+        ("echo jobctl-ready 1; echo have /x; echo no; sleep 5", "liar: what answers on this host"),
+    ],
+)
+def test_a_host_that_lies_at_first(far: Far, make_sshd: MakeSshd, script: str, reason: str) -> None:
+    liar(far, make_sshd, script)
+    began = time.monotonic()
+    far.on("liar,web1", "echo", "x")
+    assert far.outcome("1.2") == ("Completed", "", 0)
+    state, why, _ = far.outcome("1.1")
+    assert state == "Failed"
+    assert why.startswith(reason)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        ("out 1 x 3\nabc\n", "makes no sense"),
+        ("out 1 999 3\nabc\n", "another part of the output"),
+        ("out 1 0 3\nabcd\n", "fewer bytes"),
+        ("exit 1 99999999\nabc\n", "makes no sense"),
+        ("exit 1 100\nstate", "ended the conversation"),
+        ("state 1\n", "makes no sense"),
+        ("nonsense\n", "makes no sense"),
+        ("\n", "makes no sense"),
+    ],
+)
+def test_a_host_that_lies_later(far: Far, make_sshd: MakeSshd, frames: str, reason: str) -> None:
+    liar(
+        far,
+        make_sshd,
+        f"""echo jobctl-ready 1; read line; case $line in
+        *carry*) read line; printf {shlex.quote(frames)}; sleep 0.3;;
+        *) echo have /x; read line; echo serving boot spares host
+           while read verb tag rest; do echo "${{tag#"'"}}" | sed "s/'.*/ ok/"; done;;
+        esac""",
+    )
+    job = far.on("liar", "echo", "x")
+    wait_until(lambda: reason in far.job(job)["reason"])
+    assert far.state(job) == "Disconnected"
+    assert far.output(job) in ("", "abc")
+    far.run("remove", "--local-only", job)
