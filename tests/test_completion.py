@@ -15,6 +15,8 @@ from click.shell_completion import BashComplete, FishComplete, ShellComplete, Zs
 from conftest import Jobctl
 
 from jobctl.cli.main import COMMANDS, cli
+from jobctl.links import Links
+from jobctl.target import parse_target
 
 COMPLETIONS = Path(__file__).parent.parent / "completions"
 FILES: dict[str, tuple[str, type[ShellComplete]]] = {
@@ -26,6 +28,8 @@ ZSH_END = """\
 # Not as Click has it: the second call in a session would offer nothing.
 _jobctl_completion "$@"\
 """
+FISH_SPLIT = 'string split "," $completion', 'string split -m 1 "," $completion'
+"""Not as Click has it: what is offered may have commas in it."""
 SECONDS = 30
 ENOUGH_ROOM = (200, 250)
 BASHRC = f"""
@@ -69,6 +73,40 @@ def job(jobctl: Jobctl) -> str:
     jobctl.start("-n", "alpha", "sleep", "300")
     jobctl.start("-n", "two words", "sleep", "300")
     return "alpha"
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, env: dict[str, str]) -> set[str]:
+    """Hosts that ssh's configuration names, in files of its own too.
+
+    Whoever has ssh read it, or goes there, leaves the file `touched` behind.
+    """
+    touched = tmp_path / "touched"
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "work").write_text("Host web1 web2\n  HostName 192.0.2.1\n")
+    (tmp_path / "conf.d" / "old").write_text("Include=deeper\nhost = db-old\n")
+    (tmp_path / "deeper").write_text('Host "build" # Host comment\n')
+    config = tmp_path / "ssh_config"
+    config.write_text(
+        f"Include {tmp_path}/conf.d/* {tmp_path}/deeper {tmp_path}/none\n"
+        f'Match exec "touch {touched}"\n'
+        "Host db1 *.example.org !no web?\n"
+        f"  ProxyCommand touch {touched}\n"
+        "# Host commented\n"
+    )
+    env["JOBCTL_SSH_CONFIG"] = str(config)
+    return {"web1", "web2", "db1", "db-old", "build"}
+
+
+@pytest.fixture
+def sessions(jobctl: Jobctl) -> dict[str, str]:
+    """Sessions that nobody has connected, and their hosts."""
+    jobctl.state_dir.mkdir(mode=0o700)
+    book = Links(str(jobctl.state_dir))
+    found = {"web1": "web1", "stage": "admin@db1", "with space": "db1"}
+    for name, host in found.items():
+        book.create(name, parse_target(host))
+    return {name: host for name, host in found.items() if " " not in name}
 
 
 @pytest.fixture(params=FILES)
@@ -153,6 +191,9 @@ def test_the_file_is_what_click_makes(shell: str) -> None:
         made, found, _ = made.partition("if [[ $zsh_eval_context")
         assert found
         made += ZSH_END
+    if shell == "fish":
+        assert FISH_SPLIT[0] in made
+        made = made.replace(*FISH_SPLIT)
     assert (COMPLETIONS / name).read_text().strip() == made
 
 
@@ -170,19 +211,40 @@ def test_commands_are_offered(shell: str, env: dict[str, str]) -> None:
     assert set(offered(shell, "jobctl ", env)) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_options_are_offered(shell: str, name: str, env: dict[str, str]) -> None:
-    context = click.Context(cli, **cli.context_settings)
-    command = cli.get_command(context, name)
-    assert command is not None
-    params = command.get_params(click.Context(command, parent=context, info_name=name))
+def commands(context: click.Context) -> dict[str, click.Context]:
+    """Return the contexts of all commands, those of groups included, by their words."""
+    group = context.command
+    if not isinstance(group, click.Group):
+        return {}
+    found = {}
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, parent=context, info_name=name)
+        found[name] = inner
+        found |= {f"{name} {more}": below for more, below in commands(inner).items()}
+    return found
+
+
+ALL = commands(click.Context(cli, **cli.context_settings))
+
+
+def test_commands_of_a_group_are_offered(shell: str, env: dict[str, str]) -> None:
+    inner = {words.split()[1] for words in ALL if words.startswith("session ")}
+    assert {"new", "enter", "remove"} <= inner
+    assert set(offered(shell, "jobctl session ", env)) == inner
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_options_are_offered(shell: str, words: str, env: dict[str, str]) -> None:
+    params = ALL[words].command.get_params(ALL[words])
     options = {
         option
         for param in params
         if isinstance(param, click.Option)
         for option in (*param.opts, *param.secondary_opts)
     }
-    assert set(offered(shell, f"jobctl {name} -", env)) == options
+    assert set(offered(shell, f"jobctl {words} -", env)) == options
 
 
 @pytest.mark.parametrize("verb", ["get", "receive", "wait", "stop", "remove"])
@@ -205,3 +267,49 @@ def test_values_of_options_are_offered(shell: str, env: dict[str, str]) -> None:
 
 def test_no_jobs_are_no_error(shell: str, env: dict[str, str]) -> None:
     assert offered(shell, "jobctl stop ", env) == {}
+
+
+@pytest.mark.parametrize("words", ["disconnect", "connect stage", "remove --force", "get"])
+def test_sessions_are_offered(
+    shell: str, words: str, sessions: dict[str, str], env: dict[str, str]
+) -> None:
+    found = offered(shell, f"jobctl session {words} ", env)
+    assert set(found) == set(sessions)
+    if shell != "bash":
+        assert found == sessions
+    assert set(offered(shell, f"jobctl session {words} st", env)) == {"stage"}
+
+
+@pytest.mark.parametrize("words", ["start -H", "start -n x --host", "session new"])
+def test_hosts_are_offered(shell: str, words: str, hosts: set[str], env: dict[str, str]) -> None:
+    assert set(offered(shell, f"jobctl {words} ", env)) == hosts
+    assert set(offered(shell, f"jobctl {words} web1,db", env)) == {"web1,db1", "web1,db-old"}
+
+
+@pytest.mark.parametrize(
+    "words", ["session run", "session enter", "session receive", "session get --on"]
+)
+def test_sessions_and_hosts_are_offered(
+    shell: str, words: str, sessions: dict[str, str], hosts: set[str], env: dict[str, str]
+) -> None:
+    assert set(offered(shell, f"jobctl {words} ", env)) == hosts | set(sessions)
+
+
+def test_sessions_are_offered_to_start(
+    shell: str, sessions: dict[str, str], env: dict[str, str]
+) -> None:
+    assert set(offered(shell, "jobctl start --session ", env)) == set(sessions)
+
+
+@pytest.mark.usefixtures("sessions", "hosts")
+def test_nobody_goes_to_the_network(shell: str, jobctl: Jobctl, env: dict[str, str]) -> None:
+    for words in ("start -H ", "session connect ", "session enter ", "session get --on web"):
+        assert offered(shell, f"jobctl {words}", env)
+    assert not (Path(env["HOME"]) / "touched").exists()
+    assert not list(jobctl.state_dir.glob("agent.*"))
+
+
+def test_no_hosts_are_no_error(shell: str, env: dict[str, str]) -> None:
+    env["JOBCTL_SSH_CONFIG"] = str(Path(env["HOME"]) / "none")
+    assert offered(shell, "jobctl session new ", env) == {}
+    assert offered(shell, "jobctl session connect ", env) == {}

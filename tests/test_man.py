@@ -28,6 +28,8 @@ SECTIONS = {
     "SEE ALSO",
 }
 STATUSES_OF_NO_ERROR = {0, 1, 124, 130}
+OF_OUR_OWN = {"JOBCTL_RUNNER", "JOBCTL_MARK", "JOBCTL_BIN", "JOBCTL_HOME"}
+"""Variables by which one process of ours tells another something."""
 
 
 def commands() -> dict[str, click.Context]:
@@ -41,9 +43,26 @@ def commands() -> dict[str, click.Context]:
     return found
 
 
+def subcommands(context: click.Context) -> dict[str, click.Context]:
+    """Return the context of each command of a group, by its name; a command has none."""
+    group = context.command
+    if not isinstance(group, click.Group):
+        return {}
+    found = {}
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found[name] = click.Context(command, parent=context, info_name=name)
+    return found
+
+
 CONTEXTS = commands()
+GROUPS = {name: subcommands(context) for name, context in CONTEXTS.items() if name != "jobctl"}
+"""The commands of each page that has some."""
+SUBCOMMANDS = [(page, name) for page, found in GROUPS.items() for name in found]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 each_command = pytest.mark.parametrize("name", CONTEXTS)
+each_subcommand = pytest.mark.parametrize(("page", "name"), SUBCOMMANDS)
 
 
 def text(name: str) -> str:
@@ -52,13 +71,23 @@ def text(name: str) -> str:
 
 def sections(page: str) -> dict[str, str]:
     """Return the text of each section by its title."""
-    parts = re.split(r"^\.Sh (.+)\n", page, flags=re.M)
+    return split(page, ".Sh")
+
+
+def subsections(section: str) -> dict[str, str]:
+    """Return the text of each subsection by its title, and by "" what is before the first."""
+    return split(f".Ss \n{section}", ".Ss")
+
+
+def split(text: str, macro: str) -> dict[str, str]:
+    parts = re.split(rf"^\{macro} (.*)\n", text, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def listed_options(page: str) -> set[str]:
-    """Return the options that the section OPTIONS has an item for."""
-    items = re.findall(r"^\.It (Fl .*)", sections(page)["OPTIONS"], flags=re.M)
+def listed_options(page: str, subcommand: str = "") -> set[str]:
+    """Return the options that the section OPTIONS has an item for, or its part for a subcommand."""
+    part = subsections(sections(page)["OPTIONS"])[subcommand]
+    items = re.findall(r"^\.It (Fl .*)", part, flags=re.M)
     return {f"-{option}" for item in items for option in re.findall(r"\bFl (\S+)", item)}
 
 
@@ -73,9 +102,9 @@ def options(context: click.Context) -> set[str]:
 
 
 def variables() -> set[str]:
-    """Return the environment variables of ours, and NO_COLOR, that the code names."""
-    sources = [*(ROOT / "jobctl").rglob("*.py"), ROOT / "jobctl" / "runner.sh"]
-    names = re.compile(r"(?<![A-Za-z_])(?:JOBCTL_[A-Z_]*[A-Z]|NO_COLOR)\b")
+    """Return the environment variables of ours, and two of others, that the code names."""
+    sources = [*(ROOT / "jobctl").rglob("*.py"), *(ROOT / "jobctl").rglob("*.sh")]
+    names = re.compile(r"(?<![A-Za-z_])(?:JOBCTL_[A-Z_]*[A-Z]|NO_COLOR|SSH_AUTH_SOCK)\b")
     return {name for source in sources for name in names.findall(source.read_text())}
 
 
@@ -91,6 +120,22 @@ def test_every_command_has_a_page_and_every_page_a_command() -> None:
 @each_command
 def test_the_page_lists_the_options_the_command_takes(name: str) -> None:
     assert listed_options(text(name)) == options(CONTEXTS[name])
+
+
+@each_subcommand
+def test_the_page_lists_the_options_a_subcommand_takes(page: str, name: str) -> None:
+    assert listed_options(text(page), name) == options(GROUPS[page][name])
+
+
+@pytest.mark.parametrize("page", [page for page, found in GROUPS.items() if found])
+def test_the_page_has_all_subcommands_in_every_place(page: str) -> None:
+    found = sections(text(page))
+    described = re.findall(r"^\.It Cm (\S+)$", subsections(found["DESCRIPTION"])["Commands"], re.M)
+    assert described == list(GROUPS[page])
+    words = re.findall(r"^\.Cm (.+)$", found["SYNOPSIS"], re.M)
+    assert list(dict.fromkeys(" | ".join(words).split(" | "))) == list(GROUPS[page])
+    parts = [part for part in subsections(found["OPTIONS"]) if part in GROUPS[page]]
+    assert parts == list(GROUPS[page])
 
 
 @each_page
@@ -122,9 +167,10 @@ def test_the_main_page_refers_to_all_others() -> None:
 
 def test_every_variable_is_on_the_main_page() -> None:
     found = variables()
-    assert {"JOBCTL_STATE_DIR", "JOBCTL_ID", "NO_COLOR"} <= found
+    assert {"JOBCTL_STATE_DIR", "JOBCTL_ID", "JOBCTL_SSH_CONFIG", "NO_COLOR"} <= found
+    assert found >= OF_OUR_OWN
     environment = sections(text("jobctl"))["ENVIRONMENT"]
-    assert found - {"JOBCTL_RUNNER"} <= set(re.findall(r"\bEv (\w+)", environment))
+    assert found - OF_OUR_OWN <= set(re.findall(r"\bEv (\w+)", environment))
 
 
 def test_every_exit_status_is_on_the_main_page() -> None:
@@ -136,8 +182,19 @@ def test_every_exit_status_is_on_the_main_page() -> None:
 def test_help_has_an_example(name: str, jobctl: Jobctl) -> None:
     words = [] if name == "jobctl" else [name.removeprefix("jobctl-")]
     for option in ("-h", "--help"):
-        shown = jobctl.out(*words, option)
-        assert f"Example: jobctl {' '.join(words)}" in " ".join(shown.split())
+        assert_example(words, jobctl.out(*words, option))
+
+
+@each_subcommand
+def test_help_of_a_subcommand_has_an_example(page: str, name: str, jobctl: Jobctl) -> None:
+    words = [page.removeprefix("jobctl-"), name]
+    for option in ("-h", "--help"):
+        assert_example(words, jobctl.out(*words, option))
+
+
+def assert_example(words: list[str], shown: str) -> None:
+    """Check that the help of a command shows how it is used."""
+    assert f"Example: jobctl {' '.join(words)}" in " ".join(shown.split())
 
 
 @each_page

@@ -1,7 +1,9 @@
 """The README does what it shows: every command in its code blocks is run as it is written.
 
 In a `console` block, `$ ` begins a command and the lines up to the next are its output; after
-`exit` the terminal is closed and another one opened. An `sh` block holds commands only.
+`exit` the terminal is closed and another one opened. An `sh` block holds commands only. A comment
+such as `<!-- the network goes -->` has that happen, between the blocks. The hosts named on the page
+are a real sshd.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pexpect
 import pytest
-from conftest import Jobctl
+from conftest import Jobctl, wait_until
+from far import Far
+from sshd import MakeSshd, Sshd, Wire
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,7 +46,7 @@ MASKS = (
 
 
 class Block(NamedTuple):
-    """A code block of the page."""
+    """A code block of the page, or something that happens, which has no language."""
 
     language: str
     text: str
@@ -57,8 +61,16 @@ class Block(NamedTuple):
         return [(command, output) for command, _, output in (p.partition("\n") for p in parts)]
 
 
+PART = re.compile(r"^```(.+)\n((?:.*\n)*?)```$|^<!-- (.*) -->$", re.M)
+
+
+def story() -> list[Block]:
+    """Return the code blocks of the page, and what happens between them, in order."""
+    return [Block(language, text or event) for language, text, event in PART.findall(README)]
+
+
 def blocks() -> list[Block]:
-    return [Block(*found) for found in re.findall(r"^```(.*)\n((?:.*\n)*?)```$", README, re.M)]
+    return [block for block in story() if block.language]
 
 
 class Terminal:
@@ -82,13 +94,15 @@ class Terminal:
 
     def run(self, command: str) -> tuple[str, int]:
         """Return what is on the screen after a command, and its exit status."""
-        self._shell.sendline(command)
         if command == "exit":
+            self._shell.sendline(command)
             self._shell.expect_exact(pexpect.EOF)
             self.close()
             self._shell = self._opened()
             return "", 0
-        self._shell.sendline('status=$?; echo "THE_""END $status"; (exit $status)')
+        # In one line: a next one would be standard input of what reads the terminal.
+        end = 'status=$?; echo "THE_""END $status"; (exit $status)'
+        self._shell.sendline(f"{command}; {end}")
         self._shell.expect(r"THE_END (\d+)\r\n")
         match = self._shell.match
         assert isinstance(match, re.Match)
@@ -125,12 +139,38 @@ def tree(tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.fixture
-def env(jobctl: Jobctl) -> dict[str, str]:
-    """A new user, who has changed nothing but where packages come from."""
+def new_user(jobctl: Jobctl) -> dict[str, str]:
+    """Return the environment of somebody who has changed nothing but where packages come from."""
     network = {name: value for name, value in os.environ.items() if NETWORK.fullmatch(name)}
     own = {"LC_ALL": "C.UTF-8", "TERM": "xterm", "PS1": "", "PS2": ""}
     return {**network, **jobctl.env, **own}
+
+
+@pytest.fixture
+def env(jobctl: Jobctl) -> dict[str, str]:
+    return new_user(jobctl)
+
+
+@pytest.fixture
+def sshd(make_sshd: MakeSshd) -> Sshd:
+    """The hosts of the page: nobody has done anything there yet."""
+    return make_sshd()
+
+
+@pytest.fixture
+def events(far: Far, wire: Wire) -> dict[str, Callable[[], None]]:
+    """What can happen, by the words of the page."""
+
+    def all_are(state: str) -> bool:
+        return {job["state"] for job in far.jobs() if job["type"] == "RemoteJob"} == {state}
+
+    def goes() -> None:
+        wait_until(lambda: all_are("Running"))
+        wire.freeze()
+        wire.cut()
+        wait_until(lambda: all_are("Disconnected"))
+
+    return {"the network goes": goes, "the network is back": wire.thaw}
 
 
 @contextmanager
@@ -150,11 +190,17 @@ def test_every_code_block_is_of_a_kind_that_is_run() -> None:
     assert all(block.steps for block in found)
 
 
-def test_all_commands_in_order(jobctl: Jobctl, env: dict[str, str], tree: Path) -> None:
+def test_all_commands_in_order(far: Far, events: dict[str, Callable[[], None]], tree: Path) -> None:
+    env = new_user(far)
     # As if it had been installed here by the first command, which has a test of its own.
     (tree / ".venv").symlink_to(sys.prefix)
+    happened = set()
     with terminal(env, tree) as screen:
-        for block in blocks():
+        for block in story():
+            if not block.language:
+                events[block.text]()
+                happened.add(block.text)
+                continue
             for command, shown in block.steps:
                 if command in (INSTALL, TEST):
                     continue
@@ -163,7 +209,9 @@ def test_all_commands_in_order(jobctl: Jobctl, env: dict[str, str], tree: Path) 
                     assert (output, status) == ("", 0), command
                 else:
                     assert normal(output) == normal(shown), command
-    assert jobctl.jobs() == []
+    assert happened == set(events)
+    assert far.jobs() == []
+    assert far.out("session", "get") == ""
     assert_completed_by_each_shell(env)
 
 

@@ -38,7 +38,6 @@ from jobctl.transport.base import (
 )
 from jobctl.transport.ssh import connect
 
-
 MEBIBYTE = 1024 * 1024
 
 
