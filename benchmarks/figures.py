@@ -30,10 +30,14 @@ class Effort:
     """Of what takes a second or more."""
     waited_for: int
     """Running jobs that one `wait` waits for."""
+    lines: int
+    """Lines of which is measured how late they come."""
+    long: bool = False
+    """Also what takes some minutes of its own."""
 
 
-FULL = Effort(rounds=31, long_rounds=7, waited_for=300)
-QUICK = Effort(rounds=7, long_rounds=3, waited_for=60)
+FULL = Effort(rounds=31, long_rounds=7, waited_for=300, lines=40)
+QUICK = Effort(rounds=7, long_rounds=3, waited_for=60, lines=10)
 
 
 def commands(effort: Effort) -> list[Row]:

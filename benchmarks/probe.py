@@ -59,13 +59,13 @@ def reap(pid: int, argv: Sequence[str]) -> None:
         raise Broken(f"'{' '.join(argv)}' ended with status {status}")
 
 
-def seconds(argv: Sequence[str], environment: Environment) -> float:
+def seconds(argv: Sequence[str], environment: Environment, stdout: int | None = None) -> float:
     """Return the seconds from the start of a process to its end.
 
     :raises Broken: it failed.
     """
     began = time.perf_counter()
-    reap(spawn(argv, environment), argv)
+    reap(spawn(argv, environment, stdout=stdout), argv)
     return time.perf_counter() - began
 
 
@@ -110,11 +110,14 @@ def medians(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def processor_seconds(pid: int) -> float:
-    """Return the processor time that a running process has used: user and system."""
+def processor_seconds(pid: int, children: bool = False) -> float:
+    """Return the processor time that a running process has used: user and system.
+
+    :param children: with that of those which it started and which have ended.
+    """
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return sum(map(int, fields[11 : 15 if children else 13])) / _TICKS
 
 
 def settle(pid: int, patience: float = 10.0) -> None:
@@ -125,10 +128,22 @@ def settle(pid: int, patience: float = 10.0) -> None:
         time.sleep(_SETTLED)
 
 
-def resident(pid: int) -> int:
-    """Return the memory of a process in bytes, of shared pages its share (PSS)."""
+def resident(pid: int, kind: str = "Pss") -> int:
+    """Return the memory of a process in bytes: of shared pages its share, or (Rss) all."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{kind}:"))
+
+
+def forget_peak(pid: int) -> None:
+    """Have the most memory that a running process had be that which it has."""
+    with open(f"/proc/{pid}/clear_refs", "w") as file:
+        file.write("5")  # see proc_pid_clear_refs(5)
+
+
+def peak_so_far(pid: int) -> int:
+    """Return the most memory that a running process had (RSS), in bytes."""
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
 
 
 def descendants(pid: int) -> set[int]:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 _COLUMNS = ("what", "value", "beside", "", "ratio", "limit", "")
-_SCALES = {"ms": 1e-3, "s": 1.0, "kB": 1024.0, "MB": 2.0**20, "MB/s": 2.0**20}
+_SCALES = {
+    "ms": 1e-3,
+    "s": 1.0,
+    "kB": 1024.0,
+    "MB": 2.0**20,
+    "MB/s": 2.0**20,
+    "%": 0.01,
+    "trips": 1.0,
+}
+_TWO_DECIMALS = ("s", "%", "trips")
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ class Row:
 
     def _shown(self, value: float) -> str:
         scaled = value / _SCALES[self.unit]
-        return f"{scaled:.{2 if self.unit == 's' else 1 if scaled < 100 else 0}f} {self.unit}"
+        decimals = 2 if self.unit in _TWO_DECIMALS else 1 if scaled < 100 else 0
+        return f"{scaled:.{decimals}f} {self.unit}"
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -1,12 +1,15 @@
 """Measures what jobctl costs: the time of its commands, and the memory of what stays behind.
 
-    python benchmarks/run.py [--quick] [NAME...]
+    python benchmarks/run.py [--quick] [--long] [NAME...]
 
 NAME is one of `commands` (start, get, completion and --version beside Python with the modules
 that they cannot do without), `many` (the same with 10,000 jobs), `wait` (how late it returns,
 what it costs meanwhile), `idle` (the memory of a running job's runner), `memory` (the peak of
-get and of receive with 512 MB, and its speed beside cat) and `peers` (task-spooler and nq,
-where installed). Without any, all are measured.
+get and of receive with 512 MB, and its speed beside cat), `peers` (task-spooler and nq, where
+installed), `remote` (session run and start -H beside ssh, how late lines come), `output` (512
+MiB of a remote job's output beside ssh; with --long also 4 GiB) and `agent` (its memory and
+processor time). Without any, all are measured. The last three reach this machine over SSH,
+through an sshd of their own, and need what the tests need.
 
 It is to be run by the Python of a virtual environment in which jobctl is installed normally.
 An editable install adds some 10 ms to each start of Python, through the finder that it
@@ -28,17 +31,23 @@ import signal
 import sys
 import sysconfig
 import time
+from dataclasses import replace
 
-from figures import FIGURES, FULL, QUICK
+import figures
+import remote
+from figures import FULL, QUICK
 from probe import Broken
 from report import table
 
 import jobctl
 
+FIGURES = figures.FIGURES | remote.FIGURES
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what jobctl costs.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer jobs")
+    parser.add_argument("--long", action="store_true", help="also what takes minutes: 4 GiB")
     parser.add_argument(
         "names", metavar="NAME", nargs="*", help=f"which figures: {', '.join(FIGURES)}"
     )
@@ -52,15 +61,18 @@ def main() -> int:
             "warning: an editable install slows every start of Python down; install normally",
             file=sys.stderr,
         )
+    effort = replace(QUICK if arguments.quick else FULL, long=arguments.long)
     rows = []
+    load = os.getloadavg()[0]
     for name, measure in FIGURES.items():
         if name in (arguments.names or FIGURES):
             began = time.monotonic()
-            rows += measure(QUICK if arguments.quick else FULL)
+            rows += measure(effort)
             print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
     print(
         f"jobctl {jobctl.__version__}, Python {platform.python_version()},"
-        f" {platform.system()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n"
+        f" {platform.system()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')},"
+        f" load average {load:.1f} before, {os.getloadavg()[0]:.1f} after\n"
     )
     print(table(rows))
     return 0
