@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
@@ -42,6 +43,10 @@ _MOST_NOISE = 1 << 20
 _PATIENCE = 60.0
 """Seconds that the far end may take for an answer to what it has only to look up."""
 _PIECE = 1 << 20
+_MUCH = 1 << 18
+"""Bytes that are better taken at once than packet by packet, at a system call or two each."""
+_A_MOMENT = 0.001
+"""Seconds in which as much comes on a fast line, and which nobody notices on a slow one."""
 
 
 class NotDone(JobctlError):
@@ -194,6 +199,8 @@ class Far:
                 nonlocal left
                 piece = self._carry.some(left) if left else b""
                 left -= len(piece)
+                if left >= _MUCH and len(piece) < _MUCH:
+                    time.sleep(_A_MOMENT)
                 return piece
 
             yield words, more
