@@ -326,9 +326,9 @@ leave() {
     exit
 }
 
-# Ends our child $1, if any.
+# Ends our child $1, if any. KILL, as between fork and exec it has still our trap.
 end_of() {
-    [ -z "$1" ] || { kill "$1" && wait "$1"; } 2>/dev/null
+    [ -z "$1" ] || { kill -s KILL "$1" && wait "$1"; } 2>/dev/null
 }
 
 # Has the line "tick" come to descriptor 7 in $1 seconds.

@@ -117,6 +117,31 @@ class Jobctl:
         return int(line.removeprefix("runner='").removesuffix("'"))
 
 
+def at_rest(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process does nothing any more but wait, for half a second or so."""
+    used, since = b"", time.monotonic()
+    while time.monotonic() - since < 0.5:
+        words = ["ps", "-o", "time=", "-p", str(process.pid)]
+        if os.path.exists("/proc/self/stat"):  # counts in hundredths of a second
+            words = ["cut", "-d", " ", "-f", "14,15", f"/proc/{process.pid}/stat"]
+        now = subprocess.run(words, stdout=subprocess.PIPE).stdout
+        if now != used:
+            used, since = now, time.monotonic()
+        time.sleep(0.02)
+
+
+def at_home(home: Path) -> dict[int, str]:
+    """Return the living processes that have this home directory, with what they run."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return {pid: words for pid, words in found.items() if words and pid != os.getpid()}
+
+
 def processes_with(text: str) -> list[int]:
     """Return the pids of living processes that have text among their arguments."""
     found = []

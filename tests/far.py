@@ -7,12 +7,12 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, wait_until
+from conftest import Jobctl, at_home, wait_until
 from sshd import Sshd
 
 
@@ -90,22 +90,18 @@ class Far(Jobctl):
             assert "failed" not in text, text
 
 
-def at_home(home: Path) -> dict[int, str]:
-    """Return the living processes that have this home directory, with what they run."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return {pid: words for pid, words in found.items() if words and pid != os.getpid()}
+def nothing_left(*homes: Path, but: Iterable[int] = ()) -> None:
+    """Fail if a process goes on that has one of these home directories; end it.
 
-
-def nothing_left(*homes: Path) -> None:
-    """Fail if a process goes on that has one of these home directories; end it."""
+    :param but: those that were there before.
+    """
     deadline = time.monotonic() + 10
-    while left := {pid: words for home in homes for pid, words in at_home(home).items()}:
+
+    def of_ours() -> dict[int, str]:
+        found = {pid: words for home in homes for pid, words in at_home(home).items()}
+        return {pid: words for pid, words in found.items() if pid not in but}
+
+    while left := of_ours():
         if time.monotonic() > deadline:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
@@ -116,10 +112,11 @@ def nothing_left(*homes: Path) -> None:
 @pytest.fixture
 def far(tmp_path: Path, sshd: Sshd) -> Iterator[Far]:
     """Give the program with its jobs on the host web1."""
+    before = at_home(sshd.home)
     program = Far(tmp_path / "state", tmp_path, sshd, "-H", "web1")
     yield program
     program.close()
-    nothing_left(tmp_path, sshd.home)
+    nothing_left(tmp_path, sshd.home, but=before)
     shutil.rmtree(program.there / "guest", ignore_errors=True)
 
 
@@ -135,8 +132,9 @@ def second(tmp_path: Path, sshd: Sshd, far: Far) -> Iterator[Far]:
 def either(request: pytest.FixtureRequest, tmp_path: Path, sshd: Sshd) -> Iterator[Far]:
     """Give the program with its jobs here, and then with its jobs on a host."""
     where = ("-H", "web1") if request.param == "there" else ()
+    before = at_home(sshd.home)
     program = Far(tmp_path / "state", tmp_path, sshd, *where)
     yield program
     program.close()
-    nothing_left(tmp_path, sshd.home)
+    nothing_left(tmp_path, sshd.home, but=before)
     shutil.rmtree(program.there / "guest", ignore_errors=True)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Sets up all that the tests need and runs them; arguments go to pytest.
+# Sets up all that the tests need and runs them; arguments go to pytest. They run in four
+# processes, as most of them wait, each file of tests in one (-n 0: one after the other).
 #
 # Python packages go into .venv. Programs that are missing are installed through the
 # system's package manager, as root or by sudo where that asks for no password; where
@@ -90,4 +91,4 @@ fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install -q --disable-pip-version-check -e '.[test]'
 
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 4 --dist loadfile "$@"

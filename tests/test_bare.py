@@ -186,12 +186,14 @@ def test_what_start_takes(bare: Bare, tmp_path: Path) -> None:
     assert bare.job(job)["reason"] == "timed out after 0.2s"
 
 
-def test_after(bare: Bare) -> None:
-    first = bare.start("-n", "first", "sh", "-c", "sleep 0.4; exit 1")
+def test_after(bare: Bare, tmp_path: Path) -> None:
+    text = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; exit 1"
+    first = bare.start("-n", "first", "sh", "-c", text)
     second = bare.start("--after", "first", "true")
     third = bare.start("--after-ok", first, "--after-ok", second, "true")
     assert bare.job(second)["reason"] == f"waiting for job {first}"
     assert bare.state(second) == "NotStarted"
+    (tmp_path / "go").touch()
     bare.run("wait", second, third, status=1)
     assert [bare.state(job) for job in (first, second, third)] == ["Failed", "Completed", "Stopped"]
 
@@ -352,16 +354,16 @@ def test_wait(bare: Bare) -> None:
 
 def test_stop_reaches_all(bare: Bare) -> None:
     job = bare.sh(
-        "trap '' TERM; setsid sleep 7441 & env -i sleep 7441 & while :; do sleep 7441; done"
+        "trap '' TERM; setsid sleep 7431 & env -i sleep 7431 & while :; do sleep 7431; done"
     )
-    wait_until(lambda: len(processes_with("sleep 7441")) >= 3)
+    wait_until(lambda: len(processes_with("sleep 7431")) >= 3)
     bare.run("stop", job, "--grace=0.2", "--reason", " no\n more ")
-    assert processes_with("sleep 7441") == []
+    assert processes_with("sleep 7431") == []
     assert bare.job(job)["reason"] == "stopped by user: no more"
-    job = bare.sh("setsid sleep 7442 & exit 0")
+    job = bare.sh("setsid sleep 7432 & exit 0")
     bare.run("wait", job)
     bare.run("stop", "--all")
-    assert processes_with("sleep 7442") == []
+    assert processes_with("sleep 7432") == []
     assert bare.state(job) == "Completed"
 
 

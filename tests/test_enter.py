@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import PROGRAM, wait_until
-from far import Far, at_home
+from conftest import PROGRAM, at_home, wait_until
+from far import Far
 from sshd import MakeSshd, free_port
 from test_session import Make, at_terminal, far, make_far, sessions, status_of
 

@@ -214,7 +214,7 @@ def test_follow_statuses(jobctl: Jobctl) -> None:
 
 
 def test_events(jobctl: Jobctl) -> None:
-    job = jobctl.sh("sleep 0.3; exit 2")
+    job = jobctl.sh("sleep 2; exit 2")
     result = jobctl.run("receive", "-w", "--write-events", job, status=2)
     lines = result.stderr.decode().splitlines()
     events = [json.loads(line) for line in lines if line.startswith("{")]

@@ -10,8 +10,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from conftest import WEIRD, wait_until
-from far import Far, at_home
+from conftest import WEIRD, at_home, wait_until
+from far import Far
 from sshd import free_port
 
 IGNORES_TERM = "trap '' TERM; echo ready; sleep 60 & wait; sleep 60; sleep 60"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import PROGRAM, wait_until
+from conftest import PROGRAM, at_home, wait_until
 from far import Far, nothing_left
 from sshd import MakeSshd, Sshd, free_port, keygen, program
 
@@ -29,8 +29,10 @@ Make = Callable[[Sshd], Far]
 def make_far(tmp_path: Path) -> Iterator[Make]:
     """Give a function that makes a computer of a server's own; nothing of it is left, nor amiss."""
     made: list[Far] = []
+    before: list[int] = []
 
     def make(server: Sshd) -> Far:
+        before.extend(at_home(server.home))
         made.append(Far(tmp_path / f"state{len(made) or ''}", tmp_path, server))
         return made[-1]
 
@@ -40,7 +42,7 @@ def make_far(tmp_path: Path) -> Iterator[Make]:
         log = far.state_dir / "agent.log"
         text = log.read_text() if log.exists() else ""
         assert not [line for line in text.splitlines() if " agent " not in line], text
-    nothing_left(tmp_path, *(far.sshd.home for far in made))
+    nothing_left(tmp_path, *(far.sshd.home for far in made), but=before)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, wait_until
-from far import Far, at_home
+from conftest import PROGRAM, at_home, wait_until
+from far import Far
 from sshd import MakeSshd, Sshd
 from test_session import Make, at_terminal, far, make_far, sessions, status_of
 

@@ -212,12 +212,14 @@ def test_singleton(jobctl: Jobctl) -> None:
     jobctl.refused(2, "start", "--singleton", "true")
 
 
-def test_after(jobctl: Jobctl) -> None:
-    first = jobctl.start("-n", "first", "-c", "sleep 0.4; exit 1")
+def test_after(jobctl: Jobctl, tmp_path: Path) -> None:
+    text = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; exit 1"
+    first = jobctl.start("-n", "first", "-c", text)
     second = jobctl.start("--after", "first", "true")
     never = jobctl.start("--after-ok", first, "true")
     assert jobctl.job(second)["state"] == "NotStarted"
     assert jobctl.job(second)["reason"] == "waiting for job 1"
+    (tmp_path / "go").touch()
     jobctl.run("wait", second)
     jobctl.run("wait", never, status=1)
     assert jobctl.job(never)["reason"] == "not begun: job 1 did not complete"
@@ -260,9 +262,13 @@ def test_progress(jobctl: Jobctl) -> None:
 
 
 def test_killed_at_any_instant_leaves_all_or_nothing(jobctl: Jobctl) -> None:
+    began = time.monotonic()
+    jobctl.run("stop", jobctl.start("sleep", "60"))
+    jobctl.run("remove", "--all")
+    step = (time.monotonic() - began) / 100  # in the middle of the rounds, most have begun
     for round_ in range(40):
         process = jobctl.popen("start", "-q", "sleep", "7441", stdout=subprocess.DEVNULL)
-        time.sleep(round_ * 0.002)
+        time.sleep(round_ * step)
         process.kill()
         process.wait()
     time.sleep(0.5)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import Jobctl, processes_with, wait_until
+from conftest import Jobctl, at_home, at_rest, processes_with, wait_until
 
 # --- wait ---
 
@@ -55,7 +55,7 @@ def test_wait_for_nothing(jobctl: Jobctl) -> None:
 def test_wait_sees_a_job_that_is_lost(jobctl: Jobctl) -> None:
     job = jobctl.start("sleep", "60")
     process = jobctl.popen("wait", job, stdout=subprocess.PIPE)
-    time.sleep(0.2)
+    at_rest(process)
     command = jobctl.job(job)["pid"]
     os.kill(jobctl.runner_pid(job), signal.SIGKILL)
     time.sleep(0.3)
@@ -74,7 +74,7 @@ def test_wait_for_a_job_that_waits(jobctl: Jobctl) -> None:
 def test_wait_while_another_removes(jobctl: Jobctl) -> None:
     job = jobctl.start("sleep", "60")
     process = jobctl.popen("wait", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(0.2)
+    at_rest(process)
     jobctl.run("remove", "--force", job)
     out, error = process.communicate(timeout=10)
     assert (out, error) == (b"", b"jobctl: job 1 was removed meanwhile\n") or b"Stopped" in out
@@ -84,7 +84,7 @@ def test_wait_while_another_removes(jobctl: Jobctl) -> None:
 def test_wait_is_interrupted(jobctl: Jobctl) -> None:
     job = jobctl.start("sleep", "60")
     process = jobctl.popen("wait", job, stderr=subprocess.PIPE)
-    time.sleep(0.3)
+    at_rest(process)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=10)[1] == b""
     assert process.returncode == 130
@@ -109,7 +109,7 @@ def test_wait_for_three_hundred(jobctl: Jobctl) -> None:
     assert len(jobctl.out("wait", "-q", "--all").splitlines()) == 30
 
 
-def test_many_at_once_with_a_time_limit(jobctl: Jobctl) -> None:
+def test_many_at_once_with_a_time_limit(jobctl: Jobctl, tmp_path: Path) -> None:
     words = ("start", "-q", "--timeout", "7555", "true")
     starting = [jobctl.popen(*words, stdout=subprocess.PIPE) for _ in range(30)]
     for process in starting:
@@ -117,8 +117,7 @@ def test_many_at_once_with_a_time_limit(jobctl: Jobctl) -> None:
         assert process.returncode == 0
     jobctl.run("wait", "--all")
     assert {job["state"] for job in jobctl.jobs()} == {"Completed"}
-    wait_until(lambda: not processes_with(str(jobctl.state_dir)))
-    assert processes_with("sleep 7555") + processes_with("sleep 60") == []
+    wait_until(lambda: not at_home(tmp_path))
 
 
 # --- stop ---
@@ -135,8 +134,8 @@ def test_stop(jobctl: Jobctl) -> None:
 
 
 def test_stop_kills_after_grace(jobctl: Jobctl) -> None:
-    job = jobctl.sh("trap '' TERM; while :; do sleep 0.1; done")
-    time.sleep(0.2)
+    job = jobctl.sh("trap '' TERM; echo deaf; while :; do sleep 0.1; done")
+    wait_until((jobctl.folder(job) / "stdout").read_text)
     began = time.monotonic()
     jobctl.run("stop", "--grace", "0.5", job)
     assert 0.5 <= time.monotonic() - began < 5
@@ -145,8 +144,8 @@ def test_stop_kills_after_grace(jobctl: Jobctl) -> None:
 
 def test_stop_of_many_takes_one_grace(jobctl: Jobctl) -> None:
     for _ in range(5):
-        jobctl.sh("trap '' TERM; while :; do sleep 0.1; done")
-    time.sleep(0.3)
+        job = jobctl.sh("trap '' TERM; echo deaf; while :; do sleep 0.1; done")
+        wait_until((jobctl.folder(job) / "stdout").read_text)
     began = time.monotonic()
     jobctl.run("stop", "--all", "--grace", "1")
     assert time.monotonic() - began < 4
