@@ -16,6 +16,8 @@ from conftest import wait_until
 from far import Far
 from sshd import MakeSshd, Wire
 
+import jobctl
+
 _LINES = 3000
 COUNTED = "".join(f"{i}\n" for i in range(1, _LINES + 1))
 """What count() writes."""
@@ -183,6 +185,27 @@ def test_a_start_that_is_cut_off_happens_once(far: Far, wire: Wire, tmp_path: Pa
     assert sorted(marks.read_text().split(), key=int) == jobs
     for job in jobs:
         assert far.run("receive", job).stdout == data.read_bytes()
+
+
+def test_an_upgrade(far: Far, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    shutil.copytree(os.path.dirname(jobctl.__file__), library / "jobctl")
+    far.env["PYTHONPATH"] = str(library)
+    job, other = count(far, 4.0), far.start("sleep", "60")
+    came(far, job, 300)
+    before = far.agent()
+    (library / "jobctl").rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", library / "jobctl")
+    for script in ("runner.sh", "serve.sh"):
+        with open(library / "jobctl" / script, "a") as file:
+            file.write("# of another release\n")
+    versions = {path.name for path in (far.there / "lib").iterdir()}
+    all_came(far, job)
+    assert far.agent() not in (None, before)
+    assert len({path.name for path in (far.there / "lib").iterdir()} - versions) == 1
+    far.run("stop", other)
+    assert far.outcome(other) == ("Stopped", "stopped by user", None)
+    assert far.outcome(far.start("sh", "-c", "exit 3")) == ("Failed", "exit status 3", 3)
 
 
 def test_lost_on_the_host(far: Far) -> None:

@@ -1,8 +1,10 @@
 """Speaks with the agent: one request on a connection, starting the agent where there is none.
 
 A request is a line of JSON, with file descriptors beside it where it needs some. Answers are
-lines of JSON: {"ask": ...} for what a person must say, {"error": ..., "status": ...} or the
-result. Nothing but the standard library is imported here, as each command pays for it.
+lines of JSON: {"ask": ...} for what a person must say, {"error": ..., "status": ...},
+{"retired": true} from an agent that leaves the request to another one, or the result.
+
+Nothing but the standard library is imported here, as each command pays for it.
 """
 
 from __future__ import annotations
@@ -41,10 +43,15 @@ class Talk:
 
         :raises JobctlError: it does not start.
         """
-        self.socket = _connected(state_dir)
-        self.socket.sendall(_encoded(request))
-        self._lines = self.socket.makefile("rb")
+        self._state_dir = state_dir
+        self._request = _encoded(request)
         self._rest = b""
+        self._ask_for_it()
+
+    def _ask_for_it(self) -> None:
+        self.socket = _connected(self._state_dir)
+        self.socket.sendall(self._request)
+        self._lines = self.socket.makefile("rb")
 
     def say(self, message: dict[str, Any]) -> None:
         """Send one more line."""
@@ -58,8 +65,13 @@ class Talk:
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """Yield what the agent says, one thing after the other."""
-        for line in self._lines:
-            yield json.loads(line)
+        while line := self._lines.readline():
+            answer = json.loads(line)
+            if "retired" in answer:
+                self.close()
+                self._ask_for_it()
+            else:
+                yield answer
 
     def pending(self) -> list[dict[str, Any]] | None:
         """Return what has come, once there is something to read; None if the agent has gone."""
@@ -84,7 +96,7 @@ class Talk:
                 raise _ERRORS.get(answer["status"], JobctlError)(answer["error"])
             else:
                 return answer
-        raise JobctlError("the agent was killed; try again")
+        raise JobctlError(f"the agent was killed; see {self._state_dir}/agent.log, and try again")
 
     def close(self) -> None:
         """End the connection."""
@@ -106,7 +118,7 @@ def wake(state_dir: str) -> None:
     try:
         with _attempt(state_dir) as connection:
             connection.sendall(_encoded({"op": "look"}))
-            if connection.recv(1):
+            if connection.recv(2) == b"{}":
                 return
     except OSError:
         pass

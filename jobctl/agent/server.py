@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import jobctl
 from jobctl import __version__, links
 from jobctl.agent.caller import Client
 from jobctl.agent.client import peer_of
@@ -44,6 +45,7 @@ class Agent:
         self._lock = threading.Lock()
         self._clients = 0
         self._listeners: set[Client] = set()
+        self._installed = _installed()
         self._queue = Queue(state_dir, self._link_of, self.tell)
         self._environ = dict(os.environ)
         """The environment of whoever last wanted something: where his ssh-agent is, and so on."""
@@ -81,6 +83,7 @@ class Agent:
         try:
             request = client.request()
             if request:
+                self._retire_if_outdated(client)
                 self._environ = {**os.environ, **request.get("environ", {})}
                 operation = getattr(self, "op_" + str(request.get("op")), None)
                 if operation is None:
@@ -96,6 +99,16 @@ class Agent:
             with self._lock:
                 self._clients -= 1
                 self._listeners.discard(client)
+
+    def _retire_if_outdated(self, client: Client) -> None:
+        """End, if another version was installed since; but not while a command runs through us."""
+        with self._lock:
+            needed = self._clients - len(self._listeners) > 1
+        if not needed and _installed() != self._installed:
+            client.say({"retired": True})
+            os.unlink("agent.sock")
+            log("agent ends: the program was replaced")
+            os._exit(0)
 
     # --- jobs ---
 
@@ -243,6 +256,15 @@ def log(text: str) -> None:
             os.ftruncate(2, 0)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
         os.write(2, f"{stamp} {text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _installed() -> tuple[int, int] | None:
+    """Return what tells the installed program from one that takes its place."""
+    try:
+        about = os.stat(jobctl.__file__)
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
 
 
 def _locked(lock: int) -> bool:
