@@ -26,7 +26,7 @@
 #   hit TAG NAME PID                   send a signal to the process group of a process
 #   erase TAG PATH...                  delete finished jobs
 #   survey TAG                         print all jobs: "job PATH ALIVE OUT ERR LENGTH", then
-#                                      spec, run and exit together, LENGTH bytes, a newline
+#                                      spec, run, exit and received, LENGTH bytes, a newline
 #
 # carry sends, of the jobs that it was told, each by a number H of the other side's choice:
 #
@@ -148,7 +148,7 @@ survey() {
         note_loss "$path"
         letter=-
         alive "$pid" "$ticks" "$boot" && letter=$condition
-        record=$(cat "$path/spec" "$path/run" "$path/exit" 2>/dev/null; echo .)
+        record=$(cat "$path/spec" "$path/run" "$path/exit" "$path/received" 2>/dev/null; echo .)
         record=${record%.}
         # shellcheck disable=SC2046  # two numbers
         set -- $(sizes "$path/stdout" "$path/stderr") 0 0

@@ -462,6 +462,21 @@ def test_another_computer_takes_over(far: Far, second: Far) -> None:
     assert second.job(names["the done"])["instance_id"] == far.job(done)["instance_id"]
 
 
+def test_what_is_on_a_host_is_listed_in_order(far: Far) -> None:
+    far.run("session", "run", "web1", "--", "jobctl", "start", "-w", "-n", "there", "echo", "x")
+    far.run("wait", far.start("-n", "here", "echo", "y"))
+    far.run("wait", far.start("-n", "silent", "true"))
+
+    def listed() -> list[tuple[str, bool]]:
+        records = json.loads(far.out("session", "get", "--on", "web1", "-o", "json"))
+        return [(record["name"], record["has_more_data"]) for record in records]
+
+    assert listed() == [("there", False), ("here", True), ("silent", False)]
+    assert far.out("receive", "here") == "y\n"
+    assert listed() == [("there", False), ("here", False), ("silent", False)]
+    shutil.rmtree(far.there / "jobs")
+
+
 def test_an_adopted_job_is_controlled(far: Far, second: Far) -> None:
     far.run("start", "-H", "web1,web2", "sleep", "60")
     far.until("1.1", "Running")

@@ -153,7 +153,7 @@ class Found(NamedTuple):
     path: str
     """Its folder, below the state directory there."""
     record: dict[str, bytes]
-    """What spec, run and exit say together."""
+    """What spec, run, exit and received say together."""
     job: Job
 
 
@@ -173,6 +173,13 @@ def survey(state_dir: str, to: str, ask: Asked) -> list[Found]:
         size = int(words[-1])
         found.append(_found(words, quoting.load(data[:size]), to))
         data = data[size + 1 :]
+    here = {job.instance_id: job.has_more_data for job in known_here(state_dir, found)}
+    found = [
+        entry._replace(job=entry.job._replace(has_more_data=here[entry.job.instance_id]))
+        if entry.job.instance_id in here
+        else entry
+        for entry in found
+    ]
     return sorted(found, key=lambda entry: (entry.job.created_at or 0.0, entry.path))
 
 
@@ -205,6 +212,7 @@ def _found(words: list[bytes], record: dict[str, bytes], location: str) -> Found
         type="BackgroundJob",
         state=state,
         reason=text("reason"),
+        has_more_data=not finished or _unreceived(words, integer),
         exit_code=integer("code"),
         signal=integer("signal"),
         location=location,
@@ -217,6 +225,14 @@ def _found(words: list[bytes], record: dict[str, bytes], location: str) -> Found
         ended_at=number("ended"),
     )
     return Found(path, record, job)
+
+
+def _unreceived(words: list[bytes], integer: Callable[[str], int | None]) -> bool:
+    """Whether there is output that was not received on the host itself."""
+    return any(
+        int(size) > (integer(stream) or 0)
+        for size, stream in zip(words[3:5], ("stdout", "stderr"), strict=True)
+    )
 
 
 def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
