@@ -79,6 +79,11 @@ class Far(Jobctl):
         wait_until(lambda: self.agent() is None)
         return pid
 
+    def clear_host(self) -> None:
+        """Leave no jobs on the host."""
+        for name in ("guest", "jobs"):
+            shutil.rmtree(self.there / name, ignore_errors=True)
+
     def close(self) -> None:
         """End all that this computer started."""
         if self.state_dir.is_dir():
@@ -117,7 +122,7 @@ def far(tmp_path: Path, sshd: Sshd) -> Iterator[Far]:
     yield program
     program.close()
     nothing_left(tmp_path, sshd.home, but=before)
-    shutil.rmtree(program.there / "guest", ignore_errors=True)
+    program.clear_host()
 
 
 @pytest.fixture
@@ -137,4 +142,4 @@ def either(request: pytest.FixtureRequest, tmp_path: Path, sshd: Sshd) -> Iterat
     yield program
     program.close()
     nothing_left(tmp_path, sshd.home, but=before)
-    shutil.rmtree(program.there / "guest", ignore_errors=True)
+    program.clear_host()

@@ -474,7 +474,6 @@ def test_what_is_on_a_host_is_listed_in_order(far: Far) -> None:
     assert listed() == [("there", False), ("here", True), ("silent", False)]
     assert far.out("receive", "here") == "y\n"
     assert listed() == [("there", False), ("here", False), ("silent", False)]
-    shutil.rmtree(far.there / "jobs")
 
 
 def test_an_adopted_job_is_controlled(far: Far, second: Far) -> None:
