@@ -15,7 +15,7 @@ from jobctl.folder import Folder
 
 _NOT_SENT = (
     *("after", "after_ok", "caller", "on_finish", "umask"),
-    *("host", "session", "results", "caller_cwd"),
+    *("host", "session", "ssh_config", "results", "caller_cwd"),
 )
 """What of a spec is the business of this computer."""
 # What is taken from a host: a runner here reads the files with these in them as sh does.
@@ -33,6 +33,7 @@ class Carried:
         self.instance_id = spec.get("instance_id", b"").decode("ascii", "replace")
         self.host = os.fsdecode(spec.get("host", b""))
         self.session = os.fsdecode(spec.get("session", b""))
+        self.config = os.fsdecode(spec.get("ssh_config", b""))
         self.keeps_results_there = spec.get("results") == b"remote"
         self.on_finish = bool(spec.get("on_finish"))
         self.path = os.fsdecode(spec.get("path", b"")) or f"guest/{self.instance_id}"

@@ -112,6 +112,7 @@ def _write_spec(
         record |= {
             "host": place.host,
             "session": place.session,
+            "ssh_config": place.config,
             "results": "remote" if spec.results_stay else "local",
         }
     fields = {key: os.fsencode(value) for key, value in (record | more).items()}
@@ -135,6 +136,7 @@ def adopt(folder: Folder, record: dict[str, bytes], place: Place, path: str) -> 
         "location": os.fsencode(place.host),
         "host": os.fsencode(place.host),
         "session": os.fsencode(place.session),
+        "ssh_config": os.fsencode(place.config),
         "results": b"local",
         "path": os.fsencode(path),
     }

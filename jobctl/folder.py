@@ -123,11 +123,20 @@ class Folder:
             return job
         return job._replace(elapsed=_elapsed(job, run))
 
+    def link_name(self) -> str:
+        """Return the name of the connection over which a job on a host is reached."""
+        from jobctl import links
+
+        host, session, config = (
+            os.fsdecode(self.spec().get(key, b"")) for key in ("host", "session", "ssh_config")
+        )
+        return session or links.temporary(host, config)
+
     def _unfinished_there(self, known: dict[str, Any]) -> dict[str, Any]:
         """Return what is known of an unfinished job on a host: what that host last said."""
         from jobctl import links
 
-        name = known["session"] or links.temporary(known["location"])
+        name = self.link_name()
         book = links.Links(self.state_dir)
         link = book.link(name)
         run = records.load(self.file("run"))
@@ -242,7 +251,7 @@ class Folder:
         finally:
             for name in (aside, "exit.new", "far.env", "far.env.odd"):
                 self.unlink(name)
-        if not self.has("sent"):
+        if not self.has("sent") and not self.spec().get("on_finish"):
             for name in ("env", "env.odd"):  # as the runner would have done
                 self.unlink(name)
         return first

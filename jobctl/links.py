@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 import urllib.parse
+import zlib
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -119,6 +120,8 @@ class Links:
 
     def session(self, name: str) -> Session | None:
         """Return the session called name, if there is one."""
+        if not name:
+            return None
         record = {k: os.fsdecode(v) for k, v in _load(self._path("sessions", name)).items()}
         if not record.get("host") or not record.get("id", "").isdigit():
             return None
@@ -131,6 +134,7 @@ class Links:
             tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("options", ""))))),
             _number(limit.encode()),
             record.get("accept_new") == "1",
+            record.get("config", ""),
         )
         created = _number(record.get("created", "").encode())
         return Session(record["id"], name, target, record.get("wanted") == "1", created)
@@ -141,13 +145,15 @@ class Links:
         return session is not None and not session.wanted
 
     def known(self, name: str) -> Session:
-        """Return the session called name.
+        """Return the session called name, or else the one with that id.
 
         :raises NotFound: there is none.
         """
         session = self.session(name)
-        if session is None:
+        if session is None and name:
             self._distrust(self._path("sessions", name))
+            session = next((known for known in self.sessions() if known.id == name), None)
+        if session is None:
             raise NotFound(
                 f"there is no session '{printable(name)}'; 'jobctl session get' lists them"
             )
@@ -166,14 +172,15 @@ class Links:
 
     def _distrust(self, path: str) -> None:
         """Raise Refused if there is something that is not a file of ours alone."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # none is called so, or nothing can be
             if not _ours(os.lstat(path)):
                 raise Refused(f"{path} is not a file that only you can write to; remove it")
 
-    def to(self, label: str) -> Session | None:
-        """Return the oldest wanted session to the machine that people call so."""
+    def to(self, label: str, config: str) -> Session | None:
+        """Return the oldest wanted session to the machine that this configuration calls so."""
         for session in self.sessions():
-            if session.wanted and session.target.label == label:
+            to = session.target
+            if session.wanted and (to.label, to.config) == (label, config):
                 return session
         return None
 
@@ -184,7 +191,7 @@ class Links:
         """
         folder = f"{self._state_dir}/sessions"
         if len(os.path.basename(self._path("sessions", name))) > _LONGEST:
-            raise BadUsage(f"name '{printable(name)[:20]}…' is too long; choose a --name")
+            raise BadUsage(f"name '{printable(name)[:20]}…' is too long; choose a shorter one")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         with open(os.open(f"{folder}/.last", os.O_RDWR | os.O_CREAT, 0o600), "r+") as last:
             fcntl.flock(last, fcntl.LOCK_EX)
@@ -214,6 +221,7 @@ class Links:
                 if target.connect_timeout is None
                 else str(target.connect_timeout),
                 "accept_new": "1" if target.accept_new else "",
+                "config": target.config,
                 "wanted": "1" if session.wanted else "",
                 "created": f"{session.created_at or 0:.6f}",
             },
@@ -243,9 +251,12 @@ def agent_alive(state_dir: str) -> bool:
     return False
 
 
-def temporary(label: str) -> str:
-    """Return the name of the link to a machine that no session is open to."""
-    return "\t" + label
+def temporary(label: str, config: str = "") -> str:
+    """Return the name of the link to a machine that no session is open to.
+
+    :param config: what is used instead of ssh's configuration, which says what machine it is.
+    """
+    return "\t" + label + (f"\t{zlib.crc32(os.fsencode(config)):08x}" if config else "")
 
 
 def _load(path: str) -> dict[str, bytes]:

@@ -46,6 +46,8 @@ class Place(NamedTuple):
     """As the caller named it."""
     session: str = ""
     """The session to reach it through, if there is one."""
+    config: str = ""
+    """The file to use instead of ssh's configuration, if there is no session."""
 
 
 class JobSpec(NamedTuple):
@@ -188,9 +190,7 @@ def parent_of(job: Job, children: list[Job]) -> Job:
     )
     if not state.finished:
         return job
-    codes = {child.exit_code for child in children}
     job = job._replace(
-        exit_code=codes.pop() if len(codes) == 1 else None,
         ended_at=last.ended_at,
         ended_boot=last.ended_boot,
         ended_uptime=last.ended_uptime,

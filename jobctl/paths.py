@@ -51,6 +51,12 @@ def state_dir() -> str:
     return path
 
 
+def ssh_config() -> str:
+    """Return the file that is to be used instead of ssh's configuration, "" if there is none."""
+    named = os.environ.get("JOBCTL_SSH_CONFIG", "")
+    return os.path.abspath(named) if named else ""
+
+
 def _named() -> str:
     named = os.environ.get("JOBCTL_STATE_DIR")
     if named:

@@ -563,6 +563,7 @@ began_uptime='$uptime'"
 
 # Ends with status $1 and reason $2 before the command began.
 refuse() {
+    umask 077
     printf '%s\n' "$2" >"$jobctl_dir/failure"
     exit "$1"
 }

@@ -31,6 +31,8 @@ class Target(NamedTuple):
     """Seconds."""
     accept_new: bool = False
     """Whether an unknown host key is accepted; a changed one never is."""
+    config: str = ""
+    """The file to use instead of ssh's configuration, by its absolute name."""
 
     @property
     def label(self) -> str:

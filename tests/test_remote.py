@@ -210,10 +210,12 @@ def test_start_and_wait(either: Far) -> None:
     assert data == bytes(5_000_000)
 
 
-def test_wait_for_several(either: Far) -> None:
+def test_wait_for_several(either: Far, tmp_path: Path) -> None:
     long = either.start("sleep", "60")
-    first, second = either.sh("sleep 0.6"), either.sh("sleep 0.2; exit 1")
+    first = either.sh(f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done")
+    second = either.sh("sleep 0.2; exit 1")
     assert either.out("wait", "-q", "--any", long, first, second, status=1) == f"{second}\n"
+    (tmp_path / "go").touch()
     assert either.out("wait", "-q", first, second, status=1) == f"{first}\n{second}\n"
     assert either.out("wait", "-q", "--timeout", "0.1", long, first, status=124) == f"{first}\n"
 
@@ -339,10 +341,14 @@ def test_results_that_stay(far: Far) -> None:
     assert not far.job(job)["has_more_data"]
     assert far.run("receive", job).stdout == b""
     far.run("remove", job)
-    job = far.start(*options, "-c", "echo a; sleep 0.6; echo b; exit 4")
+    go = far.sshd.home / "go"
+    text = f"echo a; while [ ! -e {go} ]; do sleep 0.1; done; echo b; exit 4"
+    job = far.start(*options, "-c", text)
     far.until(job, "Running")
     assert wait_until(lambda: far.out("receive", job)) == "a\n"
+    go.touch()
     assert far.out("receive", "--wait", job, status=4) == "b\n"
+    go.unlink()
     job = far.done(*options, "echo", "x")
     far.sshd.stop()
     far.kill_agent()
@@ -439,7 +445,7 @@ def test_sessions_are_used(far: Far) -> None:
 
 def test_another_computer_takes_over(far: Far, second: Far) -> None:
     done = far.done("-n", "the done", "-c", "seq 10; echo err >&2; exit 3")
-    text = "for i in $(seq 30); do echo $i; sleep 0.05; done"
+    text = "for i in $(seq 30); do echo $i; sleep 0.05; done; while [ ! -e go ]; do sleep 0.1; done"
     long = far.start("-n", "the long", "-c", text)
     far.until(long, "Running")
     far.kill_agent()
@@ -451,7 +457,9 @@ def test_another_computer_takes_over(far: Far, second: Far) -> None:
     adopted = second.out("session", "receive", "web1", "--out-target", "job", "-q").split()
     assert len(adopted) == 2
     assert second.out("session", "receive", "web1", "--out-target", "job", "-q") == ""
+    (far.sshd.home / "go").touch()
     second.run("wait", *adopted, status=1)
+    (far.sshd.home / "go").unlink()
     names = {second.job(job)["name"]: job for job in adopted}
     result = second.run("receive", names["the done"])
     assert result.stdout == "".join(f"{i}\n" for i in range(1, 11)).encode()

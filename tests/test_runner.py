@@ -267,12 +267,13 @@ def test_retries(run: Run, tmp_path: Path) -> None:
 
 
 def test_one_after_another(run: Run, tmp_path: Path) -> None:
-    first = run(text="sleep 0.3; echo 1 >>order; exit 1")
+    first = run(text="while [ ! -e go ]; do sleep 0.1; done; echo 1 >>order; exit 1")
     second = run(text="echo 2 >>order", after=(first.folder.id,))
     third = run(text="echo 3 >>order", after_ok=(second.folder.id,))
     never = run(text="echo 4 >>order", after_ok=(first.folder.id,))
     assert second.job().state is State.NOT_STARTED
     assert second.job().reason == f"waiting for job {first.folder.id}"
+    (tmp_path / "go").touch()
     assert third.end().state is State.COMPLETED
     job = never.end()
     assert job.state is State.STOPPED

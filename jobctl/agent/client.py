@@ -22,6 +22,7 @@ from typing import Any
 
 from jobctl.errors import BadUsage, JobctlError, NotFound, Refused, Unreachable
 from jobctl.links import agent_alive
+from jobctl.paths import ssh_config
 
 _PATIENCE = 20.0
 """Seconds that an agent gets to start."""
@@ -128,8 +129,8 @@ def wake(state_dir: str) -> None:
 def _encoded(request: dict[str, Any]) -> bytes:
     """Return a request with what the caller's environment says of the way to hosts."""
     told = {name: os.environ[name] for name in _TOLD if name in os.environ}
-    if config := told.get("JOBCTL_SSH_CONFIG"):
-        told["JOBCTL_SSH_CONFIG"] = os.path.abspath(config)
+    if config := ssh_config():
+        told["JOBCTL_SSH_CONFIG"] = config
     return json.dumps({**request, "environ": told}).encode() + b"\n"
 
 
@@ -199,8 +200,6 @@ def _spawn(state_dir: str) -> None:
     """Start an agent; if another one is starting too, one of both ends."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JOBCTL_")}
     environment["JOBCTL_STATE_DIR"] = state_dir
-    if config := os.environ.get("JOBCTL_SSH_CONFIG"):
-        environment["JOBCTL_SSH_CONFIG"] = os.path.abspath(config)
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
     words = [sys.executable, "-m", "jobctl.agent", state_dir]

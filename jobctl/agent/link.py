@@ -92,7 +92,7 @@ class Link:
     @property
     def temporary(self) -> bool:
         """Whether no session wants it."""
-        return self.name == links.temporary(self.target.label)
+        return self.name == links.temporary(self.target.label, self.target.config)
 
     @property
     def closed(self) -> bool:

@@ -147,8 +147,11 @@ class Agent:
             session = self._book.session(job.session)
             if session is not None:
                 return self._link(session.name, session.target)
-        target = parse_target(job.host)
-        return self._link(links.temporary(target.label), target)
+        return self._passing(parse_target(job.host)._replace(config=job.config))
+
+    def _passing(self, target: Target) -> Link:
+        """Return the link to a machine that lasts as long as something needs it."""
+        return self._link(links.temporary(target.label, target.config), target)
 
     def _link(self, name: str, target: Target) -> Link:
         with self._lock:
@@ -162,8 +165,7 @@ class Agent:
         # Not before it is needed: paramiko takes a while to load.
         from jobctl.transport.ssh import connect
 
-        environ = self._environ
-        return connect(target, ask, environ.get("JOBCTL_SSH_CONFIG"), environ)
+        return connect(target, ask, target.config or None, self._environ)
 
     def op_stop(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Stop jobs; return the ids of those of which something is left, and errors by id."""
@@ -243,10 +245,11 @@ class Agent:
                     " 'jobctl session connect' connects it again"
                 )
             return self._link(session.name, session.target)
-        target = parse_target(request["to"])
-        if session := self._book.to(target.label):
+        config = request["environ"].get("JOBCTL_SSH_CONFIG", "")
+        target = parse_target(request["to"])._replace(config=config)
+        if session := self._book.to(target.label, config):
             return self._link(session.name, session.target)
-        return self._link(links.temporary(target.label), target)
+        return self._passing(target)
 
 
 def log(text: str) -> None:

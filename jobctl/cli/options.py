@@ -126,10 +126,10 @@ def filters(function: F) -> F:
                 help="Only the N latest to end, unfinished ones being the newest.",
             ),
             click.option(
-                "--has-more-data/--no-more-data",
-                "has_more_data",
-                default=None,
-                help="Only jobs with (without) output not received yet.",
+                "--has-more-data", is_flag=True, help="Only jobs with output not received yet."
+            ),
+            click.option(
+                "--no-more-data", is_flag=True, help="Only jobs with all output received."
             ),
         )
     ):
@@ -151,6 +151,9 @@ class Chosen:
         from jobctl.ops.find import Filter
 
         words = values.pop("jobs")
+        more, no_more = values.pop("has_more_data"), values.pop("no_more_data")
+        if more and no_more:
+            raise BadUsage("--has-more-data and --no-more-data contradict each other")
         self.jobs = tuple(_with_standard_input(words)) if words else None
         """None where no JOB is named; empty where standard input names none."""
         self._everything = values.pop("everything", None)
@@ -163,7 +166,7 @@ class Chosen:
             before=values.pop("before"),
             after=values.pop("after"),
             newest=values.pop("newest"),
-            has_more_data=values.pop("has_more_data"),
+            has_more_data=more if more or no_more else None,
             child_states=tuple(State(name) for name in values.pop("child_states", ())),
         )
 

@@ -166,7 +166,7 @@ def follow(
         with _doubting(ids):
             ended = receiver.follow(ids, deadline, force)
         if auto_remove and len(ended) == len(ids) and not receiver.errors:
-            _remove([job.id for job in jobs])
+            _remove([job.id for job in jobs], manner)
     except ReaderLeft:
         raise
     except JobctlError as error:
@@ -176,8 +176,18 @@ def follow(
     if len(ended) < len(ids) and deadline is not None and time.monotonic() >= deadline:
         return _TIMED_OUT
     if alone:
-        return ended[0].pass_through_status if ended else JobctlError.status  # was removed
+        return _status_of(ended[0]) if ended else JobctlError.status  # was removed
     return int(len(ended) < len(ids) or any(j.state is not State.COMPLETED for j in ended))
+
+
+def _status_of(job: Job) -> int:
+    """Return the exit status of a finished job's command; one that did not do well has none of 0.
+
+    Who waits is told why it never began; of a Failed one he was told so already.
+    """
+    if job.state is State.STOPPED and job.pid is None:
+        render.say(f"job {job.id} stopped: {job.reason}")
+    return job.pass_through_status or int(job.state is not State.COMPLETED)
 
 
 @contextmanager
@@ -191,12 +201,18 @@ def _doubting(ids: list[str]) -> Iterator[None]:
         store.doubt(ids)
 
 
-def _remove(ids: list[str]) -> None:
+def _remove(ids: list[str], manner: Manner) -> None:
+    """Remove jobs, but not what was not received."""
     from jobctl.ops.remove import plan, remove
 
     store = Store(paths.state_dir())
-    jobs = [store.jobs.folder(job_id).read(store.boot) for job_id in ids]
-    todo = plan([job for job in jobs if job], force=False, local_only=False)
+    jobs = [job for job_id in ids if (job := store.jobs.folder(job_id).read(store.boot))]
+    if not (manner.keep or manner.again):
+        for job in jobs:
+            if job.has_more_data:
+                render.say(f"job {job.id} is kept: not all of its output was received")
+        jobs = [job for job in jobs if not job.has_more_data]
+    todo = plan(jobs, force=False, local_only=False)
     for error in remove(store, todo):
         raise error
 

@@ -14,7 +14,7 @@ from jobctl.cli import options, render, terminal
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import Job, check_name
 from jobctl.ops import sessions
-from jobctl.paths import state_dir
+from jobctl.paths import ssh_config, state_dir
 from jobctl.target import Target
 
 
@@ -99,6 +99,7 @@ def _with(to: Target, values: dict[str, Any]) -> Target:
         ),
         options=tuple(target.check_option(option) for option in values["ssh_options"]),
         connect_timeout=values["connect_timeout"],
+        config=ssh_config(),
         accept_new=values["accept_new"],
     )
 
@@ -197,6 +198,7 @@ def receive(to: str, out_target: str, form: str, quiet: bool) -> int:
     of those that this computer does not know, with all their output.
     """
     _check(to)
+    sessions.reconnect(state_dir(), to, terminal.ask)
     found = sessions.survey(state_dir(), to, terminal.ask)
     if out_target == "job":
         ids = sessions.adopt(state_dir(), to, found)

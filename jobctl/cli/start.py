@@ -181,7 +181,7 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     from jobctl.cli.receive import follow
     from jobctl.ops.receive import Manner
 
-    return follow([job], Manner())
+    return follow([job], Manner(tag=os.isatty(1) and len(job.children) > 1))
 
 
 def _could_not_begin(job: Job) -> bool:
@@ -251,14 +251,15 @@ def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[Place, ...]
     from jobctl.links import Links
     from jobctl.target import parse_target
 
-    book = Links(paths.state_dir())
+    book, config = Links(paths.state_dir()), paths.ssh_config()
     places = []
     for name in names:
-        places.append(Place(book.known(name).target.label, name))
+        known = book.known(name)
+        places.append(Place(known.target.label, known.name))
     for host in (part for text in hosts for part in text.split(",")):
         label = parse_target(host).label
-        session = book.to(label)
-        places.append(Place(label, session.name if session else ""))
+        session = book.to(label, config)
+        places.append(Place(label, session.name) if session else Place(label, config=config))
     return tuple(dict.fromkeys(places))
 
 
@@ -267,8 +268,9 @@ def _directory(cwd: str | None) -> str:
     try:
         here = os.getcwd()
         logical = os.environ.get("PWD", "")
-        if os.path.isabs(logical) and os.path.samefile(logical, here):
-            here = logical
+        with suppress(OSError):
+            if os.path.isabs(logical) and os.path.samefile(logical, here):
+                here = logical
     except OSError:
         if cwd is None or not os.path.isabs(cwd):
             raise BadUsage("the current directory is gone; give one with --cwd") from None

@@ -76,8 +76,8 @@ def _until_finished(
     folders = options.jobs()
     left = {job.id: set(job.children or (job.id,)) for job in jobs}
     """The parts of each job that are not finished."""
-    owner = {part: job_id for job_id, ids in left.items() for part in ids}
-    total = len(owner)
+    waited_for = set[str]().union(*left.values())
+    total = len(waited_for)
     shown = bool(jobs) and os.isatty(2)
     only = folders.folder(jobs[0].id) if total == 1 else None
 
@@ -93,23 +93,26 @@ def _until_finished(
         file=sys.stderr,
     ) as bar:
         beat = _BEAT if shown else _LONG
-        for ended in finished(folders, list(owner), deadline, beat, force):
+        for ended in finished(folders, sorted(waited_for), deadline, beat, force):
             for part, _ in ended:
-                job_id = owner.pop(part)
-                left[job_id].discard(part)
-                if left[job_id]:
-                    continue
-                waiting.discard(job_id)
-                job = folders.folder(job_id).read(boot)
-                if job is None:
-                    render.say(f"job {job_id} was removed meanwhile")
-                    removed = True
-                else:
-                    done.append(job)
+                waited_for.discard(part)
+                whole = part.partition(".")[0]
+                # A child may have been asked for beside its parent.
+                for job_id in {whole, part} & left.keys():
+                    left[job_id].discard(part)
+                    if left[job_id]:
+                        continue
+                    waiting.discard(job_id)
+                    job = folders.folder(job_id).read(boot)
+                    if job is None:
+                        render.say(f"job {job_id} was removed meanwhile")
+                        removed = True
+                    else:
+                        done.append(job)
             if first and done:
                 break
             if only and waiting:
                 bar.update(round(only.progress()[0] or 0) - bar.pos)
             elif shown:
-                bar.update((100 if only else total - len(owner)) - bar.pos)
+                bar.update((100 if only else total - len(waited_for)) - bar.pos)
     return done, waiting, removed

@@ -15,6 +15,7 @@ _CHILD = re.compile(r"(\d+)\.(\d+)", re.ASCII)
 _RANGE = re.compile(r"(\d+)-(\d+)", re.ASCII)
 _INSTANCE = re.compile(r"[0-9a-fA-F-]{8,36}")
 _LARGEST = 2**63 - 1
+_HAS_CHILDREN = "instr(record, '\"children\": []') = 0"
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,36 @@ def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found
     children = [job for job in children if passes(job, narrow)]
     if selectors is not None and not ids:
         return Found(children, missing)
-    where = ["1"] if selectors is None else [_among(ids)]
+    jobs = _whole(store, None if selectors is None else ids, narrow)
+    if narrow.child_states:
+        jobs = [job for job in jobs if _has_child(store, job, narrow.child_states)]
+    named = {job.id: job for job in [*jobs, *children]}
+    return Found(sorted(named.values(), key=lambda job: job.key), missing)
+
+
+def _whole(store: Store, among: set[int] | None, narrow: Filter) -> list[Job]:
+    """Return the jobs that pass the filter; of one on several hosts, maybe some children only."""
+    where = ["1"] if among is None else [_among(among)]
     values: list[object] = []
     _narrow(narrow, where, values)
     condition = " AND ".join(where)
-    if narrow.newest is not None:
-        newest = store.ids(condition, values, f"{NEWEST_FIRST} LIMIT {narrow.newest}")
-        condition, values = _among(newest), []
-    jobs = store.select(condition, values)
-    if narrow.child_states:
-        jobs = [job for job in jobs if _has_child(store, job, narrow.child_states)]
-    whole = {job.id for job in jobs}
-    jobs += [job for job in children if job.parent not in whole]
-    return Found(sorted(jobs, key=lambda job: job.key), missing)
+    order = "id" if narrow.newest is None else NEWEST_FIRST
+    if narrow.location is None and narrow.session is None:
+        limit = "" if narrow.newest is None else f" LIMIT {narrow.newest}"
+        return store.select(condition, values, order + limit)
+    jobs = list[Job]()
+    for job in store.select(f"{condition} OR ({where[0]} AND {_HAS_CHILDREN})", values, order):
+        jobs += [part for part in (job, *children_of(store, job)) if passes(part, narrow)]
+    return jobs[: narrow.newest]
 
 
 def parts(store: Store, jobs: Iterable[Job]) -> list[Job]:
-    """Return jobs with the children in the place of those that have some."""
-    found = []
+    """Return jobs with the children in the place of those that have some, each once."""
+    found = dict[str, Job]()
     for job in jobs:
-        found += children_of(store, job) if job.children else [job]
-    return found
+        for part in children_of(store, job) if job.children else [job]:
+            found[part.id] = part
+    return sorted(found.values(), key=lambda job: job.key)
 
 
 def children_of(store: Store, job: Job) -> list[Job]:

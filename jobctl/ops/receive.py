@@ -79,6 +79,7 @@ class Receiver:
         self._private: dict[str, Marks] = {}
         """The marks of this process alone, where those in the folder are to stay."""
         self._states: dict[str, State] = {}
+        self._tags: dict[str, bytes] = {}
         self.errors: dict[str, JobctlError] = {}
         """Why nothing more of a job was delivered, by its id."""
 
@@ -209,9 +210,16 @@ class Receiver:
         if not newline and not job.state.finished and len(piece) < PIECE:
             return None
         length = len(line) + len(newline)
-        text = b"%s %s: %s\n" % (job.id.encode(), job.location.encode(), line)
+        text = self._tag(job.id) + line + b"\n"
         written = sink.write(text, Origin(job.id, stream, start, start + length), whole=True)
         return length if written else 0
+
+    def _tag(self, job_id: str) -> bytes:
+        """Return what each line of a job begins with: `12.3 web1: `."""
+        if job_id not in self._tags:
+            job = self._jobs.folder(job_id).read(self._boot) or Job(job_id)
+            self._tags[job_id] = os.fsencode(f"{job_id} {job.location}: ")
+        return self._tags[job_id]
 
     def _tell(self, job: Job, folder: Folder) -> None:
         """Tell why a job failed if its last byte was delivered and nobody told it before."""
@@ -219,7 +227,7 @@ class Receiver:
             sink.drain()  # else what is told would count as output not taken
         with uninterrupted(), self._moving(folder) as move:
             marks = self._marks(folder)
-            rest = (marks.next(stream, folder.size(stream)) for stream in self._manner.streams)
+            rest = (marks.next(stream, folder.size(stream)) for stream in STREAMS)
             if not marks.told and not any(rest):
                 self._listener.failed(job)
                 move(marks._replace(told=True))

@@ -31,7 +31,10 @@ def plan(chosen: list[Job], force: bool, local_only: bool) -> Plan:
     :param local_only: forget also what runs where it cannot be reached.
     """
     delete, forget, errors = list[Job](), list[Job](), list[JobctlError]()
+    whole = {job.id for job in chosen}
     for job in chosen:
+        if job.parent in whole:
+            continue
         if job.parent:
             errors.append(
                 Refused(f"{job.id} is a part of job {job.parent}; remove that as a whole")

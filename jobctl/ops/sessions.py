@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jobctl import draft, quoting
+from jobctl import draft, paths, quoting
 from jobctl.agent import client
-from jobctl.errors import JobctlError, Refused
+from jobctl.errors import JobctlError, Refused, Unreachable
 from jobctl.folder import Jobs
 from jobctl.links import Links, LinkState, Session
 from jobctl.model import TYPE_REMOTE, Job, Place, State, printable
@@ -105,7 +105,16 @@ def connect(state_dir: str, name: str, ask: Asked) -> None:
     session = book.known(name)
     if not session.wanted:
         book.save(session._replace(wanted=True))
-    client.call(state_dir, {"op": "open", "session": name}, ask=ask)
+    client.call(state_dir, {"op": "open", "session": session.name}, ask=ask)
+
+
+def reconnect(state_dir: str, to: str, ask: Asked) -> None:
+    """Have a session connected that was disconnected on purpose; any other thing is left alone.
+
+    :raises Unreachable: it cannot be.
+    """
+    if Links(state_dir).disconnected(to):
+        connect(state_dir, to, ask)
 
 
 def disconnect(state_dir: str, name: str) -> None:
@@ -118,7 +127,7 @@ def disconnect(state_dir: str, name: str) -> None:
     if session.wanted:
         book.save(session._replace(wanted=False))
     if book.agent_alive():
-        client.call(state_dir, {"op": "close", "session": name})
+        client.call(state_dir, {"op": "close", "session": session.name})
 
 
 def remove(state_dir: str, name: str, leave_running: bool) -> None:
@@ -129,7 +138,7 @@ def remove(state_dir: str, name: str, leave_running: bool) -> None:
     :raises Refused: it has unfinished jobs.
     """
     book = Links(state_dir)
-    book.known(name)
+    name = book.known(name).name
     store = Store(state_dir)
     store.refresh()
     if (jobs := unfinished(store, name)) and not leave_running:
@@ -238,24 +247,30 @@ def _unreceived(words: list[bytes], integer: Callable[[str], int | None]) -> boo
 def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
     """Make records here of the jobs on a host that this computer does not know.
 
-    Their output comes home by itself, from the first byte on.
+    Their output comes home by itself, from the first byte on; that of finished ones is here
+    in the end.
 
     :return: the ids they have here.
+    :raises Unreachable: the connection broke meanwhile; they are known here all the same.
     """
     store = Store(state_dir)
     store.refresh()
     session = Links(state_dir).session(to)
-    target = session.target if session else parse_target(to)
+    host = (session.target if session else parse_target(to)).label
+    place = Place(host, session.name) if session else Place(host, config=paths.ssh_config())
     known = {job.instance_id for job in known_here(state_dir, found)}
-    new = []
+    new, over = [], []
     for entry in found:
         if entry.job.instance_id not in known:
             folder = Jobs(state_dir).allocate()
-            place = Place(target.label, session.name if session else "")
             draft.adopt(folder, entry.record, place, entry.path)
             new.append(folder.id)
+            if entry.job.state.finished:
+                over.append(folder.id)
     if new:
         client.wake(state_dir)
+    for error in client.call(state_dir, {"op": "fetch", "jobs": over})["errors"].values():
+        raise Unreachable(error)
     return new
 
 
@@ -270,6 +285,7 @@ def known_here(state_dir: str, found: list[Found]) -> list[Job]:
 
 def stop_jobs(state_dir: str, name: str) -> list[JobctlError]:
     """Stop the unfinished jobs of a session; return an error for each that is still there."""
+    name = Links(state_dir).known(name).name
     store = Store(state_dir)
     store.refresh()
     return stop(store.jobs, unfinished(store, name), _GRACE, "session removed")

@@ -59,9 +59,9 @@ def stop(
 
 def _connected(jobs: Jobs, job: Job) -> bool:
     """Whether there is a connection to the host of a job now."""
-    from jobctl.links import Links, LinkState, temporary
+    from jobctl.links import Links, LinkState
 
-    link = Links(jobs.state_dir).link(job.session or temporary(job.location))
+    link = Links(jobs.state_dir).link(jobs.folder(job.id).link_name())
     return link.state is LinkState.OPENED
 
 
