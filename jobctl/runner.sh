@@ -512,6 +512,8 @@ command_itself() {
         set -- /bin/sh -c "${init:+$init
 }$text" sh "$@"
     elif [ -n "$init" ]; then
+        # shellcheck source=/dev/null
+        [ ! -e "$dir/env.odd" ] || . "$dir/env.odd"  # the shell of init would drop them
         set -- /bin/sh -c "$init
 exec \"\$@\"" sh "$@"
     fi
@@ -564,7 +566,17 @@ began_uptime='$uptime'"
 # Ends with status $1 and reason $2 before the command began.
 refuse() {
     umask 077
-    printf '%s\n' "$2" >"$jobctl_dir/failure"
+    jobctl_reason=$2 jobctl_line='
+'
+    while :; do
+        case $jobctl_reason in
+        *"$jobctl_line"*)
+            jobctl_reason="${jobctl_reason%%"$jobctl_line"*} ${jobctl_reason#*"$jobctl_line"}"
+            ;;
+        *) break ;;
+        esac
+    done
+    printf '%s\n' "$jobctl_reason" >"$jobctl_dir/failure"
     exit "$1"
 }
 

@@ -213,6 +213,14 @@ def test_follow_statuses(jobctl: Jobctl) -> None:
     jobctl.run("receive", "-w", "77", status=3)
 
 
+def test_who_waited_is_not_told_that_all_is_well(jobctl: Jobctl) -> None:
+    text = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+    job = jobctl.sh(text, "--timeout", "1")
+    jobctl.run("receive", "-w", job, status=1)
+    record = jobctl.job(job)
+    assert (record["state"], record["exit_code"]) == ("Failed", 0)
+
+
 def test_events(jobctl: Jobctl) -> None:
     job = jobctl.sh("sleep 2; exit 2")
     result = jobctl.run("receive", "-w", "--write-events", job, status=2)
@@ -229,6 +237,12 @@ def test_auto_remove(jobctl: Jobctl) -> None:
     assert jobctl.out("receive", "-w", "--auto-remove", job) == "x\n"
     jobctl.refused(3, "receive", job)
     assert not jobctl.folder(job).exists()
+    job = jobctl.done("-c", "echo out; echo err >&2")
+    result = jobctl.run("receive", "-w", "--auto-remove", "--stream", "stdout", job)
+    kept = f"jobctl: job {job} is kept: not all of its output was received\n".encode()
+    assert (result.stdout, result.stderr) == (b"out\n", kept)
+    assert jobctl.run("receive", "-w", "--auto-remove", job).stderr == b"err\n"
+    jobctl.refused(3, "receive", job)
 
 
 def test_tags(jobctl: Jobctl, tmp_path: Path) -> None:

@@ -130,6 +130,12 @@ def test_not_found_is_recorded(jobctl: Jobctl) -> None:
     jobctl.run("start", "--wait", "/etc/passwd", status=126)
 
 
+def test_a_reason_is_one_line(jobctl: Jobctl) -> None:
+    said = jobctl.run("start", "-q", "no\n\nsuch\n", status=1).stderr
+    assert said == b"jobctl: job 1 failed: command not found: no  such\n"
+    assert jobctl.job("1")["reason"] == "command not found: no  such"
+
+
 def test_wait_passes_through(jobctl: Jobctl) -> None:
     result = jobctl.run("start", "--wait", "-c", "echo out; echo err >&2; exit 7", status=7)
     assert result.stdout == b"out\n"
@@ -195,6 +201,19 @@ def test_two_hundred_at_once(jobctl: Jobctl) -> None:
     assert left <= ids
     assert len(left) >= 190
     assert {job["state"] for job in jobctl.jobs()} == {"Completed"}
+
+
+def test_a_directory_that_the_environment_tells_wrong(jobctl: Jobctl, tmp_path: Path) -> None:
+    env = {**jobctl.env, "PWD": "/no/such/directory"}
+    assert jobctl.out("start", "-qw", "pwd", cwd=tmp_path, env=env) == f"{tmp_path}\n"
+
+
+def test_first_of_all_no_variable_is_lost(jobctl: Jobctl) -> None:
+    env = {**jobctl.env, "BASH_FUNC_module%%": "() { echo mod; }", "we-ird": "1"}
+    words = ("start", "-qw", "--init", "x=1", "bash", "-c", "module; env")
+    lines = jobctl.out(*words, env=env).splitlines()
+    assert lines[0] == "mod"
+    assert "we-ird=1" in lines
 
 
 def test_singleton(jobctl: Jobctl) -> None:

@@ -1,0 +1,142 @@
+"""Jobs with children on several hosts: which of them are meant, and how they are shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import PROGRAM, wait_until
+from far import Far
+from sshd import MakeSshd
+
+
+def test_filters_reach_children(far: Far) -> None:
+    far.run("session", "new", "web1")
+    job = far.on("web1,web2", "sleep", "60")
+    alone = far.on("web3", "sleep", "60")
+    far.until(job, "Running")
+    assert far.out("get", "-q", "--location", "web2") == f"{job}.2\n"
+    assert far.out("get", "-q", "--session", "web1") == f"{job}.1\n"
+    assert far.out("get", "-q", "--location", "web2", "--newest", "1") == f"{job}.2\n"
+    assert far.out("get", "-q", "--location", "web3", "--newest", "1") == f"{alone}\n"
+    assert far.out("get", "-q", job, "--location", "web3") == ""
+    far.run("stop", "--location", "web2")
+    assert far.job(f"{job}.2")["state"] == "Stopped"
+    assert far.job(f"{job}.1")["state"] == "Running"
+    assert far.out("get", "-q", "--location", "web2", "--state", "Stopped") == f"{job}.2\n"
+    assert "part of job" in far.refused(4, "remove", "--location", "web2")
+    far.run("session", "remove", "--force", "web1")
+
+
+def test_a_child_beside_its_parent(far: Far) -> None:
+    job = far.on("web1,web2", "-c", "echo x")
+    words = (f"{job}.2", job)
+    assert far.out("wait", "-q", *words) == f"{job}\n{job}.2\n"
+    assert far.out("get", "-q", *words) == f"{job}\n{job}.2\n"
+    assert far.out("receive", *words) == "x\nx\n"
+    far.run("remove", *words)
+    assert far.jobs() == []
+
+
+def test_tags_are_right_from_the_first_line_on(far: Far) -> None:
+    text = "echo a; while [ ! -e go ]; do sleep 0.1; done; echo b"
+    job = far.on("web1,web2", "-c", text)
+    environ = {**far.env, "TERM": "xterm"}
+    child = pexpect.spawn(PROGRAM, ["receive", "-w", job], env=environ, encoding="utf-8")
+    for name in ("1 web1", "2 web2"):
+        wait_until(lambda: far.output(f"{job}.{name[0]}"))  # noqa: B023
+    (far.sshd.home / "go").touch()
+    lines = sorted((child.read() or "").split("\r\n"))
+    tags = [f"{job}.1 web1: ", f"{job}.2 web2: "]
+    assert lines == ["", *sorted(tag + word for tag in tags for word in "ab")]
+    again = pexpect.spawn(
+        PROGRAM,
+        ["start", "-qw", "-H", "web1,web2", "echo", "c"],
+        env=environ,
+        encoding="utf-8",
+    )
+    assert sorted((again.read() or "").split()) == sorted(
+        ["c", "c", "2.1", "2.2", "web1:", "web2:"]
+    )
+    (far.sshd.home / "go").unlink()
+
+
+def test_a_parent_has_no_exit_status_of_its_own(far: Far) -> None:
+    job = far.on("web1,web2", "true")
+    far.run("wait", job)
+    assert far.job(job)["exit_code"] is None
+
+
+def test_what_is_done_at_the_end_of_a_job_that_never_began(far: Far, tmp_path: Path) -> None:
+    hook = f"echo $JOBCTL_ID $JOBCTL_STATE >>{tmp_path}/ends"
+    failed = far.on("127.0.0.1:1", "--on-finish", hook, "true")
+    far.run("wait", failed, status=1)
+    never = far.start("--after-ok", failed, "--on-finish", hook, "true")
+    far.run("wait", never, status=1)
+    text = f"{failed} Failed\n{never} Stopped\n"
+    wait_until(lambda: (tmp_path / "ends").exists() and (tmp_path / "ends").read_text() == text)
+    result = far.run("start", "-qw", *far.where, "--after-ok", failed, "true", status=125)
+    assert result.stderr.endswith(f"stopped: not begun: job {failed} did not complete\n".encode())
+
+
+def test_each_configuration_has_its_own_hosts(
+    far: Far, make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_sshd()
+    mine, theirs = str(far.sshd.config), str(other.config)
+
+    def where(*words: str) -> str:
+        return far.out(*words, "-c", "echo $HOME").strip()
+
+    started = far.start("-c", "while [ ! -e go ]; do sleep 0.1; done; echo $HOME")
+    assert where("session", "run", "web1") == str(far.sshd.home)
+    far.env["JOBCTL_SSH_CONFIG"] = theirs
+    assert where("session", "run", "web1") == str(other.home)
+    assert where("start", "-qw", "-H", "web1") == str(other.home)
+    far.run("session", "new", "web1")
+    # A job, and a session, go on where they began, whoever wakes the agent.
+    far.kill_agent()
+    (far.sshd.home / "go").touch()
+    assert far.out("receive", "-w", started) == f"{far.sshd.home}\n"
+    (far.sshd.home / "go").unlink()
+    far.env["JOBCTL_SSH_CONFIG"] = mine
+    far.kill_agent()
+    far.sshd.stop()
+    assert where("session", "run", "web1") == str(other.home)
+    far.run("session", "remove", "1")
+    far.sshd.start()
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(mine, tmp_path / "relative")
+    far.env["JOBCTL_SSH_CONFIG"] = "relative"
+    assert where("session", "run", "web1") == str(far.sshd.home)
+
+
+def test_receiving_what_a_disconnected_session_left(far: Far) -> None:
+    far.run("session", "new", "web1", "--name", "one")
+    far.run("wait", far.start("-s", "one", "seq", "3"))
+    far.run("session", "disconnect", "one")
+    assert far.out("session", "receive", "one") == "1\n2\n3\n"
+    (record,) = json.loads(far.out("session", "get", "-o", "json", "1"))
+    assert (record["name"], record["state"]) == ("one", "Opened")
+    far.run("session", "remove", "1")
+
+
+def test_adopted_jobs_that_are_finished_are_so_at_once(far: Far, second: Far) -> None:
+    jobs = [far.start("seq", "1000") for _ in range(5)]
+    far.run("wait", *jobs)
+    listing = second.out("session", "receive", "web1", "--out-target", "job", "-o", "jsonl")
+    records = [json.loads(line) for line in listing.splitlines()]
+    assert [record["state"] for record in records] == ["Completed"] * 5
+    assert second.run("receive", "--all").stdout.count(b"1000\n") == 5
+
+
+def test_no_session_is_called_so(far: Far) -> None:
+    far.run("session", "new", "web1")
+    for name in ("", "z" * 5000, "77"):
+        for verb in ("get", "connect", "disconnect", "remove"):
+            assert "there is no session" in far.refused(3, "session", verb, name)
+        assert "there is no session" in far.refused(3, "start", "-s", name, "true")
+    far.run("session", "remove", "--all")
