@@ -1,0 +1,130 @@
+"""Jobs on hosts that are not like others: their shells, homes, tools, servers and networks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import at_home, wait_until
+from far import Far
+from sshd import MakeSshd, Sshd, Wire, program
+from test_session import Make, make_far
+
+import jobctl
+
+__all__ = ["make_far"]
+_TEXT = "cat; echo err >&2; echo 50 half >$JOBCTL_PROGRESS; pwd; exit 3"
+
+
+def works(far: Far, tmp_path: Path) -> None:
+    """Check that jobs begin, tell all, end and are ended on web1."""
+    data = tmp_path / "data"
+    data.write_bytes(os.urandom(300_000))
+    home = far.out("session", "run", "web1", "pwd")
+    job = far.on("web1", "--stdin", str(data), "-c", _TEXT)
+    result = far.run("receive", "-w", job, status=3)
+    assert result.stdout == data.read_bytes() + home.encode()
+    assert result.stderr == f"err\njobctl: job {job} failed: exit status 3\n".encode()
+    assert far.job(job)["progress"] == {"percent": 50.0, "message": "half"}
+    late = far.on("web1", "--timeout", "0.5", "sleep", "60")
+    assert far.outcome(late) == ("Failed", "timed out after 0.5s", None)
+    long = far.on("web1", "-c", "sleep 71 & (sleep 72 &); env -i sleep 73 & sleep 74")
+    far.until(long, "Running")
+    wait_until(lambda: len(sleepers(far)) >= 3)
+    far.run("stop", long)
+    assert far.outcome(long)[:2] == ("Stopped", "stopped by user")
+    assert sleepers(far) == []
+    far.run("remove", "--all")
+    assert list((far.there / "guest").iterdir()) == []
+
+
+def sleepers(far: Far) -> list[str]:
+    """Return what of a job's commands runs on the host."""
+    words = at_home(far.sshd.home) | at_home(Path(far.out("session", "run", "web1", "pwd").strip()))
+    return [line for line in words.values() if line.startswith("sleep 7")]
+
+
+@pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh", "noisy"])
+def test_login_shells(make_far: Make, make_sshd: MakeSshd, tmp_path: Path, shell: str) -> None:
+    path = program("bash" if shell == "noisy" else shell)
+    # As sshd would for a user with this shell; it takes ours from the password file.
+    sshd = make_sshd(f'ForceCommand exec {path} -c "$SSH_ORIGINAL_COMMAND"')
+    if shell == "noisy":
+        rc = "echo welcome; echo to >&2; printf 'no newline'; stty -echo\n"
+        (sshd.home / "rc").write_text(rc)
+        sshd = make_sshd(
+            f'ForceCommand exec {path} -c "$SSH_ORIGINAL_COMMAND"',
+            environ={"BASH_ENV": str(sshd.home / "rc")},
+        )
+    works(make_far(sshd), tmp_path)
+
+
+def test_a_home_with_spaces_and_quotes(make_far: Make, make_sshd: MakeSshd, tmp_path: Path) -> None:
+    home = tmp_path / "a 'home' \"of\" $x `y` *"
+    home.mkdir()
+    far = make_far(make_sshd(environ={"HOME": str(home), "XDG_STATE_HOME": ""}))
+    far.there = home / ".local/state/jobctl"
+    works(far, tmp_path)
+
+
+def test_two_channels_at_a_time(make_far: Make, make_sshd: MakeSshd, tmp_path: Path) -> None:
+    works(make_far(make_sshd("MaxSessions 2")), tmp_path)
+
+
+def test_a_host_without_sftp(make_far: Make, sshd: Sshd, tmp_path: Path) -> None:
+    assert "Subsystem" not in (sshd.folder / "sshd_config").read_text()
+    works(make_far(sshd), tmp_path)
+
+
+def test_a_slow_line(make_far: Make, sshd: Sshd, wire: Wire, tmp_path: Path) -> None:
+    wire.delay(0.05)
+    works(make_far(sshd), tmp_path)
+    wire.delay(0.0)
+
+
+@pytest.mark.parametrize("missing", [("setsid",), ("setsid", "perl")])
+def test_without_tools(
+    make_far: Make, sshd: Sshd, tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    library = tmp_path / "library"
+    shutil.copytree(os.path.dirname(jobctl.__file__), library / "jobctl")
+    for script in ("runner.sh", "serve.sh"):
+        path = library / "jobctl" / script
+        text = path.read_text()
+        for name in missing:
+            assert f"bin/{name}" in text or name == "perl"
+            text = text.replace(f"bin/{name}", f"bin/no-such-{name}")
+        path.write_text(text)
+    far = make_far(sshd)
+    far.env["PYTHONPATH"] = str(library)
+    works(far, tmp_path)
+
+
+def test_a_host_that_sleeps(make_far: Make, sshd: Sshd) -> None:
+    far = make_far(sshd)
+    far.run("session", "new", "web1", "--option", "ServerAliveInterval=1")
+    text = "i=0; while [ $i -lt 400 ]; do i=$((i + 1)); echo $i; sleep 0.01; done; exit 5"
+    job = far.on("web1", "-c", text)
+    wait_until(lambda: far.output(job).count("\n") > 50)
+    asleep = [*sshd.connections(), *at_home(sshd.home)]
+    for pid in asleep:
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:  # a sleep of the loop
+            continue
+    lines = far.output(job).count("\n")
+    wait_until(lambda: far.state(job) == "Disconnected")
+    time.sleep(0.5)
+    assert far.output(job).count("\n") < 400
+    for pid in asleep:
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            continue
+    assert far.out("receive", "-w", job, status=5) == "".join(f"{n}\n" for n in range(1, 401))
+    assert lines < 400
+    far.run("session", "remove", "web1")
