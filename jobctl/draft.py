@@ -47,6 +47,7 @@ def write(folder: Folder, spec: JobSpec) -> None:
             commit(child, durably=False)
         _write(folder, "received", records.dump_marks(Marks()))
         whole = {"instance_id": str(uuid.uuid4()), "children": str(len(spec.places))}
+        whole["throttle"] = str(spec.throttle)
         if spec.on_finish:
             told = {"JOBCTL_ID": folder.id, "JOBCTL_NAME": name}
             told["JOBCTL_INSTANCE_ID"] = whole["instance_id"]
@@ -83,7 +84,7 @@ def _write_spec(
     script: str,
     more: dict[str, str],
 ) -> None:
-    hosts = ",".join(place.host for place in spec.places)
+    hosts = spec.location or ",".join(place.host for place in spec.places)
     record = {
         "format": "1",
         "name": name,

@@ -144,6 +144,8 @@ class Folder:
         if "pid" not in run and (opened or not self.has("sent")):
             other = records.text(run.get("waiting"))
             why = f"waiting for job {other}" if other else link.reason
+            if "held" in run:
+                why = "waiting for a slot"
             return {"state": State.NOT_STARTED, "reason": why or f"waiting for {known['location']}"}
         if not opened:
             reason = link.reason or f"connecting to {known['location']}"

@@ -79,6 +79,10 @@ class JobSpec(NamedTuple):
     on_finish: str = ""
     places: tuple[Place, ...] = ()
     """The hosts to run on; none means here."""
+    location: str = ""
+    """How people write down all of these, if not as a list."""
+    throttle: int = 32
+    """On how many of them it runs at once."""
     results_stay: bool = False
     """Whether the output stays on the host until somebody asks for it."""
     variables: dict[str, str] = {}  # noqa: RUF012  # nobody changes it

@@ -21,7 +21,7 @@ MODULES = {
 CODE = {name: path for name, path in MODULES.items() if path.name != "__init__.py"}
 RUNNER = PACKAGE / "runner.sh"
 ROWS = (
-    ("errors", "quoting", "model", "timing", "target"),
+    ("errors", "quoting", "model", "timing", "target", "nodes"),
     ("paths", "process", "records", "links", "folder", "draft", "carried", "runner", "store"),
 )
 INSIDE = {
@@ -37,13 +37,18 @@ INSIDE = {
         "mirror",
         "link",
         "passing",
+        "slots",
         "queue",
         "server",
     ),
 }
 """The order within a package, where there is one."""
 ALONE = {"click": "jobctl.cli", "tabulate": "jobctl.cli", "sqlite3": "jobctl.store"}
-ALONE |= {"paramiko": "jobctl.transport.ssh", "cryptography": "jobctl.transport"}
+ALONE |= {
+    "paramiko": "jobctl.transport.ssh",
+    "cryptography": "jobctl.transport",
+    "ClusterShell": "jobctl.nodes",
+}
 PACKAGES = ("transport", "agent", "ops", "cli")
 JOB_FILES = (
     "spec",

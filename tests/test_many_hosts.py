@@ -140,3 +140,75 @@ def test_no_session_is_called_so(far: Far) -> None:
             assert "there is no session" in far.refused(3, "session", verb, name)
         assert "there is no session" in far.refused(3, "start", "-s", name, "true")
     far.run("session", "remove", "--all")
+
+
+def test_node_sets(far: Far, tmp_path: Path) -> None:
+    job = far.on("web[1-4]!web3", "-c", "echo $JOBCTL_HOST")
+    whole, *parts = far.jobs("--children", job)
+    assert whole["location"] == "web[1-2,4]"
+    assert [part["location"] for part in parts] == ["web1", "web2", "web4"]
+    far.run("wait", job)
+    assert far.out("receive", job) == "web1\nweb2\nweb4\n"
+    groups = tmp_path / ".config/clustershell"
+    groups.mkdir(parents=True)
+    text = "[Main]\ndefault: ours\n[ours]\nmap: [ $GROUP = odd ] && echo web[1,3]\nlist: echo odd\n"
+    (groups / "groups.conf").write_text(text)
+    job = far.on("@odd", "true")
+    assert far.job(job)["location"] == "web[1,3]"
+    assert far.out("session", "new", "-q", "web[2-3]") == "1\n2\n"
+    assert [part["session"] for part in far.jobs("--children", job)[1:]] == [None, None]
+    again = far.on("web[1-2],web3", "true")
+    assert [part["session"] for part in far.jobs("--children", again)[1:]] == [None, "web2", "web3"]
+    far.run("wait", job, again)
+    far.run("session", "remove", "--all")
+
+
+def test_node_sets_that_make_no_sense(far: Far) -> None:
+    for hosts in (
+        *("web[", "web[1-", "web[2-1]", "web[a-b]", "web[1-2]]", "@", "@nosuchgroup", "@no:such"),
+        *("web[1-100000000]", "a[1-999]b[1-999]", "web[1-2],", "web[1-2];x", "[1-2]$(x)", "*"),
+        *(
+            "-o[1-2]",
+            "web[1-2] x",
+            "web[1-2]\n",
+            "web[1-2],[::1]:22",
+            "web1!web1",
+            "web[1-2]\udcff",
+        ),
+    ):
+        far.refused(2, "start", "-H", hosts, "true")
+        far.refused(2, "session", "new", hosts)
+    assert far.jobs() == []
+
+
+def test_no_more_hosts_at_once_than_asked_for(far: Far, tmp_path: Path) -> None:
+    text = f"echo + >>{tmp_path}/log; sleep 0.4; echo - >>{tmp_path}/log"
+    job = far.on("web[1-4]", "-t", "2", "-c", text)
+    wait_until(lambda: far.job(f"{job}.4")["reason"] == "waiting for a slot")
+    assert far.job(f"{job}.4")["state"] == "NotStarted"
+    far.kill_agent()
+    far.run("wait", job)
+    running = most = 0
+    for sign in (tmp_path / "log").read_text().split():
+        running += 1 if sign == "+" else -1
+        most = max(most, running)
+    assert (running, most) == (0, 2)
+    assert (tmp_path / "log").read_text().count("+") == 4
+    job = far.on("web[1-4]", "-t", "1", "sleep", "60")
+    far.until(f"{job}.1", "Running")
+    far.run("stop", f"{job}.3")
+    far.run("stop", f"{job}.1")
+    far.until(f"{job}.2", "Running")
+    far.run("stop", job)
+    reasons = {child["reason"] for child in far.jobs("--children", job)[1:]}
+    assert reasons == {"stopped by user"}
+    far.refused(2, "start", "-t", "2", "true")
+    far.refused(2, "start", "-H", "web[1-2]", "-t", "0", "true")
+
+
+def test_hosts_that_fail_hold_up_nobody_for_ever(far: Far) -> None:
+    job = far.on("127.0.0.1:1,web1,127.0.0.1:2,web2,127.0.0.1:3,web3", "-t", "1", "true")
+    far.run("wait", job, "--timeout", "30", status=1)
+    states = [child["state"] for child in far.jobs("--children", job)[1:]]
+    assert states == ["Failed", "Completed"] * 3
+    assert "connection refused" in far.job(job)["reason"]

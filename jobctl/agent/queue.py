@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from jobctl import process, quoting
 from jobctl.agent.link import Link
+from jobctl.agent.slots import Slots
 from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.folder import Jobs
@@ -22,6 +23,7 @@ from jobctl.runner import SCRIPT, SHELL
 from jobctl.store import Store
 
 _HOSTS_AT_ONCE = 32
+_UNLIMITED = 1 << 31
 _BEAT = 1.0
 """Seconds between looks at whether a process that a job depends on is still there."""
 _AGAIN = 5.0
@@ -55,11 +57,12 @@ class Queue:
         self._attended = set[str]()
         self.waiting = set[str]()
         """Ids of jobs that wait for others."""
+        self._slots = Slots()
 
     @property
     def busy(self) -> bool:
         """Whether there is a job that depends on what happens here."""
-        return bool(self.waiting or self._attended)
+        return bool(self.waiting or self._attended or self._slots.busy)
 
     # --- finding what there is to do ---
 
@@ -71,24 +74,38 @@ class Queue:
             store.refresh()
             waiting, self.waiting = self.waiting, set()
             try:
-                for job in store.select("NOT final AND type = ?", [TYPE_REMOTE]):
+                jobs = store.select("NOT final AND type = ?", [TYPE_REMOTE])
+                self._slots.keep({job.id for job in jobs})
+                for job in jobs:
+                    most = self._most(job.id) if job.children else 1
                     for part in job.children or (job.id,):
                         # One with a damaged folder is not to keep the others waiting.
                         with suppress(JobctlError, OSError):
-                            self._look_after(part)
+                            self._look_after(part, most)
             except BaseException:
                 self.waiting |= waiting
                 raise
 
-    def _look_after(self, job_id: str) -> None:
+    def _most(self, job_id: str) -> int:
+        """Return how many children of a job may run at once."""
+        throttle = self._jobs.folder(job_id).spec().get("throttle", b"")
+        return int(throttle) if throttle.isdigit() else _UNLIMITED
+
+    def _look_after(self, job_id: str, most: int) -> None:
         folder = self._jobs.folder(job_id)
         if not folder.exists() or folder.finished():
             return
         job = Carried(folder)
         self._attend(job)
         if self._may_begin(job) and not self._let_go(job):
-            while not self._link_of(job).add(job):
-                continue  # it was just closed
+            if self._slots.take(job, most):
+                self._begin(job)
+            else:
+                job.folder.replace("run", quoting.dump({"held": b"1"}))
+
+    def _begin(self, job: Carried) -> None:
+        while not self._link_of(job).add(job):
+            continue  # it was just closed
 
     def _may_begin(self, job: Carried) -> bool:
         """Whether the jobs that this one waits for are finished; ends it if they went wrong."""
@@ -143,6 +160,14 @@ class Queue:
     def ended(self, job: Carried) -> None:
         """Tell that a job is finished, and do what was to be done then."""
         self._tell(job.id)
+        following = self._slots.give_back(job)
+        while following:
+            folder = following.folder
+            if folder.exists() and not folder.finished() and not folder.has("stop"):
+                folder.unlink("run")
+                self._begin(following)
+                break
+            following = self._slots.give_back(following)
         if self.waiting:
             threading.Thread(target=self.look, daemon=True).start()
         folder = self._jobs.folder(job.id.partition(".")[0])
@@ -205,9 +230,11 @@ class Queue:
         :return: the ids of those of which something is left, and errors by id.
         """
         left, there = list[str](), list[Carried]()
-        for job in self._carried(ids):
+        chosen = self._carried(ids)
+        for job in chosen:
             if not job.folder.finished():
                 job.folder.put("stop", os.fsencode(reason) + b"\n")
+        for job in chosen:
             if job.sent or job.adopted or not self._withdrawn(job):
                 there.append(job)
             else:
@@ -228,6 +255,8 @@ class Queue:
     def _withdrawn(self, job: Carried) -> bool:
         """Take a job back that was not handed to its host; return False if it just was."""
         if self._let_go(job) or job.folder.finished() or job.id in self.waiting:
+            return True
+        if self._slots.withdraw(job):
             return True
         return self._link_of(job).withdraw(job)
 

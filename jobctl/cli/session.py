@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from jobctl import links, quoting, target, timing
+from jobctl import links, nodes, quoting, target, timing
 from jobctl.cli import options, render, terminal
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import Job, check_name
@@ -72,8 +72,8 @@ _either = click.argument("to", metavar="NAME|HOST", shell_complete=_complete_eit
 @click.option("--accept-new", is_flag=True, help="Accept the key of a host that is not known yet.")
 @options.output
 def new(hosts: str, name: str | None, form: str, quiet: bool, **values: Any) -> int:
-    """Open a session to each of HOSTS, a list with commas, and print them."""
-    targets = [_with(target.parse_target(host), values) for host in hosts.split(",")]
+    """Open a session to each of HOSTS, a list with commas or a node set, and print them."""
+    targets = [_with(target.parse_target(host), values) for host in nodes.expand(hosts)]
     if name is not None and len(targets) > 1:
         raise BadUsage("--name names one session; leave it out to open several")
     opened, errors = [], list[JobctlError]()

@@ -59,7 +59,7 @@ def _complete_command(
     metavar="HOSTS",
     multiple=True,
     shell_complete=options.complete_hosts,
-    help="Run on these hosts, a list with commas, over SSH. May be repeated.",
+    help="Run on these hosts over SSH: a list with commas, or a node set. May be repeated.",
 )
 @click.option(
     "-s",
@@ -69,6 +69,13 @@ def _complete_command(
     multiple=True,
     shell_complete=options.complete_sessions,
     help="Run on the host of this session. May be repeated.",
+)
+@click.option(
+    "-t",
+    "--throttle",
+    type=click.IntRange(1, 2**31),
+    metavar="N",
+    help="How many hosts run it at once; 32 if not given.",
 )
 @click.option(
     "--results",
@@ -221,15 +228,19 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "on_finish": values["on_finish"],
     }
     if values["hosts"] or values["sessions"]:
+        places, location = _places(values["hosts"], values["sessions"])
         spec |= {
-            "places": _places(values["hosts"], values["sessions"]),
+            "places": places,
+            "location": location,
+            "throttle": values["throttle"] or JobSpec._field_defaults["throttle"],
             "results_stay": values["results"] == "remote",
             "variables": _variables(values["variables"]),
             "cwd": values["cwd"] or "",
             "caller_cwd": _directory(None),
         }
-    elif values["results"] == "remote":
-        raise BadUsage("--results remote needs --host or --session")
+    elif values["results"] == "remote" or values["throttle"]:
+        option = "--throttle" if values["throttle"] else "--results remote"
+        raise BadUsage(f"{option} needs --host or --session")
     else:
         spec["cwd"] = _directory(values["cwd"])
     if script is not None:
@@ -243,11 +254,14 @@ def _spec(values: dict[str, Any]) -> JobSpec:
     return JobSpec(**spec)
 
 
-def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[Place, ...]:
+def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[Place, ...], str]:
     """Return where to run; hosts that a session is open to are reached through that.
 
+    :return: the places, and how to write them down if not as a list.
+    :raises BadUsage: there is no such host.
     :raises NotFound: there is no session of such a name.
     """
+    from jobctl import nodes
     from jobctl.links import Links
     from jobctl.target import parse_target
 
@@ -256,11 +270,12 @@ def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[Place, ...]
     for name in names:
         known = book.known(name)
         places.append(Place(known.target.label, known.name))
-    for host in (part for text in hosts for part in text.split(",")):
+    for host in (part for text in hosts for part in nodes.expand(text)):
         label = parse_target(host).label
         session = book.to(label, config)
         places.append(Place(label, session.name) if session else Place(label, config=config))
-    return tuple(dict.fromkeys(places))
+    folds = any(map(nodes.is_set, hosts)) and not any("[" in place.host for place in places)
+    return tuple(dict.fromkeys(places)), nodes.fold(p.host for p in places) if folds else ""
 
 
 def _directory(cwd: str | None) -> str:
