@@ -45,7 +45,7 @@ set -u
 
 nl='
 '
-here=$(dirname -- "$0")
+here=${0%/*}
 # Set by functions of runner.sh: load_run, alive, instant, boot.
 runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now=''
 export jobctl_sourced=1
@@ -55,7 +55,7 @@ given_umask=$(umask)
 . "$here/runner.sh"
 unset jobctl_sourced
 boot
-leader=''
+size='' skips='' leader=''
 for program in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
     [ ! -x "$program" ] || leader=$program
 done
@@ -142,6 +142,7 @@ erase() {
 
 survey() {
     tag=$1
+    [ "$size" ] || learn_sizes
     for spec in guest/*/spec jobs/*/spec; do
         path=${spec%/spec}
         [ -s "$spec" ] || continue
@@ -151,7 +152,7 @@ survey() {
         record=$(cat "$path/spec" "$path/run" "$path/exit" "$path/received" 2>/dev/null; echo .)
         record=${record%.}
         # shellcheck disable=SC2046  # two numbers
-        set -- $(sizes "$path/stdout" "$path/stderr") 0 0
+        set -- $($size "$path/stdout" "$path/stderr" 2>/dev/null) 0 0
         echo "job $path $letter $1 $2 ${#record}"
         printf '%s\n' "$record"
     done
@@ -189,21 +190,37 @@ drop() {
     carried=$rest
 }
 
-# Prints the sizes of files, one a line.
-if [ "$(stat -L -c %s / 2>/dev/null)" ]; then
-    sizes() { stat -L -c %s -- "$@" 2>/dev/null; }
-elif [ "$(stat -L -f %z / 2>/dev/null)" ]; then
-    sizes() { stat -L -f %z -- "$@" 2>/dev/null; }
-else
-    sizes() { for file in "$@"; do wc -c <"$file"; done; }
-fi
+# Sets size to a command that prints the sizes of files, one a line. It and the next
+# function find out only once, when that is needed, what the host's utilities can do:
+# each process costs.
+learn_sizes() {
+    if [ "$(stat -L -c %s / 2>/dev/null)" ]; then
+        size='stat -L -c %s --'
+    elif [ "$(stat -L -f %z / 2>/dev/null)" ]; then
+        size='stat -L -f %z --'
+    else
+        size=count
+    fi
+}
+
+count() {
+    for counted in "$@"; do wc -c <"$counted"; done
+}
+
+# Sets skips if dd can begin and end at any byte.
+learn_parts() {
+    skips=no
+    ! dd if=/dev/null of=/dev/null iflag=skip_bytes,count_bytes 2>/dev/null || skips=yes
+}
 
 # Prints $3 bytes of file $1 from byte $2 on.
-if dd if=/dev/null of=/dev/null iflag=skip_bytes,count_bytes 2>/dev/null; then
-    part() { dd if="$1" bs=1048576 skip="$2" count="$3" iflag=skip_bytes,count_bytes 2>/dev/null; }
-else
-    part() { tail -c "+$(($2 + 1))" "$1" | head -c "$3"; }
-fi
+part() {
+    if [ "$skips" = yes ]; then
+        dd if="$1" bs=1048576 skip="$2" count="$3" iflag=skip_bytes,count_bytes 2>/dev/null
+    else
+        tail -c "+$(($2 + 1))" "$1" | head -c "$3"
+    fi
+}
 
 # Sends stream $2 of job $1: file $3, $4 bytes long, of which $5 were sent.
 send_stream() {
@@ -215,6 +232,7 @@ send_stream() {
     fi
     moved=1
     [ "$length" -lt 65536 ] || more=1
+    [ "$skips" ] || learn_parts
     echo "$2 $1 $from $length"
     instant
     began=$instant
@@ -230,10 +248,16 @@ send_stream() {
     eval "$2_$1=$((from + length))"
 }
 
-# Sends what file $3 holds, at most its last $4 bytes, as $2 of job $1.
+# Sends what file $3 holds, at most its last $4 bytes, as $2 of job $1; $5 is its size.
 send_file() {
-    content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
-    content=${content%.}
+    if [ "$5" -lt 2000 ]; then
+        content=''
+        while IFS= read -r line; do content=$content$line$nl; done <"$3"
+        content=$content$line
+    else
+        content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
+        content=${content%.}
+    fi
     echo "$2 $1 ${#content}"
     printf '%s\n' "$content"
 }
@@ -258,7 +282,7 @@ look() {
         fi
     done
     # shellcheck disable=SC2086,SC2046  # without spaces, all of them
-    [ -z "$files" ] || set -- $(sizes $files)
+    [ -z "$files" ] || { [ "$size" ] || learn_sizes; set -- $($size $files 2>/dev/null); }
     for entry in $looked; do
         h=${entry%:*}
         [ $# -ge 4 ] || break
@@ -270,10 +294,10 @@ look() {
 # Sends what is new of job $1, of which $2 tells whether it has ended: sizes are $3 to $6.
 look_at() {
     eval "path=\$path_$1 out=\$out_$1 err=\$err_$1 run=\$run_$1 progress=\$progress_$1"
-    [ "$5" = "$run" ] || { send_file "$1" run "$path/run" 1000000 && eval "run_$1=$5"; }
+    [ "$5" = "$run" ] || { send_file "$1" run "$path/run" 1000000 "$5" && eval "run_$1=$5"; }
     [ "$6" = "$progress" ] || {
         eval "progress_$1=$6"
-        send_file "$1" progress "$path/progress" 4096
+        send_file "$1" progress "$path/progress" 4096 "$6"
     }
     unsent=0
     if [ "$out" != - ]; then
@@ -294,7 +318,7 @@ look_at() {
         }
         [ ! -s "$path/exit" ] || more=1
     elif [ "$unsent" -le 0 ]; then
-        send_file "$1" exit "$path/exit" 10000
+        send_file "$1" exit "$path/exit" 10000 0
         drop "$1"
     else
         more=1
@@ -304,7 +328,8 @@ look_at() {
 # Has a line come to descriptor 7 when one of the jobs' files grows, if there is a tail
 # that the kernel wakes. It writes to descriptor 6 what it reads; that it does is enough.
 arm() {
-    [ "$wakes" ] && [ "$armed" != "$files" ] || return 0
+    [ "$wakes" ] || learn_wakes
+    [ "$wakes" = yes ] && [ "$armed" != "$files" ] || return 0
     disarm
     # shellcheck disable=SC2086  # without spaces, all of them
     tail -q -n 0 -f $files >&6 2>/dev/null &
@@ -312,6 +337,13 @@ arm() {
     [ -z "$listening" ] || return 0
     { dd bs=65536 count=1 <&6 >/dev/null 2>&1; echo wake >&7; } >/dev/null &
     listening=$!
+}
+
+learn_wakes() {
+    wakes=no
+    case $(uname)$(tail --version 2>/dev/null) in
+    Linux*GNU* | Darwin* | *BSD*) wakes=yes ;;
+    esac
 }
 
 disarm() {
@@ -340,12 +372,10 @@ tick_in() {
 
 carry_all() {
     exec 8<&0 </dev/null
-    for descriptor in 6 7; do
-        mkfifo "fifo.$$" && eval "exec $descriptor<>fifo.$$" && rm -f "fifo.$$" || exit 125
-    done
+    mkfifo "fifo.$$" "wake.$$" && exec 7<>"fifo.$$" 6<>"wake.$$" || exit 125
+    rm -f "fifo.$$" "wake.$$"
     trap leave PIPE TERM HUP INT
     wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144
-    case $(uname)$(tail --version 2>/dev/null) in Linux*GNU* | Darwin* | *BSD*) wakes=1 ;; esac
     { while IFS= read -r line; do printf 'do %s\n' "$line"; done; echo over; } <&8 >&7 &
     exec 8<&-
     while :; do
@@ -358,12 +388,11 @@ carry_all() {
             quiet=0 && tick_in 0.03
         elif [ "$carried" ]; then
             quiet=$((quiet + 1))
-            case $quiet$wakes in
-            1 | 2 | 11 | 21) tick_in 0.05 ;;
-            31) arm && tick_in 0.05 ;;
-            41) tick_in 0.2 ;;
-            *1) arm && tick_in 2 ;;
-            *) tick_in 0.2 ;;
+            case $quiet in
+            1 | 2) tick_in 0.05 ;;
+            3) arm && tick_in 0.05 ;;
+            4) tick_in 0.2 ;;
+            *) arm && if [ "$wakes" = yes ]; then tick_in 2; else tick_in 0.2; fi ;;
             esac
         fi
         hear
@@ -387,7 +416,7 @@ hear() {
 
 # --- what to do ---------------------------------------------------------------
 
-cd -- "$2" && mkdir -p guest || exit 125
+cd -- "$2" && { [ -d guest ] || mkdir -p guest; } || exit 125
 state=$PWD
 case $1 in
 control)
@@ -411,7 +440,8 @@ carry)
 put)
     # Aside: the job may be reading it already, if only the answer to accept was lost.
     file=guest/$3/$4
-    mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" && sizes "$file.$$" &&
+    learn_sizes
+    mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" && $size "$file.$$" &&
         mv -f "$file.$$" "$file"
     ;;
 esac
