@@ -141,6 +141,8 @@ class Job(NamedTuple):
     """Seconds from that boot to ended: what orders the ends, whatever the clock did."""
     still_written: bool = False
     """Finished, but something it left running can write more output."""
+    tally: tuple[tuple[str, int], ...] = ()
+    """How many children are in which state, in the order of State."""
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -190,6 +192,11 @@ def parent_of(job: Job, children: list[Job]) -> Job:
         has_more_data=any(child.has_more_data for child in children),
         began_at=min(began, default=None),
         children=tuple(child.id for child in children),
+        tally=tuple(
+            (state.value, count)
+            for state in State
+            if (count := sum(child.state is state for child in children))
+        ),
         still_written=any(child.still_written for child in children),
     )
     if not state.finished:

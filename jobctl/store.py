@@ -56,6 +56,9 @@ _MIGRATIONS = (
     ALTER TABLE jobs ADD COLUMN session TEXT;
     UPDATE jobs SET final = 0;
     """,
+    """
+    UPDATE jobs SET final = 0 WHERE instr(record, '"children": []') = 0; -- these have a tally now
+    """,
 )
 _PATIENCE = 30.0
 """Seconds to wait for others that write."""

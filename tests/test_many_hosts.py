@@ -212,3 +212,9 @@ def test_hosts_that_fail_hold_up_nobody_for_ever(far: Far) -> None:
     states = [child["state"] for child in far.jobs("--children", job)[1:]]
     assert states == ["Failed", "Completed"] * 3
     assert "connection refused" in far.job(job)["reason"]
+    counts = "3 completed, 3 failed of 6: cannot connect to 127.0.0.1:1: connection refused"
+    assert far.out("get", "-o", "wide", job).splitlines()[1].endswith(counts)
+    job = far.on("web1,web2", "sleep", "60")
+    far.until(job, "Running")
+    far.run("stop", f"{job}.1")
+    assert far.out("get", "-o", "wide", job).rstrip().endswith("1 running, 1 stopped of 2")

@@ -159,7 +159,7 @@ def _table(jobs: Sequence[Job], wide: bool) -> str:
             "Exit": _exit,
             "Began": lambda job: timing.local(job.began_at),
             "Elapsed": lambda job: timing.spell(job.running_for(now, uptime)),
-            "Reason": lambda job: job.reason,
+            "Reason": _reason,
         }
     rows = [[printable(show(job)) for show in columns.values()] for job in jobs]
     names = list(columns)
@@ -174,6 +174,16 @@ def _exit(job: Job) -> str:
     if job.signal is not None:
         return f"signal {job.signal}"
     return "" if job.exit_code is None else str(job.exit_code)
+
+
+def _reason(job: Job) -> str:
+    """Return the reason, after how many children are in which state, if it has some."""
+    if not job.tally:
+        return job.reason
+    names = {State.NOT_STARTED.value: "not started"}
+    counts = ", ".join(f"{count:,} {names.get(s, s.lower())}" for s, count in job.tally)
+    whole = f"{counts} of {sum(count for _, count in job.tally):,}"
+    return f"{whole}: {job.reason}" if job.reason else whole
 
 
 def _fit(rows: list[list[str]], names: list[str], width: int) -> None:
