@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pexpect
@@ -218,3 +219,47 @@ def test_hosts_that_fail_hold_up_nobody_for_ever(far: Far) -> None:
     far.until(job, "Running")
     far.run("stop", f"{job}.1")
     assert far.out("get", "-o", "wide", job).rstrip().endswith("1 running, 1 stopped of 2")
+
+
+def test_outputs_are_put_together(far: Far) -> None:
+    text = (
+        "case $JOBCTL_HOST in web2) echo other >&2; exit 3;; web4) kill -9 $$;; esac;"
+        " echo same; printf end"
+    )
+    job = far.on("web[1-4]", "-c", text)
+    result = far.run("receive", "--gather", job, status=1)
+    rule = "---------------\n"
+    assert result.stdout.decode() == (
+        f"{rule}web[1,3] (2)\n{rule}same\nend\n"
+        f"{rule}web2: exit status 3\n{rule}"
+        f"{rule}web4: killed by signal 9 (KILL)\n{rule}"
+    )
+    assert result.stderr == b"other\n"
+    assert far.job(job)["has_more_data"] is False
+    assert far.run("receive", "--gather", job, status=1).stdout == b""
+    assert far.run("receive", job).stderr == b""
+    again = far.run("receive", "--gather", "--again", "--stream", "stdout", job, status=1)
+    assert again.stdout == result.stdout
+    assert again.stderr == b""
+    for words in (("--tag",), ("--output-dir", "."), ("-w", "--write-events")):
+        far.refused(2, "receive", "--gather", *words, job)
+
+
+def test_gathering_waits_and_loses_nothing(far: Far) -> None:
+    text = "while [ ! -e go ]; do sleep 0.1; done; seq 100000"
+    job = far.on("web[1-3]", "-c", text)
+    assert far.out("receive", "--gather", "--timeout", "0.5", job, status=124) == ""
+    words = f"{PROGRAM} receive --gather {job} | head -c 20000"
+    process = subprocess.Popen(["sh", "-c", words], env=far.env, stdout=subprocess.PIPE)
+    (far.sshd.home / "go").touch()
+    assert process.stdout
+    first = process.stdout.read().decode()
+    process.wait()
+    header = "---------------\nweb[1-3] (3)\n---------------\n"
+    assert first.startswith(header)
+    whole = "".join(f"{n}\n" for n in range(1, 100_001))
+    assert far.out("receive", f"{job}.2", f"{job}.3") == whole * 2
+    assert first.removeprefix(header) + far.out("receive", f"{job}.1") == whole
+    assert far.out("receive", "--gather", "--auto-remove", job) == ""
+    assert far.jobs() == []
+    (far.sshd.home / "go").unlink()

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -19,6 +20,7 @@ from jobctl.model import Job, State, printable
 from jobctl.ops.find import parts
 from jobctl.ops.receive import Listener, Manner, Receiver
 from jobctl.ops.stop import ask_hosts, on_hosts
+from jobctl.ops.wait import finished
 from jobctl.store import Store
 
 _TIMED_OUT = 124
@@ -64,6 +66,7 @@ _TIMED_OUT = 124
     help="Not the output of a job's children.",
 )
 @click.option("--tag", is_flag=True, help="Put job and host before each line.")
+@click.option("--gather", is_flag=True, help="Wait; then write what several jobs wrote alike once.")
 @click.option(
     "--output-dir",
     metavar="DIR",
@@ -81,6 +84,7 @@ def command(
     stream: str,
     no_recurse: bool,
     tag: bool,
+    gather: bool,
     output_dir: str | None,
     **values: Any,
 ) -> int:
@@ -91,6 +95,14 @@ def command(
 
     With --wait and one job, ends with the status of the job's command.
     """
+    for name, given in (
+        ("--tag", tag),
+        ("--output-dir", output_dir),
+        ("--write-events", write_events),
+    ):
+        if gather and given:
+            raise BadUsage(f"--gather and {name} contradict each other")
+    wait = wait or gather
     for name, given in (
         ("--auto-remove", auto_remove),
         ("--write-events", write_events),
@@ -117,7 +129,9 @@ def command(
         output_dir=output_dir,
         umask=options.caller_umask,
     )
-    if wait:
+    if gather:
+        ended = _gather(jobs, replace(manner, tag=False), deadline, auto_remove, force)
+    elif wait:
         ended = follow(jobs, manner, deadline, write_events, auto_remove, force)
     else:
         ended = deliver(jobs, manner)
@@ -188,6 +202,35 @@ def _status_of(job: Job) -> int:
     if job.state is State.STOPPED and job.pid is None:
         render.say(f"job {job.id} stopped: {job.reason}")
     return job.pass_through_status or int(job.state is not State.COMPLETED)
+
+
+def _gather(
+    jobs: list[Job], manner: Manner, deadline: float | None, auto_remove: bool, force: bool
+) -> int:
+    """Deliver the outputs of jobs together when they are finished; return the exit status."""
+    from jobctl.ops.gather import grouped
+
+    store = Store(paths.state_dir())
+    ids = [job.id for job in parts(store, jobs)]
+    ended = list[Job]()
+    for news in finished(store.jobs, ids, deadline, force=force):
+        ended += [job for _, job in news if job is not None]
+    ended.sort(key=lambda job: job.key)
+    for error in _fetched(store, ended):
+        raise error
+    groups = grouped(store.jobs, ended, manner)
+    receiver = Receiver(store.jobs, manner, Listener(lambda job: None))
+    with _doubting(ids):
+        receiver.together(
+            (group.header, [job.id for job in group.jobs]) for group in groups if not group.empty
+        )
+    if receiver.errors:
+        return render.tell_all([*receiver.errors.values()])
+    if len(ended) < len(ids) and deadline is not None and time.monotonic() >= deadline:
+        return _TIMED_OUT
+    if auto_remove:
+        _remove([job.id for job in jobs], manner)
+    return int(len(ended) < len(ids) or any(j.state is not State.COMPLETED for j in ended))
 
 
 @contextmanager

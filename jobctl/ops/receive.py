@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -28,6 +28,8 @@ _QUIET = 0.04
 """Seconds between looks for new output: right after some came, and otherwise."""
 _AT_ONCE = 1 << 20
 """Bytes to hand over before others get their turn."""
+_NOWHERE = 1 << 62
+"""Where no stream has a byte."""
 _LAST_CHANCE = 1.0
 """Seconds that a reader gets to take what is in the pipe when we are interrupted."""
 _STANDARD = {"stdout": (1, "standard output"), "stderr": (2, "standard error")}
@@ -93,6 +95,46 @@ class Receiver:
                     jobs.append(job)
                     self._collect(job)
         return jobs
+
+    def together(self, groups: Iterable[tuple[bytes, list[str]]]) -> None:
+        """Deliver the output of the first of each group of jobs for all of it, below a header."""
+        with self._accounting():
+            for header, (first, *others) in groups:
+                folder = self._jobs.folder(first)
+                job = folder.read(self._boot)
+                if job is None:
+                    continue
+                self._write_words(job, header)
+                self._collect(job)
+                if self._unfinished_line(folder):
+                    self._write_words(job, b"\n")
+                for sink in self._sinks.values():
+                    sink.drain()
+                for job_id in (first, *others):
+                    self._skip(self._jobs.folder(job_id))
+
+    def _write_words(self, job: Job, words: bytes) -> None:
+        """Write what comes from no job."""
+        with self._sink(job, "stdout") as sink:
+            sink.wait()
+            while not sink.write(words, Origin(job.id, "stdout", _NOWHERE, _NOWHERE), whole=True):
+                sink.wait()
+
+    def _unfinished_line(self, folder: Folder) -> bool:
+        size = folder.size("stdout")
+        if "stdout" not in self._manner.streams or not size:
+            return False
+        with folder.output("stdout") as source:
+            return os.pread(source.fileno(), 1, size - 1) != b"\n"
+
+    def _skip(self, folder: Folder) -> None:
+        """Count what there is of a job as received."""
+        with suppress(FileNotFoundError), uninterrupted(), self._moving(folder) as move:
+            marks = self._marks(folder)
+            for stream in self._manner.streams:
+                while span := marks.next(stream, folder.size(stream)):
+                    marks = marks.moved(stream, span[0], span[1] - span[0])
+            move(marks._replace(told=True))
 
     def follow(self, ids: list[str], deadline: float | None, force: bool = True) -> list[Job]:
         """Deliver output as it comes until all jobs are finished; return those that are.

@@ -1,0 +1,70 @@
+"""Puts the outputs of many jobs together: what is the same is shown once, under its hosts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import NamedTuple
+
+from jobctl import nodes
+from jobctl.folder import PIECE, Folder, Jobs
+from jobctl.model import Job, Marks, State, printable
+from jobctl.ops.receive import Manner
+
+_RULE = "---------------\n"
+
+
+class Group(NamedTuple):
+    """Jobs that wrote the same and ended alike."""
+
+    jobs: list[Job]
+    empty: bool
+    """Whether there is nothing to show: no output, and no failure that was not told yet."""
+
+    @property
+    def header(self) -> bytes:
+        """What stands above their output, as clush -b has it."""
+        hosts = [job.location for job in self.jobs]
+        several = len(set(hosts)) > 1
+        text = hosts[0]
+        if several:
+            text = ",".join(hosts) if any("[" in host for host in hosts) else nodes.fold(hosts)
+        count = f" ({len(hosts)})" if len(hosts) > 1 else ""
+        first = self.jobs[0]
+        reason = "" if first.state is State.COMPLETED else f": {printable(first.reason)}"
+        return os.fsencode(f"{_RULE}{text}{count}{reason}\n{_RULE}")
+
+
+def grouped(jobs: Jobs, ended: list[Job], manner: Manner) -> list[Group]:
+    """Return finished jobs in groups, in the order of the first of each.
+
+    What counts is the output that a receive in this manner would deliver, and the reason.
+    """
+    groups: dict[tuple[object, ...], Group] = {}
+    for job in ended:
+        folder = jobs.folder(job.id)
+        marks = Marks() if manner.again else folder.marks()
+        sums = [_sum(folder, stream, marks) for stream in manner.streams]
+        key = (job.state, job.reason, *(digest for digest, _ in sums))
+        told = job.state is State.COMPLETED or (marks.told and not manner.again)
+        empty = told and not any(length for _, length in sums)
+        groups.setdefault((*key, empty), Group([], empty)).jobs.append(job)
+    return list(groups.values())
+
+
+def _sum(folder: Folder, stream: str, marks: Marks) -> tuple[bytes, int]:
+    """Return what tells the rest of a stream from another one, and how long it is."""
+    digest, length = hashlib.sha256(), 0
+    try:
+        with folder.output(stream) as source:
+            while span := marks.next(stream, folder.size(stream)):
+                start, end = span
+                piece = os.pread(source.fileno(), min(PIECE, end - start), start)
+                if not piece:
+                    break
+                digest.update(piece)
+                length += len(piece)
+                marks = marks.moved(stream, start, len(piece))
+    except FileNotFoundError:
+        pass
+    return digest.digest(), length
