@@ -521,7 +521,7 @@ exec \"\$@\"" sh "$@"
     read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
     now=$told_time
     [ -n "$now" ] || clock
-    jobctl_dir=$dir jobctl_leader=''
+    jobctl_dir=$dir jobctl_own=$own jobctl_leader=''
     jobctl_begun="attempt='$attempt'
 pid='$own'
 ticks='$born'
@@ -546,7 +546,7 @@ began_uptime='$uptime'"
     printf '%s\n' "$jobctl_begun" >>"$jobctl_dir/run"
     # Who stops the job writes stop, then reads run; here it is the other way round, so
     # that at least one of both sees the other.
-    [ ! -e "$jobctl_dir/stop" ] || exit 143
+    [ ! -e "$jobctl_dir/stop" ] || kill -s TERM "$jobctl_own"
     say began
     exec 3>&-
     if [ -n "$jobctl_leader" ]; then

@@ -133,6 +133,16 @@ def test_stop(jobctl: Jobctl) -> None:
     assert record["signal"] == signal.SIGTERM
 
 
+def test_stop_between_two_attempts(jobctl: Jobctl) -> None:
+    for round_ in range(12):
+        job = jobctl.start("--retries", "1000000", "false")
+        time.sleep(0.01 * round_)
+        jobctl.run("stop", job)
+        record = jobctl.job(job)
+        assert record["state"] == "Stopped"
+        assert (record["exit_code"], record["signal"]) in ((1, None), (None, signal.SIGTERM))
+
+
 def test_stop_kills_after_grace(jobctl: Jobctl) -> None:
     job = jobctl.sh("trap '' TERM; echo deaf; while :; do sleep 0.1; done")
     wait_until((jobctl.folder(job) / "stdout").read_text)
