@@ -14,7 +14,7 @@ from jobctl import process, quoting
 from jobctl.folder import Folder
 
 _NOT_SENT = (
-    *("after", "after_ok", "caller", "on_finish", "umask"),
+    *("after", "after_ok", "caller", "on_finish", "umask", "variables"),
     *("host", "session", "ssh_config", "results", "caller_cwd"),
 )
 """What of a spec is the business of this computer."""

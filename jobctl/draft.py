@@ -106,6 +106,7 @@ def _write_spec(
         "caller": "" if spec.caller is None else _caller(spec.caller),
         "on_finish": "" if folder.is_child else spec.on_finish,
         "created": f"{time.time():.6f}",
+        "variables": os.fsdecode(quoting.join(map(os.fsencode, spec.variables))),
     }
     if spec.places:
         record["caller_cwd"] = spec.caller_cwd

@@ -263,3 +263,42 @@ def test_gathering_waits_and_loses_nothing(far: Far) -> None:
     assert far.out("receive", "--gather", "--auto-remove", job) == ""
     assert far.jobs() == []
     (far.sshd.home / "go").unlink()
+
+
+def test_what_failed_is_run_again(far: Far, tmp_path: Path) -> None:
+    script, data = tmp_path / "my script", tmp_path / "data"
+    script.write_text('#!/bin/sh\ncat; echo "$JOBCTL_HOST $1 $kind"; [ $JOBCTL_HOST = web2 ]\n')
+    data.write_text("some data\n")
+    words = ("-n", "both", "-e", "kind=a b", "--stdin", str(data), "-f", str(script), "it's")
+    job = far.on("web[1-4]", "-t", "3", *words)
+    far.run("wait", job, status=1)
+    script.unlink()
+    data.unlink()
+    said = far.refused(2, "start", "--retry-failed", job)
+    assert said.endswith("the values of -e are not kept with a job; give again: kind")
+    again = far.out("start", "-q", "--retry-failed", "both", "-e", "kind=c").strip()
+    far.run("wait", again, status=1)
+    record = far.job(again)
+    assert (record["name"], record["location"]) == ("both", "web[1,3-4]")
+    assert record["command"] == far.job(job)["command"]
+    expected = "".join(f"some data\nweb{n} it's c\n" for n in (1, 3, 4))
+    assert far.out("receive", "--stream", "stdout", again) == expected
+    assert far.job(again)["children"] == [f"{again}.{n}" for n in (1, 2, 3)]
+    done = far.on("web[1-2]", "true")
+    far.run("wait", done)
+    assert "nothing of job" in far.refused(4, "start", "--retry-failed", done)
+    for options in (("-H", "web1"), ("-c", "x"), ("true",), ("-C", "/")):
+        far.refused(2, "start", "--retry-failed", job, *options)
+    far.refused(3, "start", "--retry-failed", "99")
+    far.refused(3, "start", "--retry-failed", "both")
+
+
+def test_one_that_failed_is_run_again_here(far: Far, tmp_path: Path) -> None:
+    options = ("--init", "x=1", "--timeout", "9", "--retries", "1", "--merge", "-C", str(tmp_path))
+    job = far.out("start", "-q", *options, "-c", 'echo "$x $1"; pwd >&2; exit 3', "one").strip()
+    far.run("wait", job, status=1)
+    again = far.out("start", "-q", "--retry-failed", job, "-n", "anew").strip()
+    far.run("wait", again, status=1)
+    assert far.out("receive", "--stream", "stdout", again) == f"1 one\n{tmp_path}\n" * 2
+    assert far.job(again)["name"] == "anew"
+    assert far.job(again)["type"] == "BackgroundJob"

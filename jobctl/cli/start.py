@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,9 +16,25 @@ from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import TYPE_BACKGROUND, Job, JobSpec, Place, State, check_name, printable
 from jobctl.ops.start import start
 
+if TYPE_CHECKING:
+    from jobctl.ops.again import Again
+
 _MOST_RETRIES = 1_000_000
 _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS", "JOBCTL_RUNNER"}
 """What the runner sets, or what belongs to the job that called us."""
+
+
+_OF_THE_JOB = {
+    "words": "COMMAND",
+    "text": "-c",
+    "script": "-f",
+    "hosts": "--host",
+    "sessions": "--session",
+    "stdin": "--stdin",
+    "cwd": "--cwd",
+    "init": "--init",
+}
+"""Options that say what to do and where, by the names of their values."""
 
 
 def _complete_command(
@@ -121,6 +137,12 @@ def _complete_command(
     help="Run it again when it fails, at most N times.",
 )
 @click.option(
+    "--retry-failed",
+    metavar="JOB",
+    shell_complete=options.complete_jobs,
+    help="Start the command of JOB again, on the hosts where it failed.",
+)
+@click.option(
     "--after",
     metavar="JOB",
     multiple=True,
@@ -201,6 +223,7 @@ def _spec(values: dict[str, Any]) -> JobSpec:
     :raises BadUsage: they make no sense, alone or together.
     :raises NotFound: there is no job to begin after.
     """
+    again = _again(values) if values["retry_failed"] is not None else None
     words: tuple[str, ...] = values["words"]
     text, script = values["text"], values["script"]
     if text is not None and script is not None:
@@ -226,15 +249,18 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "retries": values["retries"],
         "caller": os.getppid() if values["with_parent"] else None,
         "on_finish": values["on_finish"],
+        "variables": _variables(values["variables"]),
     }
-    if values["hosts"] or values["sessions"]:
-        places, location = _places(values["hosts"], values["sessions"])
+    if (again and again.places) or values["hosts"] or values["sessions"]:
+        if again:
+            places, location = again.places, again.location
+        else:
+            places, location = _places(values["hosts"], values["sessions"])
         spec |= {
             "places": places,
             "location": location,
             "throttle": values["throttle"] or JobSpec._field_defaults["throttle"],
             "results_stay": values["results"] == "remote",
-            "variables": _variables(values["variables"]),
             "cwd": values["cwd"] or "",
             "caller_cwd": _directory(None),
         }
@@ -244,7 +270,8 @@ def _spec(values: dict[str, Any]) -> JobSpec:
     else:
         spec["cwd"] = _directory(values["cwd"])
     if script is not None:
-        spec |= {"script": _opened(script), "script_name": script}
+        name_of_it = again.script_name if again else script
+        spec |= {"script": _opened(script), "script_name": name_of_it}
     if values["stdin"] is not None:
         spec["stdin"] = 0 if values["stdin"] == "-" else _opened(values["stdin"])
     if values["after"] or values["after_ok"]:
@@ -252,6 +279,28 @@ def _spec(values: dict[str, Any]) -> JobSpec:
 
         spec |= {key: dependencies(paths.state_dir(), values[key]) for key in ("after", "after_ok")}
     return JobSpec(**spec)
+
+
+def _again(values: dict[str, Any]) -> Again:
+    """Complete the options with what an earlier job was started with; return what else it was.
+
+    :raises BadUsage: some of them are not for a job that is already told what to do.
+    :raises NotFound: there is no such job.
+    :raises Refused: nothing of it has failed.
+    """
+    from jobctl.ops.again import failed_parts
+
+    for given, option in _OF_THE_JOB.items():
+        if values[given]:
+            raise BadUsage(f"--retry-failed takes the command and its place from JOB, not {option}")
+    again = failed_parts(paths.state_dir(), values["retry_failed"])
+    if lost := sorted(again.lost - {given.partition("=")[0] for given in values["variables"]}):
+        raise BadUsage(
+            f"the values of -e are not kept with a job; give again: {printable(' '.join(lost))}"
+        )
+    values.update({key: value for key, value in again.values.items() if not values[key]})
+    values["results"] = again.values["results"]
+    return again
 
 
 def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[Place, ...], str]:
