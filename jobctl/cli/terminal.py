@@ -69,7 +69,6 @@ def run(state_dir: str, to: str, line: bytes) -> int:
     talk = Talk(state_dir, request)
 
     def begun() -> None:
-        _give(talk)
         insisted = 0
 
         def forward(number: int, frame: object) -> None:
@@ -79,9 +78,13 @@ def run(state_dir: str, to: str, line: bytes) -> int:
                 raise SystemExit(128 + number)
             talk.say({"signal": signal.Signals(number).name.removeprefix("SIG")})
 
+        # What comes as soon as the command can be heard of is for the command.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        _give(talk)
         for number in _FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, forward)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     return _status(talk, begun)
 
