@@ -126,12 +126,12 @@ def test_receiving_what_a_disconnected_session_left(far: Far) -> None:
 
 
 def test_adopted_jobs_that_are_finished_are_so_at_once(far: Far, second: Far) -> None:
-    jobs = [far.start("seq", "1000") for _ in range(5)]
+    jobs = [far.start("seq", "1000") for _ in range(20)]
     far.run("wait", *jobs)
     listing = second.out("session", "receive", "web1", "--out-target", "job", "-o", "jsonl")
     records = [json.loads(line) for line in listing.splitlines()]
-    assert [record["state"] for record in records] == ["Completed"] * 5
-    assert second.run("receive", "--all").stdout.count(b"1000\n") == 5
+    assert [record["state"] for record in records] == ["Completed"] * 20
+    assert second.run("receive", "--all").stdout.count(b"1000\n") == 20
 
 
 def test_no_session_is_called_so(far: Far) -> None:

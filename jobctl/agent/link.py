@@ -372,6 +372,7 @@ class Link:
     def _hand_over(self, far: Far, job: Carried) -> None:
         with self._change:
             if job.id not in self._jobs:
+                job.caught_up.set()  # its end has come meanwhile, or it was removed
                 return
             if not job.exists() or (job.folder.finished() and not job.incomplete):
                 del self._jobs[job.id]

@@ -40,7 +40,7 @@ class Mirror:
             self._drop(far, job)
             self._jobs[handle] = job
             job.brings_output = job.wanted
-        out, err = job.sizes()
+            out, err = job.sizes()
         wanted = f"{out} {err}" if job.brings_output else "- -"
         far.carry(f"carry {handle.decode()} {job.path} {wanted}")
 
@@ -82,7 +82,7 @@ class Mirror:
         if job is None:
             return
         if words[0] in _STREAMS:
-            self._stream(job, words, more)
+            self._stream(words, job, more)
             return
         content = b"".join(iter(more, b""))
         if words[0] == b"exit":
@@ -102,11 +102,14 @@ class Mirror:
             raise Lost("the host sends what makes no sense")
         self._changed(job)
 
-    def _stream(self, job: Carried, words: list[bytes], more: Callable[[], bytes]) -> None:
+    def _stream(self, words: list[bytes], job: Carried, more: Callable[[], bytes]) -> None:
         offset = int(words[2])
         for piece in iter(more, b""):
-            if not job.append(_STREAMS[words[0]], offset, piece):
-                raise Lost("the host sends another part of the output than was asked for")
+            with self._lock:
+                if words[1] not in self._jobs:
+                    return  # followed anew meanwhile, from where it ends here now
+                if not job.append(_STREAMS[words[0]], offset, piece):
+                    raise Lost("the host sends another part of the output than was asked for")
             offset += len(piece)
 
     def _finish(self, handle: bytes, job: Carried, content: bytes) -> None:

@@ -313,7 +313,7 @@ class Queue:
                 link.add(job, anew=True)
             for job in jobs:
                 # As long as something comes: it may be much.
-                while not job.caught_up.wait(_BEAT):
+                while job.exists() and not job.caught_up.wait(_BEAT):
                     link.opened()
                 if job.gone:
                     gone[job.id] = f"its output on {job.host} was removed"
