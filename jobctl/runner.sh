@@ -6,7 +6,8 @@
 # /proc, setsid (or perl) and flock where the host has them, else ps.
 #
 #   sh runner.sh run DIR                          run the job in DIR
-#   sh runner.sh begin DIR                        the same, and make it real first
+#   sh runner.sh begin DIR [PID]                  the same, and make it real first; ends
+#                                                 PID, a shell that waits for us
 #   sh runner.sh stop JOBS GRACE REASON JOB...    TERM, GRACE hundredths of a second, KILL;
 #                                                 prints the numbers of jobs of which
 #                                                 something is left all the same
@@ -340,6 +341,7 @@ say() {
 
 run() {
     cd -- "$1" || exit 125
+    [ -z "$3" ] || kill -s KILL "$3"
     dir=$PWD
     exec 3>&1 >/dev/null 2>>log
     trap : HUP INT QUIT TERM
@@ -674,8 +676,8 @@ export LC_ALL=C PATH=/usr/bin:/bin:/usr/sbin:/sbin
 # A script beside this one may want its functions only.
 [ -z "${jobctl_sourced-}" ] || return 0
 case ${1-} in
-run) run "$2" '' ;;
-begin) run "$2" itself ;;
+run) run "$2" '' '' ;;
+begin) run "$2" itself "${3-}" ;;
 stop) shift && stop "$@" ;;
 signal) shift && send "$@" ;;
 announce) shift && announce_there "$@" ;;

@@ -82,6 +82,12 @@ detached() {
     )
 }
 
+# The same, and does not wait for it. Not in the background, where sh has INT and QUIT
+# ignored for good: the runner ends the subshell that waits for it.
+let_go() {
+    (self && detached "$@" "$own" </dev/null >/dev/null 2>&1; :) 2>/dev/null
+}
+
 accept() {
     if [ -s "guest/$2/spec" ]; then
         echo "$1 ok"
@@ -90,7 +96,7 @@ accept() {
     if mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress &&
         printf '%s' "$4" >./env && { [ -z "$5" ] || printf '%s' "$5" >env.odd; } &&
         printf '%s' "${3}umask='$given_umask'$nl" >spec.new; then
-        (detached begin "$PWD" </dev/null >/dev/null 2>&1 &)
+        let_go begin "$PWD"
         echo "$1 ok"
     else
         echo "$1 no cannot write in $PWD: is the disk full?"

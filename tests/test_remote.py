@@ -36,6 +36,12 @@ def test_ends(either: Far) -> None:
         assert job["created_at"] <= job["began_at"] <= job["ended_at"]
 
 
+def test_signals_have_their_default_action(either: Far) -> None:
+    lines = either.out("receive", either.done("cat", "/proc/self/status")).splitlines()
+    masks = dict(line.split(":\t") for line in lines)
+    assert {masks[name] for name in ("SigBlk", "SigIgn", "SigCgt")} == {"0" * 16}
+
+
 def test_what_cannot_be_started(either: Far) -> None:
     job = either.start("foo", status=0 if either.remote else 1)
     assert either.outcome(job) == ("Failed", "command not found: foo", 127)
