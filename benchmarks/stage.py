@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import probe
 
 from jobctl import quoting
-from jobctl.folder import Folder, Jobs
+from jobctl.folder import Folder
+from jobctl.jobs import Jobs
 
 JOBCTL = os.path.join(os.path.dirname(probe.PYTHON), "jobctl")
 

@@ -6,11 +6,12 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 
-from jobctl import process, quoting, records, timing
+from jobctl import items, process, quoting, records, timing
 from jobctl.folder import PIECE, STREAMS, Folder
-from jobctl.model import LOCALHOST, TYPE_BACKGROUND, TYPE_REMOTE, JobSpec, Marks, Place
+from jobctl.model import LOCALHOST, TYPE_BACKGROUND, TYPE_REMOTE, TYPE_TASK, JobSpec, Marks, Place
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 # Names that sh keeps for itself, will not have set, or behaves differently by.
@@ -36,7 +37,9 @@ def write(folder: Folder, spec: JobSpec) -> None:
     if spec.stdin is not None:
         _copy(folder, spec.stdin, "stdin")
     name = spec.name or f"Job{folder.id}"
-    if len(spec.places) > 1:
+    if spec.items is not None:
+        _write_task(folder, spec, name, script, spec.items)
+    elif len(spec.places) > 1:
         for number, place in enumerate(spec.places, 1):
             child = folder.child(number)
             os.makedirs(child.path, 0o700)
@@ -55,6 +58,38 @@ def write(folder: Folder, spec: JobSpec) -> None:
         _write_spec(folder, spec, name, None, script, whole)
     else:
         _write_one(folder, spec, name, spec.places[0] if spec.places else None, script)
+
+
+def _write_task(
+    folder: Folder, spec: JobSpec, name: str, script: str, every: Iterable[bytes]
+) -> None:
+    """Write down a command for each of many items."""
+    for directory in ("items", "children", "slots"):
+        os.mkdir(folder.file(directory), 0o700)
+    count = 0
+    for first, size, block in items.blocks(every):
+        _write(folder, f"items/{first}", block)
+        count += size
+    instance_id = str(uuid.uuid4())
+    told = {
+        "JOBCTL_ID": folder.id,
+        "JOBCTL_NAME": name,
+        "JOBCTL_INSTANCE_ID": instance_id,
+        "JOBCTL_HOST": LOCALHOST,
+    }
+    _write_environment(folder, "env", {**spec.env, **told})
+    _write(folder, "received", b"")
+    _write(folder, "exit.new", b"\n" * 512)  # room for the end, should the disk be full then
+    placed = items.stands_in((*spec.argv, spec.text))
+    words = spec.argv if placed else (*spec.argv, items.ITEM)
+    more = {
+        "instance_id": instance_id,
+        "children": str(count),
+        "throttle": str(min(spec.throttle, count)),
+        "item_argv": os.fsdecode(b" ".join(items.expression(os.fsencode(w)) for w in words)),
+        "item_text": items.in_text(spec.text),
+    }
+    _write_spec(folder, spec, name, None, script, more)
 
 
 def _write_one(folder: Folder, spec: JobSpec, name: str, place: Place | None, script: str) -> None:
@@ -88,7 +123,7 @@ def _write_spec(
     record = {
         "format": "1",
         "name": name,
-        "type": TYPE_REMOTE if spec.places else TYPE_BACKGROUND,
+        "type": _type(spec),
         "location": place.host if place else hosts or LOCALHOST,
         "command": spec.command,
         "text": spec.text,
@@ -123,6 +158,12 @@ def _write_spec(
     _write(folder, "spec.new", quoting.dump(fields))
     if not folder.is_child:
         _sync(folder.file("spec.new"))
+
+
+def _type(spec: JobSpec) -> str:
+    if spec.items is not None:
+        return TYPE_TASK
+    return TYPE_REMOTE if spec.places else TYPE_BACKGROUND
 
 
 def adopt(folder: Folder, record: dict[str, bytes], place: Place, path: str) -> None:

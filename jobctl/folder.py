@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
@@ -23,7 +23,6 @@ STREAMS = ("stdout", "stderr")
 PIECE = 1 << 20
 """Bytes moved at a time."""
 
-_NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 _DAMAGED = "damaged: the file {} cannot be read"
 
@@ -100,9 +99,16 @@ class Folder:
         if self.is_child:
             known["parent"] = self.id.partition(".")[0]
         if count := records.integer(spec.get("children")):
-            children = [self.child(number).read(boot) for number in range(1, count + 1)]
-            return parent_of(Job(self.id, **known), [child for child in children if child])
+            return parent_of(Job(self.id, **known, child_count=count), self._children(count, boot))
         return self._one(known, boot)
+
+    def children(self, boot: str) -> list[Job]:
+        """Return its children as they are now."""
+        return self._children(records.integer(self.spec().get("children")) or 0, boot)
+
+    def _children(self, count: int, boot: str) -> list[Job]:
+        read = (self.child(number).read(boot) for number in range(1, count + 1))
+        return [child for child in read if child]
 
     def _one(self, known: dict[str, Any], boot: str) -> Job:
         """Return a job without children, of which spec's part is known."""
@@ -223,9 +229,13 @@ class Folder:
 
     def _settle_lost(self, reason: str, boot: str) -> None:
         """Write down that nobody knows how the job ended, unless somebody does."""
+        self._settle_as(State.FAILED, reason, boot)
+
+    def _settle_as(self, state: State, reason: str, boot: str) -> None:
+        """Write down the end of a job that no runner writes down."""
         uptime = process.uptime()
         record = {
-            "state": State.FAILED.value,
+            "state": state.value,
             "code": "",
             "signal": "",
             "reason": reason,
@@ -370,15 +380,15 @@ class Folder:
         return records.load_marks(self.file("received"))
 
     @contextmanager
-    def receiving(self) -> Iterator[int]:
-        """Hold the right to move the marks; gives what records.move_marks() takes.
+    def receiving(self) -> Iterator[Callable[[Marks], None]]:
+        """Hold the right to move the marks; gives what moves them.
 
         :raises OSError: they cannot be written.
         """
         fd = records.opened(self.file("received"), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd
+            yield lambda marks: records.move_marks(fd, marks)
         finally:
             os.close(fd)
 
@@ -400,71 +410,6 @@ class Folder:
         except OSError:
             return False
         return age > 60 and not self.exists() and self.watched(boot) is None
-
-
-class Jobs:
-    """The folder of all job folders."""
-
-    def __init__(self, state_dir: str) -> None:
-        self.path = f"{state_dir}/jobs"
-        self.state_dir = state_dir
-
-    def folder(self, job_id: str | int) -> Folder:
-        """Return the folder of a job that need not exist."""
-        number, _, child = str(job_id).partition(".")
-        folder = Folder(f"{self.path}/{number}")
-        return folder.child(int(child)) if child else folder
-
-    def numbers(self) -> list[int]:
-        """Return the numbers of all folders, in no order."""
-        try:
-            return [int(name) for name in os.listdir(self.path) if _NUMBER.fullmatch(name)]
-        except FileNotFoundError:
-            return []
-
-    def stamp(self) -> int:
-        """Return what changes when a folder comes or goes: nanoseconds since 1970."""
-        try:
-            return os.stat(self.path).st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    def allocate(self) -> Folder:
-        """Make the folder of the next job. Its number was never used before.
-
-        The file `last` keeps the highest number given out, as removed jobs leave no trace
-        here, and `last.copy` should somebody delete or damage it. mkdir has the last word.
-
-        :raises OSError: the disk is full, say.
-        """
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        with self._counter("last") as last, self._counter("last.copy") as copy:
-            fcntl.flock(last, fcntl.LOCK_EX)
-            number = max(_counted(last), _counted(copy)) or max(self.numbers(), default=0)
-            while True:
-                number += 1
-                try:
-                    os.mkdir(f"{self.path}/{number}", 0o700)
-                    break
-                except FileExistsError:
-                    continue
-            try:
-                for counter in (copy, last):
-                    os.pwrite(counter.fileno(), b"%020d\n" % number, 0)
-            except OSError:
-                os.rmdir(f"{self.path}/{number}")
-                raise
-        return self.folder(number)
-
-    def _counter(self, name: str) -> BinaryIO:
-        path = f"{self.state_dir}/{name}"
-        return open(records.opened(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
-
-
-def _counted(counter: BinaryIO) -> int:
-    """Return the number in a file, 0 if there is none that can be a job's."""
-    digits = records.text(os.pread(counter.fileno(), 21, 0).strip().lstrip(b"0"))
-    return int(digits) if _NUMBER.fullmatch(digits) else 0
 
 
 def _cookie(value: bytes | None) -> str:

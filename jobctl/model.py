@@ -6,6 +6,7 @@ import enum
 import fnmatch
 import os
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from jobctl import quoting
@@ -13,6 +14,7 @@ from jobctl.errors import BadUsage
 
 TYPE_BACKGROUND = "BackgroundJob"
 TYPE_REMOTE = "RemoteJob"
+TYPE_TASK = "TaskJob"
 LOCALHOST = "localhost"
 
 _ID_LIKE = re.compile(r"\d+([.-]\d+)?", re.ASCII)
@@ -82,7 +84,9 @@ class JobSpec(NamedTuple):
     location: str = ""
     """How people write down all of these, if not as a list."""
     throttle: int = 32
-    """On how many of them it runs at once."""
+    """How many of its children run at once."""
+    items: Iterable[bytes] | None = None
+    """What to run it for, one child each; taken once."""
     results_stay: bool = False
     """Whether the output stays on the host until somebody asks for it."""
     variables: dict[str, str] = {}  # noqa: RUF012  # nobody changes it
@@ -131,7 +135,8 @@ class Job(NamedTuple):
     percent: float | None = None
     message: str | None = None
     parent: str | None = None
-    children: tuple[str, ...] = ()
+    child_count: int = 0
+    """How many children it has."""
     began_uptime: float | None = None
     """Seconds from boot to began; None where that is not known."""
     elapsed: float | None = None
@@ -143,6 +148,11 @@ class Job(NamedTuple):
     """Finished, but something it left running can write more output."""
     tally: tuple[tuple[str, int], ...] = ()
     """How many children are in which state, in the order of State."""
+
+    @property
+    def children(self) -> tuple[str, ...]:
+        """The ids of its children."""
+        return tuple(f"{self.id}.{number}" for number in range(1, self.child_count + 1))
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -191,7 +201,6 @@ def parent_of(job: Job, children: list[Job]) -> Job:
         reason=reason,
         has_more_data=any(child.has_more_data for child in children),
         began_at=min(began, default=None),
-        children=tuple(child.id for child in children),
         tally=tuple(
             (state.value, count)
             for state in State

@@ -69,6 +69,14 @@ def uptime() -> float | None:
         return None
 
 
+def processors() -> int:
+    """Return how many CPUs this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
 def look(pid: int) -> Sight | None:
     """Return what is to be seen of pid, None if there is no such process."""
     if not _PROC:

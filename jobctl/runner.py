@@ -8,11 +8,14 @@ import signal
 import time
 from contextlib import suppress
 
+from jobctl import process
 from jobctl.folder import Folder
+from jobctl.task import Task
 
 SHELL = ("/bin/sh",)
 """The words that run a script of sh."""
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.sh")
+_ITEMS = os.path.join(os.path.dirname(SCRIPT), "items.sh")
 
 _CHANGEABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _ENVIRONMENT = {"JOBCTL_RUNNER": "1"}
@@ -60,6 +63,61 @@ class Runner:
                 pass
 
 
+def begin_slots(task: Task, lock: int, number: int) -> None:
+    """Start so many slots of a job with items; return when one of them has begun an item.
+
+    Or waits for another job, or finds nothing to do.
+
+    :param lock: the lock of the job, held.
+    :raises OSError: there are no processes or descriptors left.
+    """
+    slots = task.file("slots")
+    first = max(map(int, os.listdir(slots)), default=0) + 1
+    last = first + number - 1
+    for slot in range(first, last + 1):
+        os.mkdir(f"{slots}/{slot}", 0o700)
+    said, say = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    words = ("slots", task.path, str(first), str(last))
+    _spawn(*words, script=_ITEMS, descriptors={0: null, 1: say, 2: null, 9: lock})
+    os.close(say)
+    os.close(null)
+    with open(said, "rb") as lines:
+        lines.readline()
+
+
+def resume(task: Task) -> None:
+    """Go on with a job with items whose slots were killed, and that has items left."""
+    boot = process.boot_id()
+    if not task.interrupted():
+        return
+    with task.alone() as lock:
+        if lock is not None and (left := task.recovered(boot)):
+            throttle = int(task.spec().get("throttle", b"1"))
+            begin_slots(task, lock, max(1, min(left, throttle)))
+
+
+def stop_items(task: Task, numbers: list[int], grace: float) -> set[str]:
+    """End what runs of some items of a job; return the ids of those of which something is left.
+
+    :param numbers: 0 is what waits for other jobs.
+    """
+    words = ("stop", task.path, f"{grace * 100:.0f}", *task.stop_targets(numbers))
+    left, say = os.pipe()
+    pid = _spawn(*words, script=_ITEMS, descriptors={1: say})
+    os.close(say)
+    with open(left) as lines:
+        unended = {f"{task.id}.{number}" for number in lines.read().split()}
+    os.waitpid(pid, 0)
+    return unended
+
+
+def send_to_items(task: Task, numbers: list[int], name: str) -> None:
+    """Send the signal called name, without SIG, to all that some items started."""
+    words = ("signal", task.path, name, *task.stop_targets(numbers))
+    os.waitpid(_spawn(*words, script=_ITEMS), 0)
+
+
 def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[str]:
     """End all that jobs, each a folder and an instance id, started: TERM, later KILL.
 
@@ -102,8 +160,8 @@ def bearers() -> set[str]:
     return {instance_id for _, _, instance_id in (line.partition(" ") for line in lines)}
 
 
-def _spawn(*words: str, descriptors: dict[int, int] | None = None) -> int:
-    """Run the script and return its pid, in a session of its own: a job may stop itself.
+def _spawn(*words: str, script: str = SCRIPT, descriptors: dict[int, int] | None = None) -> int:
+    """Run a script and return its pid, in a session of its own: a job may stop itself.
 
     Not by posix_spawn: that of glibc leaves signals 32 and 33 ignored.
 
@@ -127,7 +185,7 @@ def _spawn(*words: str, descriptors: dict[int, int] | None = None) -> int:
         }
         for theirs, ours in moved.items():
             os.dup2(ours, theirs)
-        os.execve(SHELL[0], [*SHELL, SCRIPT, *words], _ENVIRONMENT)
+        os.execve(SHELL[0], [*SHELL, script, *words], _ENVIRONMENT)
     finally:
         os._exit(127)
 

@@ -184,6 +184,11 @@ load_run() {
     done <"$1/run"
 }
 
+# The same for job $1 of those to act on; other scripts have other ones.
+locate() {
+    load_run "$1"
+}
+
 # Sets now (seconds since 1970) and uptime (since boot, where the system tells).
 clock() {
     now=$(date +%s.%N)
@@ -221,7 +226,7 @@ settle() {
 members() {
     {
         for job in "$@"; do
-            load_run "${job%%:*}"
+            locate "${job%%:*}"
             root=${waiter:-$pid}
             alive "$root" "${waiter_ticks:-$ticks}" "$boot" || root=none
             echo "job ${job%%:*} $root ${job#*:}"
@@ -318,13 +323,20 @@ await_exit() {
 
 send() {
     cd -- "$1" || exit 125
-    name=$2 known=''
+    name=$2
     shift 2
     boot
     self
     for job in "$@"; do
         echo "$name" >>"${job%%:*}/signals"
     done
+    signal_all "$name" "$@"
+}
+
+# Sends signal $1 to everything of the jobs after it.
+signal_all() {
+    name=$1 known=''
+    shift
     for member in $(members "$@"); do
         target=${member#*/}
         kill -s "$name" "${target%%/*}" 2>/dev/null
@@ -487,6 +499,10 @@ when_time_is_up() {
         left=$((left - 60))
     done
     [ "$left" -eq 0 ] || doze "$left"
+    time_is_up
+}
+
+time_is_up() {
     echo >timedout
     cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
@@ -496,6 +512,10 @@ when_caller_ends() {
     while alive "${caller%% *}" "${caller#* }" "$boot_now"; do
         doze 1
     done
+    caller_has_ended
+}
+
+caller_has_ended() {
     (set -C && echo 'stopped: the process that started it ended' >stop)
     cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
@@ -523,12 +543,9 @@ exec \"\$@\"" sh "$@"
     read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
     now=$told_time
     [ -n "$now" ] || clock
-    jobctl_dir=$dir jobctl_own=$own jobctl_leader=''
-    jobctl_begun="attempt='$attempt'
-pid='$own'
-ticks='$born'
-began='$now'
-began_uptime='$uptime'"
+    jobctl_dir=$dir jobctl_own=$own jobctl_born=$born jobctl_leader=''
+    jobctl_now=$now jobctl_uptime=$uptime jobctl_attempt=$attempt
+    jobctl_failure=$dir/${failures-}failure
     for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
         [ ! -x "$leader" ] || { jobctl_leader=$leader; break; }
     done
@@ -543,15 +560,13 @@ began_uptime='$uptime'"
     if [ -n "${caller_path+set}" ]; then PATH=$caller_path; else unset PATH; fi
     # shellcheck source=/dev/null
     . "$jobctl_dir/env" 2>/dev/null
-    export JOBCTL_PROGRESS="$jobctl_dir/progress"
     findable "$1"
-    printf '%s\n' "$jobctl_begun" >>"$jobctl_dir/run"
-    # Who stops the job writes stop, then reads run; here it is the other way round, so
-    # that at least one of both sees the other.
-    [ ! -e "$jobctl_dir/stop" ] || kill -s TERM "$jobctl_own"
+    note_begun
     say began
     exec 3>&-
-    if [ -n "$jobctl_leader" ]; then
+    if [ "$jobctl_leader" = none ]; then
+        :
+    elif [ -n "$jobctl_leader" ]; then
         set -- "$jobctl_leader" "$@"
     elif [ -x /usr/bin/perl ]; then
         # shellcheck disable=SC2016  # of perl
@@ -563,6 +578,16 @@ began_uptime='$uptime'"
     [ ! -e "$jobctl_dir/env.odd" ] || . "$jobctl_dir/env.odd"
     trap - PIPE
     exec "$@"
+}
+
+# The last of command_itself before it becomes the command: says who it is.
+note_begun() {
+    export JOBCTL_PROGRESS="$jobctl_dir/progress"
+    printf "attempt='%s'\npid='%s'\nticks='%s'\nbegan='%s'\nbegan_uptime='%s'\n" "$jobctl_attempt" \
+        "$jobctl_own" "$jobctl_born" "$jobctl_now" "$jobctl_uptime" >>"$jobctl_dir/run"
+    # Who stops the job writes stop, then reads run; here it is the other way round, so
+    # that at least one of both sees the other.
+    [ ! -e "$jobctl_dir/stop" ] || kill -s TERM "$jobctl_own"
 }
 
 # Ends with status $1 and reason $2 before the command began.
@@ -578,7 +603,7 @@ refuse() {
         *) break ;;
         esac
     done
-    printf '%s\n' "$jobctl_reason" >"$jobctl_dir/failure"
+    printf '%s\n' "$jobctl_reason" >"$jobctl_failure"
     exit "$1"
 }
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from jobctl import process
-from jobctl.folder import Jobs
+from jobctl.jobs import Jobs
 from jobctl.model import Job, State, glob
 
 T = TypeVar("T")
@@ -58,6 +58,10 @@ _MIGRATIONS = (
     """,
     """
     UPDATE jobs SET final = 0 WHERE instr(record, '"children": []') = 0; -- these have a tally now
+    """,
+    """
+    DELETE FROM jobs; -- they have a count instead of their children's ids
+    DELETE FROM seen;
     """,
 )
 _PATIENCE = 30.0

@@ -14,7 +14,8 @@ import pytest
 from conftest import WEIRD, processes_with, wait_until
 
 from jobctl import process, runner
-from jobctl.folder import Folder, Jobs
+from jobctl.folder import Folder
+from jobctl.jobs import Jobs
 from jobctl.model import Job, JobSpec, State
 from jobctl.ops.start import start
 

@@ -15,7 +15,7 @@ from jobctl.agent.link import Link
 from jobctl.agent.slots import Slots
 from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
-from jobctl.folder import Jobs
+from jobctl.jobs import Jobs
 from jobctl.links import Links
 from jobctl.model import TYPE_REMOTE, State, printable
 from jobctl.process import Identity

@@ -14,8 +14,8 @@ from click.shell_completion import CompletionItem
 from jobctl import quoting, timing
 from jobctl.cli import render
 from jobctl.errors import BadUsage, JobctlError
-from jobctl.folder import Jobs
-from jobctl.model import Job, State, printable
+from jobctl.jobs import Jobs
+from jobctl.model import TYPE_TASK, Job, State, printable
 from jobctl.paths import state_dir
 
 _OFFERED = 100
@@ -271,15 +271,29 @@ def found(chosen: Chosen) -> Found:
     from jobctl.ops.find import find
     from jobctl.store import Store
 
-    return find(Store(state_dir()), chosen.jobs, chosen.filter)
+    jobs = find(Store(state_dir()), chosen.jobs, chosen.filter)
+    _resume(jobs.jobs)
+    return jobs
+
+
+def _resume(jobs: list[Job]) -> None:
+    """Go on with jobs whose slots were killed, as nobody else does."""
+    for job in jobs:
+        if job.type == TYPE_TASK and not job.state.finished:
+            from jobctl.runner import resume
+            from jobctl.task import Task
+
+            task = Jobs(state_dir()).folder(job.id.partition(".")[0])
+            if isinstance(task, Task):
+                resume(task)
 
 
 def parts(chosen: list[Job]) -> list[Job]:
-    """Return jobs with the children in the place of those that have some."""
+    """Return jobs with the children in the place of those that have some, but for items."""
     from jobctl.ops import find
     from jobctl.store import Store
 
-    return find.parts(Store(state_dir()), chosen)
+    return find.parts(Store(state_dir()), chosen, items=False)
 
 
 def jobs() -> Jobs:

@@ -143,10 +143,12 @@ def deliver(jobs: list[Job], manner: Manner) -> int:
     store = Store(paths.state_dir())
     pieces = parts(store, jobs)
     errors = _fetched(store, pieces)
+    if on_hosts(pieces):
+        pieces = parts(store, jobs)
     ids = [job.id for job in pieces]
     with _doubting(ids):
-        receiver = Receiver(options.jobs(), manner, Listener(_tell_failure))
-        receiver.now(ids)
+        receiver = Receiver(store.jobs, manner, Listener(_tell_failure))
+        receiver.now(pieces)
     return render.tell_all([*errors, *receiver.errors.values()])
 
 
@@ -173,7 +175,7 @@ def follow(
     ids = [job.id for job in pieces]
     alone = len(jobs) == 1 and not jobs[0].children
     listener = Listener(_tell_failure, _write_event if events else None)
-    receiver = Receiver(options.jobs(), manner, listener)
+    receiver = Receiver(store.jobs, manner, listener)
     try:
         for error in _fetched(store, pieces):
             raise error
@@ -211,11 +213,11 @@ def _gather(
     from jobctl.ops.gather import grouped
 
     store = Store(paths.state_dir())
-    ids = [job.id for job in parts(store, jobs)]
-    ended = list[Job]()
+    ids = [job.id for job in parts(store, jobs, items=False)]
+    whole = list[Job]()
     for news in finished(store.jobs, ids, deadline, force=force):
-        ended += [job for _, job in news if job is not None]
-    ended.sort(key=lambda job: job.key)
+        whole += [job for _, job in news if job is not None]
+    ended = parts(store, whole)
     for error in _fetched(store, ended):
         raise error
     groups = grouped(store.jobs, ended, manner)
@@ -226,11 +228,11 @@ def _gather(
         )
     if receiver.errors:
         return render.tell_all([*receiver.errors.values()])
-    if len(ended) < len(ids) and deadline is not None and time.monotonic() >= deadline:
+    if len(whole) < len(ids) and deadline is not None and time.monotonic() >= deadline:
         return _TIMED_OUT
     if auto_remove:
         _remove([job.id for job in jobs], manner)
-    return int(len(ended) < len(ids) or any(j.state is not State.COMPLETED for j in ended))
+    return int(len(whole) < len(ids) or any(j.state is not State.COMPLETED for j in ended))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from jobctl import paths, process
+from jobctl import items, paths, process
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import TYPE_BACKGROUND, Job, JobSpec, Place, State, check_name, printable
@@ -28,6 +28,7 @@ _OF_THE_JOB = {
     "words": "COMMAND",
     "text": "-c",
     "script": "-f",
+    "foreach": "--foreach",
     "hosts": "--host",
     "sessions": "--session",
     "stdin": "--stdin",
@@ -87,11 +88,18 @@ def _complete_command(
     help="Run on the host of this session. May be repeated.",
 )
 @click.option(
+    "--foreach",
+    metavar="FILE|-",
+    shell_complete=options.complete_file,
+    help="Run it for each line of this file: {} in COMMAND is the line, {#} its number.",
+)
+@click.option("-0", "--null", is_flag=True, help="With --foreach: NULs end the items, not lines.")
+@click.option(
     "-t",
     "--throttle",
     type=click.IntRange(1, 2**31),
     metavar="N",
-    help="How many hosts run it at once; 32 if not given.",
+    help="How many run at once: hosts (32 if not given) or items (one per CPU).",
 )
 @click.option(
     "--results",
@@ -264,11 +272,18 @@ def _spec(values: dict[str, Any]) -> JobSpec:
             "cwd": values["cwd"] or "",
             "caller_cwd": _directory(None),
         }
-    elif values["results"] == "remote" or values["throttle"]:
-        option = "--throttle" if values["throttle"] else "--results remote"
-        raise BadUsage(f"{option} needs --host or --session")
+    elif values["results"] == "remote":
+        raise BadUsage("--results remote needs --host or --session")
+    elif values["throttle"] and values["foreach"] is None and not (again and again.items):
+        raise BadUsage("--throttle needs --host, --session or --foreach")
     else:
         spec["cwd"] = _directory(values["cwd"])
+    if values["null"] and values["foreach"] is None:
+        raise BadUsage("-0 needs --foreach")
+    if again and again.items:
+        spec |= {"items": again.items, "throttle": values["throttle"]}
+    elif values["foreach"] is not None:
+        spec |= _items(values)
     if script is not None:
         name_of_it = again.script_name if again else script
         spec |= {"script": _opened(script), "script_name": name_of_it}
@@ -325,6 +340,19 @@ def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[Place
         places.append(Place(label, session.name) if session else Place(label, config=config))
     folds = any(map(nodes.is_set, hosts)) and not any("[" in place.host for place in places)
     return tuple(dict.fromkeys(places)), nodes.fold(p.host for p in places) if folds else ""
+
+
+def _items(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what --foreach says."""
+    if values["hosts"] or values["sessions"]:
+        raise BadUsage("--foreach runs on this machine only; it cannot be given with --host")
+    if values["foreach"] == "-" == values["stdin"]:
+        raise BadUsage("--foreach - and --stdin - contradict each other; one can read a file")
+    source = 0 if values["foreach"] == "-" else _opened(values["foreach"])
+    return {
+        "items": items.read(source, b"\0" if values["null"] else b"\n"),
+        "throttle": values["throttle"] or process.processors(),
+    }
 
 
 def _directory(cwd: str | None) -> str:

@@ -12,7 +12,7 @@ import click
 from jobctl import process
 from jobctl.cli import options, render
 from jobctl.errors import Refused
-from jobctl.model import Job, State, printable
+from jobctl.model import TYPE_TASK, Job, State, printable
 from jobctl.ops.wait import finished
 
 _TIMED_OUT = 124
@@ -62,6 +62,11 @@ def command(
     return int(removed or any(job.state is not State.COMPLETED for job in done))
 
 
+def _parts(job: Job) -> tuple[str, ...]:
+    """Return the ids of what to wait for instead of a job; one with items is told of whole."""
+    return job.children if job.child_count and job.type != TYPE_TASK else (job.id,)
+
+
 def _until_finished(
     jobs: list[Job], first: bool, deadline: float | None, force: bool
 ) -> tuple[list[Job], set[str], bool]:
@@ -74,7 +79,7 @@ def _until_finished(
     removed = False
     waiting = {job.id for job in jobs}
     folders = options.jobs()
-    left = {job.id: set(job.children or (job.id,)) for job in jobs}
+    left = {job.id: set(_parts(job)) for job in jobs}
     """The parts of each job that are not finished."""
     waited_for = set[str]().union(*left.values())
     total = len(waited_for)

@@ -12,6 +12,7 @@ from jobctl.links import Links
 from jobctl.model import Place, State
 from jobctl.ops.find import Filter, children_of, find
 from jobctl.store import Store
+from jobctl.task import Part
 
 
 class Again(NamedTuple):
@@ -25,6 +26,7 @@ class Again(NamedTuple):
     script_name: str
     lost: frozenset[str]
     """Names of variables that the job was given and whose values are not kept."""
+    items: list[bytes]
 
 
 def failed_parts(state_dir: str, selector: str) -> Again:
@@ -67,6 +69,8 @@ def failed_parts(state_dir: str, selector: str) -> Again:
         "on_finish": os.fsdecode(whole.spec().get("on_finish", b"")),
         "results": text("results") or "local",
     }
+    if isinstance(whole, Part):
+        whole = whole.task
     throttle = whole.spec().get("throttle", b"")
     values["throttle"] = int(throttle) if throttle.isdigit() else None
     places = tuple(_place(state_dir, folder) for folder in failed if "host" in folder.spec())
@@ -78,6 +82,7 @@ def failed_parts(state_dir: str, selector: str) -> Again:
         nodes.fold(hosts) if folds else "",
         words[0] if script and words else "",
         frozenset(map(os.fsdecode, quoting.split(spec.get("variables", b"")))),
+        [folder.task.item(folder.number) for folder in failed if isinstance(folder, Part)],
     )
 
 

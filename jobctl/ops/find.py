@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jobctl.errors import BadUsage, NotFound
-from jobctl.model import Job, State, glob, printable
+from jobctl.model import TYPE_TASK, Job, State, glob, printable
 from jobctl.store import NEWEST_FIRST, Store
 
 _NUMBER = re.compile(r"\d+", re.ASCII)
@@ -15,7 +15,7 @@ _CHILD = re.compile(r"(\d+)\.(\d+)", re.ASCII)
 _RANGE = re.compile(r"(\d+)-(\d+)", re.ASCII)
 _INSTANCE = re.compile(r"[0-9a-fA-F-]{8,36}")
 _LARGEST = 2**63 - 1
-_HAS_CHILDREN = "instr(record, '\"children\": []') = 0"
+_HAS_CHILDREN = "instr(record, '\"child_count\": 0,') = 0"
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,22 @@ def _whole(store: Store, among: set[int] | None, narrow: Filter) -> list[Job]:
     return jobs[: narrow.newest]
 
 
-def parts(store: Store, jobs: Iterable[Job]) -> list[Job]:
-    """Return jobs with the children in the place of those that have some, each once."""
+def parts(store: Store, jobs: Iterable[Job], items: bool = True) -> list[Job]:
+    """Return jobs with the children in the place of those that have some, each once.
+
+    :param items: also in that of a job with items, which can be many.
+    """
     found = dict[str, Job]()
     for job in jobs:
-        for part in children_of(store, job) if job.children else [job]:
+        divided = job.child_count and (items or job.type != TYPE_TASK)
+        for part in children_of(store, job) if divided else [job]:
             found[part.id] = part
     return sorted(found.values(), key=lambda job: job.key)
 
 
 def children_of(store: Store, job: Job) -> list[Job]:
     """Return the children of a job as they are now."""
-    read = (store.jobs.folder(child).read(store.boot) for child in job.children)
-    return [child for child in read if child is not None]
+    return store.jobs.folder(job.id).children(store.boot)
 
 
 def passes(job: Job, narrow: Filter) -> bool:

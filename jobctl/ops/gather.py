@@ -7,7 +7,8 @@ import os
 from typing import NamedTuple
 
 from jobctl import nodes
-from jobctl.folder import PIECE, Folder, Jobs
+from jobctl.folder import PIECE, Folder
+from jobctl.jobs import Jobs
 from jobctl.model import Job, Marks, State, printable
 from jobctl.ops.receive import Manner
 

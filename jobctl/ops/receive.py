@@ -17,11 +17,11 @@ from types import FrameType
 
 from jobctl import process
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
-from jobctl.folder import STREAMS, Folder, Jobs
+from jobctl.folder import STREAMS, Folder
+from jobctl.jobs import Jobs
 from jobctl.model import Job, Marks, State, order, printable
 from jobctl.ops.delivery import PIECE, Origin, Sink, uninterrupted
 from jobctl.ops.wait import Ends
-from jobctl.records import move_marks
 
 _LIVELY = 0.01
 _QUIET = 0.04
@@ -85,16 +85,14 @@ class Receiver:
         self.errors: dict[str, JobctlError] = {}
         """Why nothing more of a job was delivered, by its id."""
 
-    def now(self, ids: list[str]) -> list[Job]:
-        """Deliver what there is, job by job, and return the jobs."""
-        jobs = []
+    def now(self, jobs: list[Job]) -> None:
+        """Deliver what there is, job by job.
+
+        :param jobs: as they are now.
+        """
         with self._accounting():
-            for job_id in ids:
-                job = self._jobs.folder(job_id).read(self._boot)
-                if job is not None:
-                    jobs.append(job)
-                    self._collect(job)
-        return jobs
+            for job in jobs:
+                self._collect(job)
 
     def together(self, groups: Iterable[tuple[bytes, list[str]]]) -> None:
         """Deliver the output of the first of each group of jobs for all of it, below a header."""
@@ -149,11 +147,11 @@ class Receiver:
     def _follow(self, ids: list[str], deadline: float | None, force: bool) -> Iterator[Job]:
         ends = Ends(self._jobs, ids, force)
         pause = 0.0
-        while ends.open:
+        while ends.unfinished:
             # A job removed meanwhile has nothing more to deliver.
             ended = [job for _, job in ends.wait(pause) if job is not None]
             moved = False
-            for job_id in sorted(ends.open, key=order):
+            for job_id in sorted(ends.lively, key=order):
                 moved = self._collect(self._current(job_id)) or moved
             for job in ended:
                 self._note(job)
@@ -290,10 +288,10 @@ class Receiver:
         else:
             with ExitStack() as stack:
                 try:
-                    fd = stack.enter_context(folder.receiving())
+                    move = stack.enter_context(folder.receiving())
                 except OSError as error:
                     raise Unmarkable(folder.id, error) from None
-                yield lambda marks: move_marks(fd, marks)
+                yield move
 
     @contextmanager
     def _accounting(self) -> Iterator[None]:
@@ -321,8 +319,8 @@ class Receiver:
         for job_id, stream, start, end in sink.lost():
             folder = self._jobs.folder(job_id)
             if folder.exists():
-                with folder.receiving() as fd:
-                    move_marks(fd, folder.marks().returned(stream, start, end))
+                with folder.receiving() as move:
+                    move(folder.marks().returned(stream, start, end))
 
     # --- sinks ---
 

@@ -54,7 +54,7 @@ def plan(chosen: list[Job], force: bool, local_only: bool) -> Plan:
 
 def remove(store: Store, todo: Plan) -> list[JobctlError]:
     """Carry out a plan; return an error for each job that is still there."""
-    pieces = {job.id: parts(store, [job]) for job in todo.delete}
+    pieces = {job.id: parts(store, [job], items=False) for job in todo.delete}
     every = [part for part_list in pieces.values() for part in part_list]
     errors = stop(store.jobs, every, _GRACE, "removed", reach=False)
     done = [part for part in every if store.jobs.folder(part.id).finished()]

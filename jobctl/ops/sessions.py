@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jobctl import draft, paths, quoting
 from jobctl.agent import client
 from jobctl.errors import JobctlError, Refused, Unreachable
-from jobctl.folder import Jobs
+from jobctl.jobs import Jobs
 from jobctl.links import Links, LinkState, Session
 from jobctl.model import TYPE_REMOTE, Job, Place, State, printable
 from jobctl.ops.find import parts

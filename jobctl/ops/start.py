@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from jobctl import draft, process
 from jobctl.errors import JobctlError
-from jobctl.folder import Folder, Jobs
+from jobctl.folder import Folder
+from jobctl.jobs import Jobs
 from jobctl.model import Job, JobSpec
-from jobctl.runner import Runner
+from jobctl.runner import Runner, begin_slots
+from jobctl.task import Task
 
 
 def start(state_dir: str, spec: JobSpec) -> Job:
@@ -16,7 +18,7 @@ def start(state_dir: str, spec: JobSpec) -> Job:
 
     :raises JobctlError: it could not be recorded; then there is no job.
     """
-    launch = _entrust if spec.places else _launch
+    launch = _deal_out if spec.items is not None else _entrust if spec.places else _launch
     folder = None
     try:
         folder = Jobs(state_dir).allocate()
@@ -31,7 +33,7 @@ def start(state_dir: str, spec: JobSpec) -> Job:
         if folder and not folder.exists():
             folder.delete()
         raise
-    job = folder.read(process.boot_id())
+    job = Jobs(state_dir).folder(folder.id).read(process.boot_id())
     if job is None:
         raise JobctlError(f"job {folder.id} was removed while it started")
     return job
@@ -51,6 +53,16 @@ def _launch(folder: Folder, spec: JobSpec) -> None:
         runner.abandon()
         raise
     runner.go()
+
+
+def _deal_out(folder: Folder, spec: JobSpec) -> None:
+    """Have slots here run the job's items."""
+    task = Task(folder.path)
+    with task.alone() as lock:
+        draft.write(folder, spec)
+        draft.commit(folder)
+        if lock is not None:  # it is ours: nobody knows of the job
+            begin_slots(task, lock, int(task.spec()["throttle"]))
 
 
 def _entrust(folder: Folder, spec: JobSpec) -> None:

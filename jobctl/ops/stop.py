@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from jobctl import runner
+from jobctl import process, runner
 from jobctl.errors import JobctlError, Unreachable
-from jobctl.folder import Jobs
-from jobctl.model import TYPE_REMOTE, Job, State
+from jobctl.jobs import Jobs
+from jobctl.model import TYPE_REMOTE, TYPE_TASK, Job, State
+from jobctl.task import Task
+
+_WHOLE = 0
+"""In place of an item's number: all of them."""
+_TO_BE_TOLD = 20.0
+"""Seconds that the end of an item takes, at most, to be written down."""
+_MOMENT = 0.01
 
 
 class Unended(JobctlError):
@@ -41,7 +49,9 @@ def stop(
     :return: an error for each job of which something is left.
     """
     why = f"stopped by user: {' '.join(reason.split())}" if reason.strip() else "stopped by user"
-    here, errors = reachable(chosen)
+    errors = _stop_items(jobs, chosen, grace, why)
+    here, away = reachable(chosen)
+    errors += away
     living = runner.bearers() if any(job.state.finished for job in here) else set()
     targets = [
         (jobs.folder(job.id), job.instance_id)
@@ -57,6 +67,51 @@ def stop(
     return errors + ask_hosts(jobs, "stop", there, grace=grace, reason=why)
 
 
+def _stop_items(jobs: Jobs, chosen: list[Job], grace: float, why: str) -> list[JobctlError]:
+    """End items of jobs, or all that such jobs have, as stop() does."""
+    errors = list[JobctlError]()
+    found = _items(jobs, chosen)
+    living = runner.bearers() if found else set()
+    for task, numbers in found.items():
+        if _WHOLE in numbers:
+            if not task.finished():
+                task.note_stop("stop", why)
+            # What waits for other jobs has this number too.
+            acted = {_WHOLE, *task.running()}
+            left_over = set(range(1, task.count + 1)) if living else set()
+        else:
+            acted = {n for n in numbers if not task.ended(n) and not task.withdraw(n, why)}
+            for number in acted:
+                task.note_stop(f"children/{number}.stop", why)
+            left_over = numbers
+        acted |= {number for number in left_over if task.cookie(number) in living}
+        if runner.stop_items(task, sorted(acted), grace) or not _all_ended(task, acted):
+            errors.append(Unended(task.id))
+    return errors
+
+
+def _all_ended(task: Task, numbers: set[int]) -> bool:
+    """Wait until the ends of items that were stopped are written down."""
+    deadline = time.monotonic() + _TO_BE_TOLD
+    while time.monotonic() < deadline:
+        if all(task.ended(n) if n != _WHOLE else task.finished() for n in numbers):
+            return True
+        task.recover(process.boot_id())  # should a slot have been killed
+        time.sleep(_MOMENT)
+    return False
+
+
+def _items(jobs: Jobs, chosen: list[Job]) -> dict[Task, set[int]]:
+    """Return the chosen items by their jobs; _WHOLE stands for all."""
+    found: dict[Task, set[int]] = {}
+    for job in chosen:
+        whole, _, number = job.id.partition(".")
+        task = jobs.folder(whole) if job.type == TYPE_TASK else None
+        if isinstance(task, Task):
+            found.setdefault(task, set()).add(int(number) if number else _WHOLE)
+    return found
+
+
 def _connected(jobs: Jobs, job: Job) -> bool:
     """Whether there is a connection to the host of a job now."""
     from jobctl.links import Links, LinkState
@@ -70,7 +125,7 @@ def reachable(chosen: list[Job]) -> tuple[list[Job], list[JobctlError]]:
 
     The latter run on another machine that shares our state directory.
     """
-    local = [job for job in chosen if job.type != TYPE_REMOTE]
+    local = [job for job in chosen if job.type not in (TYPE_REMOTE, TYPE_TASK)]
     away = [job for job in local if job.state is State.DISCONNECTED]
     errors = [Unreachable(f"job {job.id} {job.reason}; act on it there") for job in away]
     return [job for job in local if job not in away], [*errors]
@@ -99,6 +154,11 @@ def send(jobs: Jobs, chosen: list[Job], name: str) -> list[JobctlError]:
     :return: an error for each job that is out of reach.
     """
     here, errors = reachable(chosen)
+    for task, numbers in _items(jobs, chosen).items():
+        running = set(task.running())
+        runner.send_to_items(
+            task, sorted(running if _WHOLE in numbers else running & numbers), name
+        )
     runner.send(
         [(jobs.folder(job.id), job.instance_id) for job in here if not job.state.finished], name
     )

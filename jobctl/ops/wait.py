@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator
 
 from jobctl import process
 from jobctl.errors import Refused
-from jobctl.folder import Jobs
+from jobctl.folder import Folder
+from jobctl.jobs import Jobs
 from jobctl.links import Links
 from jobctl.model import TYPE_REMOTE, Job, order
-from jobctl.process import Watch
+from jobctl.process import Identity, Watch
+from jobctl.runner import resume
+from jobctl.task import Part, Task
 
 _AGAIN = 0.2
 """Seconds until the next look at a job that no process tells about."""
@@ -31,14 +34,33 @@ class Ends:
         self._watch = Watch()
         self._watched: set[str] = set()
         self._far: set[str] = set()
-        self._others = set(ids)
+        self._items: dict[Task, set[int]] = {}
+        """The items that were not told yet, of which there may be many."""
+        self._told: dict[Task, int] = {}
+        self._others = set[str]()
+        for job_id in ids:
+            folder = jobs.folder(job_id)
+            if isinstance(folder, Part):
+                self._items.setdefault(folder.task, set()).add(folder.number)
+            else:
+                self._others.add(job_id)
         self._news: News | None = None
         self._book = None if force else Links(jobs.state_dir)
 
     @property
-    def open(self) -> set[str]:
-        """The ids of the jobs that were not told yet."""
-        return self._watched | self._others | self._far
+    def lively(self) -> set[str]:
+        """The ids of the jobs that were not told yet; of items, those that run."""
+        items = (
+            f"{task.id}.{number}"
+            for task, numbers in self._items.items()
+            for number in numbers.intersection(task.running())
+        )
+        return self._watched | self._others | self._far | set(items)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are any."""
+        return bool(self._watched or self._others or self._far or self._items)
 
     def wait(self, timeout: float) -> list[tuple[str, Job | None]]:
         """Return the jobs that finished, None for one that was removed.
@@ -46,8 +68,9 @@ class Ends:
         Returns without any after timeout seconds.
         """
         ended = self._look()
-        if not ended and self.open:
-            keys = self._watch.wait(min(timeout, _AGAIN) if self._others else timeout)
+        if not ended and self.unfinished:
+            soon = self._others or self._items
+            keys = self._watch.wait(min(timeout, _AGAIN) if soon else timeout)
             if _NEWS in keys and self._news:
                 # What happened before we were heard is seen by one more look.
                 changed = self._news.changed(self._watch)
@@ -58,8 +81,26 @@ class Ends:
             ended = self._look()
         return ended
 
+    def _look_at_items(self) -> list[tuple[str, Job | None]]:
+        ended = list[tuple[str, Job | None]]()
+        for task in list(self._items):
+            wanted = self._items[task]
+            resume(task)
+            if not task.exists() or task.finished():
+                numbers = sorted(wanted)
+            else:
+                # Each is in here once; those that ended before we looked first too.
+                news = task.ended_since(self._told.get(task, 0))
+                self._told[task] = self._told.get(task, 0) + len(news)
+                numbers = sorted(wanted.intersection(news))
+            ended += ((f"{task.id}.{n}", task.part(n, self._boot)) for n in numbers)
+            wanted.difference_update(numbers)
+            if not wanted:
+                del self._items[task]
+        return ended
+
     def _look(self) -> list[tuple[str, Job | None]]:
-        ended = []
+        ended = self._look_at_items()
         for job_id in sorted(self._others, key=order):
             folder = self._jobs.folder(job_id)
             job = folder.read(self._boot)
@@ -74,13 +115,21 @@ class Ends:
                     )
                 self._others.discard(job_id)
                 self._far.add(job_id)
-            elif keeper := folder.watched(self._boot):
+            elif keeper := folder.watched(self._boot) or _resumed(folder, self._boot):
                 self._watch.add(job_id, keeper)
                 self._others.discard(job_id)
                 self._watched.add(job_id)
         if self._far and self._news is None:
             self._news = News(self._jobs.state_dir, self._watch)
         return ended
+
+
+def _resumed(folder: Folder, boot: str) -> Identity | None:
+    """Return a process that goes on with a job whose slots were killed, if it is such a job."""
+    if not isinstance(folder, Task):
+        return None
+    resume(folder)
+    return folder.watched(boot)
 
 
 class News:
@@ -125,7 +174,7 @@ def finished(
     :param beat: seconds after which to yield even if nothing happened.
     """
     ends = Ends(jobs, ids, force)
-    while ends.open:
+    while ends.unfinished:
         left = beat if deadline is None else min(beat, deadline - time.monotonic())
         ended = ends.wait(max(0.0, left))
         yield ended

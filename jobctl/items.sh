@@ -1,0 +1,361 @@
+#!/bin/sh
+# jobctl items: one slot of a job that runs its command for each of many items. A slot
+# takes the next item that no other has, runs the command, writes down what became of it,
+# and goes on; there is nobody above the slots.
+#
+# Needs what runner.sh needs, which lies beside it.
+#
+#   sh items.sh slots DIR K LAST [PID]     be slot K of the job in DIR, after starting those
+#                                          up to LAST; ends PID, a shell that waits for us
+#   sh items.sh stop DIR GRACE ITEM...     end what runs of these items: TERM, GRACE hundredths
+#                                          of a second, KILL; prints the numbers of items of
+#                                          which something is left all the same
+#   sh items.sh signal DIR NAME ITEM...    send one signal
+#
+# ITEM is NUMBER:ID, with the cookie of the item's command; 0: is what waits for other jobs.
+# DIR is a job folder, as runner.sh describes it, and holds besides
+#   items/N       items from the Nth on, as words: set -- 'one' 'two'
+#   children/     N.stdout, N.stderr of each item that was taken, and where there is reason to
+#                 N.stop, N.timedout, N.failure, N.signals, N.progress
+#   slots/K/      self      pid, its start, boot and host of a slot
+#                 run       the item that it runs or ran last: its number; pid, start, attempt,
+#                           time and seconds since boot when it began
+#                 journal   a line for each item that has ended: number, C F or X (completed,
+#                           failed, stopped), exit status, signal, attempt, pid, when it began,
+#                           twice, and ended, twice, and the reason. Whatever is not known is -.
+#                 done      there is nothing left for it to do
+#
+# To make N.stdout is to take the item: only one can. The last slot to end writes the file
+# exit, as a runner does. A slot that was killed has no successor until some jobctl notices;
+# then an item that was taken, but never begun, is given back, and new slots are started.
+#
+# Descriptor 9 holds the lock of the job, which is free when no slot lives; 5 is the journal.
+
+set -u
+
+here=${0%/*}
+nl='
+'
+export jobctl_sourced=1
+# shellcheck source=/dev/null
+. "$here/runner.sh"
+unset jobctl_sourced
+# Set by functions of runner.sh, and by the spec.
+own='' born='' pid='' ticks='' boot='' boot_now='' known='' now='' uptime='' killed='' refusal=''
+children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
+
+# --- what differs from the runner of one command --------------------------------
+
+# Sets pid, ticks and boot, as load_run does, to those of the command of item $1.
+locate() {
+    load_run .
+    [ "$1" != 0 ] || return 0
+    pid='' ticks='' boot='' waiter=''
+    for slot in slots/[0-9]*; do
+        if read -r number found started _ <"$slot/run" && [ "$number" = "$1" ]; then
+            pid=$found ticks=$started
+            read -r _ _ boot _ <"$slot/self" || boot=''
+        fi
+    done 2>/dev/null
+}
+
+# Sets now and uptime without a process, where the system tells the latter.
+clock() {
+    read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
+    if [ -z "$uptime" ]; then
+        now=$(date +%s)
+    else
+        hundredths=$((${uptime%.*}${uptime#*.} + since))
+        now=${hundredths%??}.${hundredths#"${hundredths%??}"}
+    fi
+}
+
+# Sets since to the hundredths of a second from 1970 to the start of the system.
+set_clock() {
+    since=0
+    read -r uptime _ 2>/dev/null </proc/uptime || return 0
+    now=$(date +%s.%N)
+    case $now in *[!0-9.]* | *.) now=${now%%.*}.00 ;; esac
+    part=${now#*.}00
+    since=$((${now%.*}${part%"${part#??}"} - ${uptime%.*}${uptime#*.}))
+}
+
+# The last of command_itself before it becomes the command: says which item it is.
+note_begun() {
+    exec 5>&-
+    JOBCTL_ID=$JOBCTL_ID.$jobctl_number
+    JOBCTL_INSTANCE_ID=$jobctl_cookie
+    JOBCTL_ITEM=$jobctl_item
+    JOBCTL_PROGRESS=$jobctl_dir/children/$jobctl_number.progress
+    export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
+    # At once, and longer than any other: it is read meanwhile.
+    printf '%-120s\n' "$jobctl_number $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}" \
+        1<>"$jobctl_dir/slots/$jobctl_slot/run"
+    # Who stops it makes one of these, then reads run; here it is the other way round.
+    [ ! -e "$jobctl_dir/stop" ] && [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ] ||
+        kill -s TERM "$jobctl_own"
+    # Its slot leads a session already.
+    jobctl_leader=none
+}
+
+# Sleeps for $1 seconds; ends, with what it is for, when there is nothing left to watch.
+doze() {
+    trap 'kill -s KILL ${!-}; exit' TERM
+    sleep "$1" &
+    wait $!
+    [ ! -s exit ] && [ ! -e stop ] || exit
+    [ -z "$watched" ] || { locate "$watched" && alive "$pid" "$ticks" "$boot" || exit; }
+}
+
+time_is_up() {
+    echo >"children/$jobctl_number.timedout"
+    terminate 1000 "$jobctl_number:$jobctl_cookie"
+}
+
+caller_has_ended() {
+    (set -C && echo 'stopped: the process that started it ended' >stop)
+    jobs=''
+    for slot in slots/[0-9]*; do
+        ! read -r number _ <"$slot/run" || jobs="$jobs $number:$(cookie "$number")"
+    done 2>/dev/null
+    # shellcheck disable=SC2086  # each is a word
+    terminate 1000 $jobs
+}
+
+# Prints the cookie of item $1.
+cookie() {
+    digits=000000000000$1
+    echo "${instance_id%????????????}${digits#"${digits%????????????}"}"
+}
+
+# --- a slot -------------------------------------------------------------------
+
+slots() {
+    cd -- "$1" || exit 125
+    [ -z "${4-}" ] || kill -s KILL "$4"
+    dir=$PWD jobctl_slot=$2 last=$3
+    exec 3>&1 >/dev/null 2>>"slots/$2/log" 5>>"slots/$2/journal" </dev/null
+    trap : HUP INT QUIT TERM
+    trap '' PIPE
+    boot
+    self
+    read -r host 2>/dev/null </proc/sys/kernel/hostname || host=$(uname -n)
+    echo "$own $born $boot_now $host" >"slots/$2/self" || exit 125
+    instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
+    timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish='' watched=''
+    item_argv='' item_text='' children=0
+    # shellcheck source=/dev/null
+    . ./spec
+    # shellcheck disable=SC2034  # for command_itself
+    argv=$item_argv text=$item_text told_time=''
+    refusal=''
+    [ "$2" -gt 1 ] || await_others
+    [ -z "$refusal" ] || (set -C && printf '%s\n' "$refusal" >stop)
+    if [ -n "$caller" ] && [ "$2" = 1 ]; then
+        trap - TERM
+        when_caller_ends 2>/dev/null 3>&- 5>&- 9>&- &
+        trap : TERM
+    fi
+    next=$2
+    while [ "$next" -lt "$last" ]; do
+        next=$((next + 1))
+        another "$next"
+    done
+    set_clock
+    serve_items
+    finish
+}
+
+# Starts slot $1 in a session of its own. Not in the background, where sh has INT and QUIT
+# ignored for good: it ends the subshell that waits for it.
+another() {
+    (
+        self
+        (
+            set -- /bin/sh "$here/items.sh" slots "$dir" "$1" "$1" "$own"
+            exec >/dev/null 3>&- 5>&-
+            for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
+                [ ! -x "$leader" ] || exec "$leader" "$@"
+            done
+            [ ! -x /usr/bin/perl ] ||
+                exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec @ARGV' "$@"
+            exec "$@"
+        )
+        :
+    )
+}
+
+serve_items() {
+    # shellcheck disable=SC2012  # they are numbers
+    for block in $(ls items | sort -n); do
+        # shellcheck source=/dev/null
+        . "./items/$block"
+        jobctl_number=$block
+        for jobctl_item in "$@"; do
+            [ ! -e stop ] || return
+            if take; then run_item; fi
+            jobctl_number=$((jobctl_number + 1))
+        done
+    done
+}
+
+# Succeeds if nobody else has item $jobctl_number, nor ever will.
+take() {
+    [ ! -e "children/$jobctl_number.stdout" ] || return 1
+    set -C
+    { true >"children/$jobctl_number.stdout"; } 2>/dev/null
+    taken=$?
+    set +C
+    return "$taken"
+}
+
+run_item() {
+    digits=000000000000$jobctl_number failures=children/$jobctl_number.
+    jobctl_cookie=${instance_id%????????????}${digits#"${digits%????????????}"}
+    attempt=0
+    while :; do
+        attempt=$((attempt + 1))
+        try_item
+        conclude_item
+        if [ "$state" != F ] || [ "$attempt" -gt "$retries" ]; then break; fi
+        [ -n "$failed_to_begin" ] && break
+        [ ! -e "children/$jobctl_number.timedout" ] || rm -f "children/$jobctl_number.timedout"
+    done
+    read -r number pid _ attempt began began_uptime <"slots/$jobctl_slot/run" || number=''
+    [ "$number" = "$jobctl_number" ] || pid=- began=- began_uptime=- # it never began
+    clock
+    until echo "$jobctl_number $state $code $signal $attempt $pid $began $began_uptime $now ${uptime:--} $reason" >&5; do
+        [ -f spec ] || exit 1
+        sleep 1 # the disk is full
+    done
+    say ended
+    exec 3>/dev/null
+}
+
+# Runs the command once. Sets code, and killed if a signal ended it.
+try_item() {
+    [ ! -s "slots/$jobctl_slot/log" ] || : >"slots/$jobctl_slot/log"
+    time_watch='' killed=''
+    if [ -n "$timeout" ]; then
+        trap - TERM
+        watched=$jobctl_number
+        when_time_is_up 2>/dev/null 3>&- 5>&- 9>&- &
+        time_watch=$!
+        trap : TERM
+    fi
+    (command_itself) <"$stdin" >>"children/$jobctl_number.stdout" 2>>"children/$jobctl_number.stderr"
+    code=$?
+    if [ "$code" -gt 128 ]; then
+        case ${BASH_VERSION:+bash}$code in
+        130 | 141 | bash130 | bash141 | bash143) killed=1 ;;
+        *) [ ! -s "slots/$jobctl_slot/log" ] || killed=1 ;;
+        esac
+    fi
+    if [ -n "$time_watch" ]; then
+        [ -e "children/$jobctl_number.timedout" ] || kill "$time_watch" 2>/dev/null
+        wait "$time_watch"
+    fi
+}
+
+# Sets state, code, signal and reason from what the last attempt left.
+conclude_item() {
+    state=F signal=- reason='' failed_to_begin=''
+    if [ -n "$killed" ]; then
+        signal=$((code - 128))
+        signal_name=$(kill -l "$signal")
+    fi
+    if [ -e stop ] || [ -e "children/$jobctl_number.stop" ]; then
+        state=X
+        read -r reason <"children/$jobctl_number.stop" || read -r reason <stop ||
+            reason='stopped by user'
+    elif [ "$code" -eq 0 ]; then
+        state=C
+    elif [ -e "children/$jobctl_number.timedout" ]; then
+        reason="timed out after $timeout_text"
+    elif [ -e "children/$jobctl_number.failure" ]; then
+        failed_to_begin=1
+        read -r reason <"children/$jobctl_number.failure" || reason='could not be started'
+    elif [ -n "$killed" ]; then
+        reason="killed by signal $signal ($signal_name)"
+        if grep -qsx "$signal_name" "children/$jobctl_number.signals"; then
+            state=X reason="stopped by user: signal $signal_name"
+        fi
+    else
+        reason="exit status $code"
+    fi 2>/dev/null
+    [ -z "$killed" ] || code=-
+}
+
+# There is nothing left for this slot. The last one writes down how the job ended.
+finish() {
+    : >"slots/$jobctl_slot/done"
+    for slot in slots/[1-9]*; do
+        [ ! -e "$slot/done" ] || continue
+        read -r pid ticks boot _ <"$slot/self" || exit # it is about to begin
+        ! alive "$pid" "$ticks" "$boot" || exit
+        # It was killed. What it ran may go on, and then jobctl will notice.
+        read -r _ pid ticks _ <"$slot/run" || continue
+        ! alive "$pid" "$ticks" "$boot" || exit
+    done 2>/dev/null
+    [ ! -s exit ] || exit 0
+    ended=$(cat slots/*/journal | awk '
+        { count++ }
+        $2 == "F" && (!failed || $1 + 0 < failed) { failed = $1 + 0; why = cut() }
+        $2 == "X" && (!stopped || $1 + 0 < stopped) { stopped = $1 + 0; because = cut() }
+        END { if (failed) print count " Failed " why
+              else if (stopped) print count " Stopped " because
+              else print count + 0 " Completed " }
+        function cut(  i, text) {
+            text = $0
+            for (i = 0; i < 10; i++) sub(/^[^ ]* /, "", text)
+            return text
+        }')
+    state=${ended#* } reason=${ended#* * }
+    state=${state%% *}
+    if [ "${ended%% *}" -lt "$children" ]; then
+        # Else an item that a killed slot had, or one for which there was no room on the disk.
+        [ -e stop ] || exit
+        [ "$state" = Failed ] || { state=Stopped && read -r reason <stop; }
+    fi
+    (set -C && true >concluded) 2>/dev/null || exit
+    settle "$state" '' '' "$reason"
+    code=''
+    [ -z "$on_finish" ] || announce >>log 2>&1 3>&- 5>&- 9>&-
+    rm -f env env.odd exit.new
+}
+
+# --- from outside -------------------------------------------------------------
+
+stop_items() {
+    cd -- "$1" || exit 125
+    grace=$2
+    shift 2
+    boot
+    terminate "$grace" "$@"
+    for member in $known; do
+        echo "${member%%/*}"
+    done | sort -u
+}
+
+send_items() {
+    cd -- "$1" || exit 125
+    name=$2
+    shift 2
+    boot
+    self
+    for job in "$@"; do
+        [ "${job%%:*}" = 0 ] || echo "$name" >>"children/${job%%:*}.signals"
+    done
+    signal_all "$name" "$@"
+}
+
+case ${1-} in
+slots) shift && slots "$@" ;;
+stop) shift && stop_items "$@" ;;
+signal) shift && send_items "$@" ;;
+*)
+    echo "items.sh: slots, stop or signal" >&2
+    exit 2
+    ;;
+esac
+exit

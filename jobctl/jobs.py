@@ -1,0 +1,87 @@
+"""All job folders of a state directory: found by id, listed, and made."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from typing import BinaryIO
+
+from jobctl import records
+from jobctl.folder import Folder
+from jobctl.task import Task
+
+_NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
+
+
+class Jobs:
+    """The folder of all job folders."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.path = f"{state_dir}/jobs"
+        self.state_dir = state_dir
+        self._tasks: dict[str, Task] = {}
+
+    def folder(self, job_id: str | int) -> Folder:
+        """Return the folder of a job that need not exist."""
+        number, _, child = str(job_id).partition(".")
+        folder = self._tasks.get(number) or self._whole(number)
+        return folder.child(int(child)) if child else folder
+
+    def _whole(self, number: str) -> Folder:
+        path = f"{self.path}/{number}"
+        if not Task.is_at(path):
+            return Folder(path)
+        # Kept, as it knows by now how its children ended.
+        return self._tasks.setdefault(number, Task(path))
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all folders, in no order."""
+        try:
+            return [int(name) for name in os.listdir(self.path) if _NUMBER.fullmatch(name)]
+        except FileNotFoundError:
+            return []
+
+    def stamp(self) -> int:
+        """Return what changes when a folder comes or goes: nanoseconds since 1970."""
+        try:
+            return os.stat(self.path).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def allocate(self) -> Folder:
+        """Make the folder of the next job. Its number was never used before.
+
+        The file `last` keeps the highest number given out, as removed jobs leave no trace
+        here, and `last.copy` should somebody delete or damage it. mkdir has the last word.
+
+        :raises OSError: the disk is full, say.
+        """
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        with self._counter("last") as last, self._counter("last.copy") as copy:
+            fcntl.flock(last, fcntl.LOCK_EX)
+            number = max(_counted(last), _counted(copy)) or max(self.numbers(), default=0)
+            while True:
+                number += 1
+                try:
+                    os.mkdir(f"{self.path}/{number}", 0o700)
+                    break
+                except FileExistsError:
+                    continue
+            try:
+                for counter in (copy, last):
+                    os.pwrite(counter.fileno(), b"%020d\n" % number, 0)
+            except OSError:
+                os.rmdir(f"{self.path}/{number}")
+                raise
+        return self.folder(number)
+
+    def _counter(self, name: str) -> BinaryIO:
+        path = f"{self.state_dir}/{name}"
+        return open(records.opened(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+
+
+def _counted(counter: BinaryIO) -> int:
+    """Return the number in a file, 0 if there is none that can be a job's."""
+    digits = records.text(os.pread(counter.fileno(), 21, 0).strip().lstrip(b"0"))
+    return int(digits) if _NUMBER.fullmatch(digits) else 0

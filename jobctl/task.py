@@ -1,0 +1,562 @@
+"""The folder of a job that runs its command for each of many items, and of such a child.
+
+items.sh says what is in it. A child has no folder: its files begin with its number, how it
+ended is a line in the journal of the slot that ran it, and what was received of it a line
+of the file `received`. So ten thousand of them are read at once.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from jobctl import items, process, quoting, records
+from jobctl.folder import STREAMS, Folder
+from jobctl.model import TYPE_TASK, Job, Marks, State, parent_of
+from jobctl.process import Identity
+
+_STATES = {b"C": State.COMPLETED, b"F": State.FAILED, b"X": State.STOPPED}
+_KILLED = "lost: runner was killed"
+_REBOOTED = "lost: host rebooted"
+_MARK = 40
+"""Bytes that tell what was received of a child: two sizes, and flags."""
+
+
+class _Run(NamedTuple):
+    """What a slot runs, or ran last."""
+
+    number: int
+    pid: int
+    start: str
+    began: float | None
+    began_uptime: float | None
+    boot: str
+    slot_alive: bool
+
+
+class Task(Folder):
+    """The folder of a job with items."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._ends: dict[int, bytes] = {}
+        """The journals' lines, without the number."""
+        self._boots: dict[int, str] = {}
+        self._offsets: dict[str, int] = {}
+        self._newest: list[int] = []
+        self._spec: dict[str, bytes] = {}
+        self._block: tuple[int, list[bytes]] = (0, [])
+        self._firsts: list[int] = []
+
+    @staticmethod
+    def is_at(path: str) -> bool:
+        """Whether a job folder is of this kind."""
+        return os.path.isdir(f"{path}/items")
+
+    def child(self, number: int) -> Folder:
+        """Return the files of a child that need not exist."""
+        return Part(self, number)
+
+    def spec(self) -> dict[str, bytes]:
+        """Return what the job was to be."""
+        if not self._spec:
+            self._spec = super().spec()
+        return self._spec
+
+    @property
+    def count(self) -> int:
+        """How many items there are."""
+        return records.integer(self.spec().get("children")) or 0
+
+    def cookie(self, number: int) -> str:
+        """Return the instance id of a child."""
+        return f"{records.text(self.spec().get('instance_id'))[:-12]}{number:012d}"
+
+    # --- what its files say ---
+
+    def _slots(self) -> list[str]:
+        try:
+            return sorted((name for name in os.listdir(self.file("slots"))), key=len)
+        except FileNotFoundError:
+            return []
+
+    def _runs(self) -> dict[int, _Run]:
+        """Return what runs, by number of item; and what was running when its slot was killed."""
+        runs = {}
+        for slot in self._slots():
+            if self.has(f"slots/{slot}/done"):
+                continue
+            run = self.get(f"slots/{slot}/run").split()
+            itself = self.get(f"slots/{slot}/self").split()
+            if len(run) >= 6 and run[0].isdigit() and len(itself) >= 3:
+                boot = records.text(itself[2])
+                keeper = Identity(records.integer(itself[0]) or 0, records.text(itself[1]), boot)
+                runs[int(run[0])] = _Run(
+                    int(run[0]),
+                    records.integer(run[1]) or 0,
+                    records.text(run[2]),
+                    records.number(run[4]),
+                    records.number(run[5]),
+                    boot,
+                    process.alive(keeper, process.boot_id()) is not None,
+                )
+        self._catch_up()
+        return {number: run for number, run in runs.items() if number not in self._ends}
+
+    def _catch_up(self) -> None:
+        """Read what the journals say that is not known yet."""
+        for slot in self._slots():
+            path, at = self.file(f"slots/{slot}/journal"), self._offsets.get(slot, 0)
+            if records.size(path) <= at:
+                continue
+            with suppress(FileNotFoundError), open(path, "rb", opener=records.opened) as journal:
+                journal.seek(at)
+                text = journal.read()
+                text = text[: text.rfind(b"\n") + 1]
+                self._offsets[slot] = at + len(text)
+                itself = self.get(f"slots/{slot}/self").split()
+                boot = records.text(itself[2]) if len(itself) > 2 else process.boot_id()
+                for line in text.splitlines():
+                    number, _, rest = line.partition(b" ")
+                    if number.isdigit() and rest[:1] in _STATES and int(number) not in self._ends:
+                        self._ends[int(number)] = rest
+                        self._boots[int(number)] = boot
+                        self._newest.append(int(number))
+
+    def interrupted(self) -> bool:
+        """Whether it is not finished, and no slot of it lives."""
+        return not self.finished() and not self._locked()
+
+    def ended_since(self, at: int) -> list[int]:
+        """Return the numbers of the items that have ended, but for the first `at` of them."""
+        self._catch_up()
+        return self._newest[at:]
+
+    def running(self) -> list[int]:
+        """Return the numbers of the items that run."""
+        return sorted(self._runs())
+
+    def ended(self, number: int) -> bool:
+        """Whether an item has ended."""
+        if number not in self._ends:
+            self._catch_up()
+        return number in self._ends or self.finished()
+
+    # --- reading it as a job ---
+
+    def _known(self) -> dict[str, Any]:
+        spec = self.spec()
+        return {
+            "name": os.fsdecode(spec.get("name", b"")),
+            "instance_id": records.text(spec.get("instance_id")),
+            "type": TYPE_TASK,
+            "command": os.fsdecode(spec.get("command", b"")),
+            "argv": tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
+            "cwd": os.fsdecode(spec.get("cwd", b"")),
+            "created_at": records.number(spec.get("created")),
+        }
+
+    def read(self, boot: str) -> Job | None:
+        """Return the whole job as it is now, or None if it was removed.
+
+        What is lost is found out here, and written down; see Folder.read().
+        """
+        if not self.exists():
+            return None
+        if self.interrupted():
+            self.recover(boot)
+        runs = self._runs()
+        states = self._states(runs, boot)
+        tally = [(state.value, n) for state in State if (n := states.count(state))]
+        job = Job(self.id, **self._known(), child_count=self.count, tally=tuple(tally))
+        began = [self._began(number) for number in self._ends] + [r.began for r in runs.values()]
+        job = job._replace(began_at=min((at for at in began if at is not None), default=None))
+        if self.finished():
+            return self._whole_end(job)
+        whole = parent_of(Job("0"), [Job("0", state=state) for state in set(states)])
+        waits = records.text(records.load(self.file("run")).get("waiting"))
+        waiting = f"waiting for job {waits}" if waits else "waiting for a slot"
+        return job._replace(
+            state=State.RUNNING if self._ends and whole.state is State.NOT_STARTED else whole.state,
+            reason=waiting if whole.state is State.NOT_STARTED and not self._ends else "",
+        )
+
+    def _states(self, runs: dict[int, _Run], boot: str) -> list[State]:
+        """Return the states of all children, in no order."""
+        states = [_STATES[line[:1]] for line in self._ends.values()]
+        states += [self._state_of(run, boot) for run in runs.values()]
+        rest = self.count - len(states)
+        return states + [self._rest()[0]] * rest
+
+    def _rest(self) -> tuple[State, str]:
+        """Return state and reason of the items that were not begun."""
+        if self.finished() and self.has("lost"):
+            return State.FAILED, os.fsdecode(self.get("lost").strip())
+        if self.finished():
+            return State.STOPPED, os.fsdecode(self.get("stop").strip()) or "stopped by user"
+        return State.NOT_STARTED, "waiting for a slot"
+
+    def _state_of(self, run: _Run, boot: str) -> State:
+        if self.finished():
+            return self._rest()[0]
+        sight = process.alive(Identity(run.pid, run.start, run.boot), boot)
+        if self.has("stop") or self.has(f"children/{run.number}.stop"):
+            return State.STOPPING
+        return State.SUSPENDED if sight and sight.condition in "Tt" else State.RUNNING
+
+    def _began(self, number: int) -> float | None:
+        return records.number(self._ends[number].split(b" ", 6)[5])
+
+    def _whole_end(self, job: Job) -> Job:
+        """Return a finished job with all that is known of its end."""
+        end = super()._finished()
+        fields = ("state", "reason", "ended_at", "ended_boot", "ended_uptime")
+        job = job._replace(**{key: end[key] for key in fields})
+        sizes = self._unreceived()
+        job = job._replace(has_more_data=next(sizes, None) is not None)
+        job = job._replace(still_written=self._has_leftovers())
+        if job.began_at is None or job.ended_at is None:
+            return job
+        return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
+
+    def _has_leftovers(self) -> bool:
+        """Whether something that an item started still runs, where the system tells."""
+        cookie = f"JOBCTL_INSTANCE_ID={records.text(self.spec().get('instance_id'))[:-12]}".encode()
+        if sys.platform != "linux" or len(cookie) < 40:
+            return False
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+                if cookie in environ.read():
+                    return True
+        return False
+
+    def children(self, boot: str) -> list[Job]:
+        """Return all children as they are now."""
+        runs, known, marks = self._runs(), self._known(), self._all_marks()
+        return [
+            self._part(number, runs, known, marks(number), boot)
+            for number in range(1, self.count + 1)
+        ]
+
+    def part(self, number: int, boot: str) -> Job | None:
+        """Return a child as it is now, None if there is none of that number."""
+        if not self.exists() or not 1 <= number <= self.count:
+            return None
+        if self.interrupted():
+            self.recover(boot)
+        runs = {} if number in self._ends else self._runs()
+        return self._part(number, runs, self._known(), self.marks_of(number), boot)
+
+    def _part(
+        self, number: int, runs: dict[int, _Run], known: dict[str, Any], marks: Marks, boot: str
+    ) -> Job:
+        item = os.fsdecode(self.item(number))
+        words = items.expanded(known["argv"], item, number)
+        if not items.stands_in(known["argv"]):
+            words = (*words, item)
+        job = Job(f"{self.id}.{number}", **known)
+        job = job._replace(
+            instance_id=self.cookie(number),
+            item=item,
+            argv=words,
+            command=quoting.readable(words),
+            parent=self.id,
+        )
+        line = self._ends.get(number)
+        if line is not None:
+            return self._part_end(job, number, line, marks)
+        if run := runs.get(number):
+            state = self._state_of(run, boot)
+            percent, message = self.child(number).progress()
+            return job._replace(
+                state=state,
+                reason=self._rest()[1] if state.finished else "",
+                pid=run.pid,
+                began_at=run.began,
+                began_uptime=run.began_uptime,
+                percent=percent,
+                message=message,
+            )
+        state, reason = self._rest()
+        return job._replace(state=state, reason=reason, has_more_data=not state.finished)
+
+    def _part_end(self, job: Job, number: int, line: bytes, marks: Marks) -> Job:
+        fields = line.split(b" ", 9)
+        fields += [b""] * (10 - len(fields))
+        state, code, signal, _, pid, began, began_uptime, ended, ended_uptime, reason = fields
+        job = job._replace(
+            state=_STATES[state],
+            reason=os.fsdecode(reason),
+            exit_code=records.integer(code),
+            signal=records.integer(signal),
+            pid=records.integer(pid),
+            began_at=records.number(began),
+            began_uptime=records.number(began_uptime),
+            ended_at=records.number(ended),
+            ended_uptime=records.number(ended_uptime),
+            ended_boot=self._boots.get(number, ""),
+            has_more_data=any(
+                marks.next(stream, records.size(f"{self.path}/children/{number}.{stream}"))
+                for stream in STREAMS
+            ),
+        )
+        if job.began_uptime is not None and job.ended_uptime is not None:
+            return job._replace(elapsed=max(0.0, job.ended_uptime - job.began_uptime))
+        if job.began_at is not None and job.ended_at is not None:
+            return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
+        return job
+
+    def item(self, number: int) -> bytes:
+        """Return an item, b"" where it is lost."""
+        first, block = self._block
+        if not first <= number < first + len(block):
+            if not self._firsts:
+                with suppress(FileNotFoundError):
+                    names = os.listdir(self.file("items"))
+                    self._firsts = sorted(int(name) for name in names if name.isdigit())
+            at = bisect.bisect_right(self._firsts, number)
+            if not at:
+                return b""
+            first = self._firsts[at - 1]
+            block = quoting.split(self.get(f"items/{first}"))
+            self._block = first, block
+        return block[number - first] if number < first + len(block) else b""
+
+    # --- read marks ---
+
+    def _all_marks(self) -> Callable[[int], Marks]:
+        """Return what gives the marks of a child by its number."""
+        text = self.get("received")
+
+        def marks(number: int) -> Marks:
+            return self._load_marks(number, text[_MARK * (number - 1) : _MARK * number])
+
+        return marks
+
+    def marks_of(self, number: int) -> Marks:
+        """Return how much of a child was received."""
+        try:
+            with open(self.file("received"), "rb", opener=records.opened, buffering=0) as file:
+                file.seek(_MARK * (number - 1))
+                return self._load_marks(number, file.read(_MARK))
+        except FileNotFoundError:
+            return Marks()
+
+    def _load_marks(self, number: int, line: bytes) -> Marks:
+        fields = line.replace(b"\0", b" ").split()
+        if len(fields) != 3:
+            return Marks()
+        marks = Marks(
+            records.integer(fields[0]) or 0, records.integer(fields[1]) or 0, b"t" in fields[2]
+        )
+        if b"r" not in fields[2]:
+            return marks
+        more = records.load_marks(self.file(f"children/{number}.returned"))
+        return marks._replace(returned_ranges=more.returned_ranges)
+
+    @contextmanager
+    def receiving_part(self, number: int) -> Iterator[Callable[[Marks], None]]:
+        """Hold the right to move the marks of a child; gives what moves them.
+
+        :raises OSError: they cannot be written.
+        """
+        fd = records.opened(self.file("received"), os.O_RDWR | os.O_CREAT)
+
+        def move(marks: Marks) -> None:
+            flags = "-" + "t" * marks.told
+            if marks.returned_ranges:
+                # More than fits; and before the mark that says so, as it moves back.
+                self.put(f"children/{number}.returned", records.dump_marks(marks))
+                flags += "r"
+            line = f"{marks.stdout:017d} {marks.stderr:017d} {flags}".encode().ljust(_MARK - 1)
+            os.pwrite(fd, line + b"\n", _MARK * (number - 1))
+
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield move
+        finally:
+            os.close(fd)
+
+    def _unreceived(self) -> Iterator[int]:
+        """Yield the numbers of the children with output that was not received."""
+        self._catch_up()
+        marks = self._all_marks()
+        for number in range(1, self.count + 1):
+            known = None
+            for stream in STREAMS:
+                size = records.size(f"{self.path}/children/{number}.{stream}")
+                if size:
+                    known = known or marks(number)
+                    if known.next(stream, size):
+                        yield number
+                        break
+
+    # --- what is done when something was killed ---
+
+    def recover(self, boot: str) -> int:
+        """Write down what is lost; return how many items are to be run, in new slots.
+
+        Does nothing while a slot lives.
+        """
+        with self.alone() as lock:
+            return 0 if lock is None else self.recovered(boot)
+
+    @contextmanager
+    def alone(self) -> Iterator[int | None]:
+        """Give the lock of the job, held, unless a slot lives."""
+        fd = records.opened(self.file("lock"), os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield None
+            else:
+                yield fd
+        finally:
+            os.close(fd)
+
+    def recovered(self, boot: str) -> int:
+        """Do the work of recover(); nobody else does so now."""
+        if self.finished() or not self.exists():
+            return 0
+        here, runs = process.hostname(), self._runs()
+        selves = [self.get(f"slots/{slot}/self").split() for slot in self._slots()]
+        others = [words for words in selves if len(words) >= 4 and records.text(words[2]) != boot]
+        if others:
+            if any(os.fsdecode(words[3]) != here for words in others):
+                return 0  # it runs on another machine that shares our state directory
+            self.put("lost", _REBOOTED.encode() + b"\n")
+            self._conclude(boot)
+            return 0
+        living = 0
+        for number, run in runs.items():
+            if process.alive(Identity(run.pid, run.start, run.boot), boot):
+                living += 1
+            else:
+                self.note_end(number, State.FAILED, _KILLED, run)
+        left = 0 if self.has("stop") else self._give_back(runs)
+        if not left and not living:
+            self._conclude(boot)
+        return left
+
+    def _give_back(self, runs: dict[int, _Run]) -> int:
+        """Give back what was taken but never begun; return how many items can be taken."""
+        for name in os.listdir(self.file("children")):
+            number = name.removesuffix(".stdout")
+            if number.isdigit() and int(number) not in self._ends and int(number) not in runs:
+                self.unlink(f"children/{name}")
+        self._catch_up()
+        return self.count - len(self._ends.keys() | runs.keys())
+
+    def note_end(self, number: int, state: State, reason: str, run: _Run | None = None) -> None:
+        """Write down the end of an item that no slot writes down.
+
+        :raises OSError: the disk is full, say.
+        """
+        letter = next(key for key, known in _STATES.items() if known is state).decode()
+        uptime = process.uptime()
+        began = f"{run.pid} {run.began or '-'} {run.began_uptime or '-'}" if run else "- - -"
+        ended = f"{time.time():.2f} {'-' if uptime is None else f'{uptime:.2f}'}"
+        line = f"{number} {letter} - - 1 {began} {ended} {' '.join(reason.split())}\n"
+        os.makedirs(self.file("slots/0"), 0o700, exist_ok=True)
+        fd = records.opened(self.file("slots/0/journal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            os.write(fd, os.fsencode(line))
+        finally:
+            os.close(fd)
+        self._catch_up()
+
+    def note_stop(self, name: str, reason: str) -> None:
+        """Have slots stop, or not begin, what this file is for. The first reason counts."""
+        if not self.has(name):
+            self.replace(name, os.fsencode(reason) + b"\n")
+
+    def withdraw(self, number: int, reason: str) -> bool:
+        """Stop an item that nobody has taken; return False if somebody has."""
+        if not self.claim(f"children/{number}.stdout"):
+            return False
+        self.note_end(number, State.STOPPED, reason)
+        return True
+
+    def _conclude(self, boot: str) -> None:
+        """Write down how the whole has ended."""
+        self._catch_up()
+        rest = (State.FAILED, self.get("lost")) if self.has("lost") else (State.STOPPED, b"")
+        children = [
+            (number, _STATES[line[:1]], line.split(b" ", 9)[-1])
+            for number, line in self._ends.items()
+        ]
+        if len(children) < self.count:
+            text = (rest[1] or self.get("stop")).strip()
+            children.append((self.count + 1, rest[0], text))
+        state, reason = State.COMPLETED, b""
+        for worst in (State.STOPPED, State.FAILED):
+            if such := [(child[0], child[2]) for child in children if child[1] is worst]:
+                state, reason = worst, min(such)[1]
+        self._settle_as(state, os.fsdecode(reason), boot)
+
+    def watched(self, boot: str) -> Identity | None:
+        """Return a slot that lives, None if there is none."""
+        for slot in self._slots():
+            itself = self.get(f"slots/{slot}/self").split()
+            if len(itself) >= 3 and not self.has(f"slots/{slot}/done"):
+                pid, start, started = itself[:3]
+                identity = Identity(
+                    records.integer(pid) or 0, records.text(start), records.text(started)
+                )
+                if process.alive(identity, boot):
+                    return identity
+        return None
+
+    def stop_targets(self, numbers: Iterable[int]) -> list[str]:
+        """Return items as items.sh names them."""
+        return [f"{number}:{self.cookie(number) if number else ''}" for number in numbers]
+
+
+class Part(Folder):
+    """The files of one child."""
+
+    def __init__(self, task: Task, number: int) -> None:
+        super().__init__(f"{task.path}/children/{number}")
+        self.task = task
+        self.number = number
+
+    def file(self, name: str) -> str:
+        """Return the path of one of its files."""
+        return f"{self.path}.{name}"
+
+    def exists(self) -> bool:
+        """Whether the job has such a child."""
+        return self.task.exists() and 1 <= self.number <= self.task.count
+
+    def finished(self) -> bool:
+        """Whether its end is written down."""
+        return self.task.ended(self.number)
+
+    def spec(self) -> dict[str, bytes]:
+        """Return what the whole job was to be."""
+        return self.task.spec()
+
+    def read(self, boot: str) -> Job | None:
+        """Return the child as it is now, None if there is none."""
+        return self.task.part(self.number, boot)
+
+    def watched(self, boot: str) -> Identity | None:
+        """Return nothing: its end is in the journal only after that of its command."""
+        return None
+
+    def marks(self) -> Marks:
+        """Return how much was received."""
+        return self.task.marks_of(self.number)
+
+    @contextmanager
+    def receiving(self) -> Iterator[Callable[[Marks], None]]:
+        """Hold the right to move the marks; see Folder.receiving()."""
+        with self.task.receiving_part(self.number) as move:
+            yield move
