@@ -17,11 +17,12 @@ _PIECE = 1 << 20
 _FULL = 250, 1 << 16
 """Items, and bytes, that are kept together."""
 _SPECIAL = {
-    "": re.compile(r"""\\.|'|"|\{#?\}""", re.DOTALL),
-    '"': re.compile(r"""\\.|"|\{#?\}""", re.DOTALL),
+    "": re.compile(r"""\\.|'|"|\$\(\(|\{#?\}""", re.DOTALL),
+    '"': re.compile(r"""\\.|"|\$\(\(|\{#?\}""", re.DOTALL),
     "'": re.compile(r"'|\{#?\}"),
+    "((": re.compile(r"\(|\)|\{#?\}"),
 }
-"""What means something in shell text: outside quotes, and between either kind."""
+"""What means something in shell text: outside quotes, inside, and in arithmetic."""
 
 
 def read(source: int, separator: bytes) -> Iterator[bytes]:
@@ -98,15 +99,21 @@ def in_text(text: str) -> str:
     The shell does not read their values as text, whatever is in an item. They are one word
     each, also between quotes.
     """
-    quote, done, at = "", list[str](), 0
+    outer, quote, depth, at = "", "", 0, 0
+    done = list[str]()
     while match := _SPECIAL[quote].search(text, at):
         done.append(text[at : match.start()])
         at, found = match.end(), match.group()
         if found in (ITEM, NUMBER):
             name = "${JOBCTL_ITEM}" if found == ITEM else "${JOBCTL_ID##*.}"
-            found = {"": f'"{name}"', '"': name, "'": f"'\"{name}\"'"}[quote]
+            found = {"": f'"{name}"', "'": f"'\"{name}\"'"}.get(quote, name)
         elif found in ("'", '"'):
             quote = "" if quote else found
+        elif found == "$((":
+            outer, quote, depth = quote, "((", 2
+        elif quote == "((":
+            depth += 1 if found == "(" else -1
+            quote = quote if depth else outer
         done.append(found)
     return "".join(done) + text[at:]
 

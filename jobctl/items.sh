@@ -31,17 +31,17 @@
 #
 # Descriptor 9 holds the lock of the job, which is free when no slot lives; 5 is the journal.
 
+# shellcheck disable=SC2317,SC2034  # runner.sh calls the functions, and uses the variables
 set -u
 
 here=${0%/*}
-nl='
-'
 export jobctl_sourced=1
 # shellcheck source=/dev/null
 . "$here/runner.sh"
 unset jobctl_sourced
 # Set by functions of runner.sh, and by the spec.
 own='' born='' pid='' ticks='' boot='' boot_now='' known='' now='' uptime='' killed='' refusal=''
+jobctl_dir='' jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
 
 # --- what differs from the runner of one command --------------------------------
@@ -89,11 +89,12 @@ note_begun() {
     JOBCTL_PROGRESS=$jobctl_dir/children/$jobctl_number.progress
     export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
     # At once, and longer than any other: it is read meanwhile.
-    printf '%-120s\n' "$jobctl_number $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}" \
-        1<>"$jobctl_dir/slots/$jobctl_slot/run"
+    jobctl_run="$jobctl_number $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now"
+    printf '%-120s\n' "$jobctl_run ${jobctl_uptime:--}" 1<>"$jobctl_dir/slots/$jobctl_slot/run"
     # Who stops it makes one of these, then reads run; here it is the other way round.
-    [ ! -e "$jobctl_dir/stop" ] && [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ] ||
+    if [ -e "$jobctl_dir/stop" ] || [ -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
         kill -s TERM "$jobctl_own"
+    fi
     # Its slot leads a session already.
     jobctl_leader=none
 }
@@ -149,7 +150,11 @@ slots() {
     # shellcheck disable=SC2034  # for command_itself
     argv=$item_argv text=$item_text told_time=''
     refusal=''
-    [ "$2" -gt 1 ] || await_others
+    if [ "$2" = 1 ] && [ -n "$after$after_ok" ]; then
+        echo "boot='$boot_now'" >run
+        await_others
+        rm -f run
+    fi
     [ -z "$refusal" ] || (set -C && printf '%s\n' "$refusal" >stop)
     if [ -n "$caller" ] && [ "$2" = 1 ]; then
         trap - TERM
@@ -162,6 +167,7 @@ slots() {
         another "$next"
     done
     set_clock
+    # shellcheck disable=SC2119
     serve_items
     finish
 }
@@ -185,6 +191,7 @@ another() {
     )
 }
 
+# shellcheck disable=SC2120  # a block of items sets the arguments
 serve_items() {
     # shellcheck disable=SC2012  # they are numbers
     for block in $(ls items | sort -n); do
@@ -321,7 +328,7 @@ finish() {
     settle "$state" '' '' "$reason"
     code=''
     [ -z "$on_finish" ] || announce >>log 2>&1 3>&- 5>&- 9>&-
-    rm -f env env.odd exit.new
+    rm -f env env.odd exit.new run
 }
 
 # --- from outside -------------------------------------------------------------

@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 _PROC = os.path.exists("/proc/self/stat")
@@ -100,6 +101,15 @@ def alive(identity: Identity | None, boot: str) -> Sight | None:
     if sight is None or sight.start != identity.start or sight.condition[0] in "ZX":
         return None
     return sight
+
+
+def any_with(variable: bytes) -> bool:
+    """Whether a process has this in its environment; False where the system does not tell."""
+    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            if variable in environ.read():
+                return True
+    return False
 
 
 class Watch:

@@ -430,13 +430,13 @@ parts_of() {
     *.*) parts=../${1%.*}/children/${1#*.} ;;
     *) parts=../$1 ;;
     esac
-    [ ! -d "$parts/children" ] || parts=$(echo "$parts"/children/[0-9]*)
+    [ -d "$parts/items" ] || [ ! -d "$parts/children" ] || parts=$(echo "$parts"/children/[0-9]*)
 }
 
 # Waits until job folder $1 is finished, lost, or gone, or this job is stopped.
 await() {
-    # Whether it is lost, of a job on a host only that one can tell.
-    elsewhere=$(grep "^type='RemoteJob'" "$1/spec" 2>/dev/null)
+    # Whether it is lost, only its host can tell, or whoever starts slots again.
+    elsewhere=$(grep -e "^type='RemoteJob'" -e "^type='TaskJob'" "$1/spec" 2>/dev/null)
     until [ -s "$1/exit" ] || [ ! -f "$1/spec" ] || [ -e stop ]; do
         load_run "$1"
         told_time='' # is no longer the time

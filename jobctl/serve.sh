@@ -47,7 +47,7 @@ nl='
 '
 here=${0%/*}
 # Set by functions of runner.sh: load_run, alive, instant, boot.
-runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now=''
+runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now='' own=''
 export jobctl_sourced=1
 [ "${PATH+set}" ] && given_path=$PATH
 given_umask=$(umask)

@@ -69,6 +69,9 @@ _PATIENCE = 30.0
 _SETTLED = 100_000_000
 """Nanoseconds after which a folder's time stamp tells it from any later change."""
 
+_FILLED = 0x6A6F6273
+"""What marks an index with all jobs in it."""
+
 NEWEST_FIRST = "finished, boot DESC, ended_uptime DESC, ended DESC, id DESC"
 
 
@@ -93,15 +96,19 @@ class Store:
         """
         values = list(values)
         query = f"SELECT record FROM jobs WHERE {where} ORDER BY {order}"
-        return self._attempt(lambda db: [_load(record) for (record,) in db.execute(query, values)])
+        return self._attempt(
+            lambda db: [_load(record) for (record,) in _filled(db).execute(query, values)]
+        )
 
     def ids(self, where: str, values: Iterable[object] = (), order: str = "id") -> list[int]:
         """Return the ids of the jobs for which the SQL condition holds."""
         values = list(values)
         rows = self._attempt(
-            lambda db: db.execute(
-                f"SELECT id FROM jobs WHERE {where} ORDER BY {order}", values
-            ).fetchall()
+            lambda db: (
+                _filled(db)
+                .execute(f"SELECT id FROM jobs WHERE {where} ORDER BY {order}", values)
+                .fetchall()
+            )
         )
         return [number for (number,) in rows]
 
@@ -198,6 +205,7 @@ class Store:
             # that is being made leaves it as well when it becomes a job's.
             if None not in new.values() and time.time_ns() - stamp > _SETTLED:
                 db.execute("INSERT OR REPLACE INTO seen VALUES (1, ?, ?)", (self.boot, stamp))
+            db.execute(f"PRAGMA application_id = {_FILLED}")
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -241,6 +249,16 @@ def _opened(path: str) -> sqlite3.Connection:
     except BaseException:
         db.close()  # else a transaction might stay open
         raise
+    return db
+
+
+def _filled(db: sqlite3.Connection) -> sqlite3.Connection:
+    """Return an index that was refreshed once.
+
+    :raises sqlite3.DatabaseError: it was not, as somebody has just deleted another one.
+    """
+    if db.execute("PRAGMA application_id").fetchone()[0] != _FILLED:
+        raise sqlite3.DatabaseError("it is new")
     return db
 
 

@@ -10,34 +10,20 @@ from __future__ import annotations
 import bisect
 import fcntl
 import os
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from jobctl import items, process, quoting, records
 from jobctl.folder import STREAMS, Folder
+from jobctl.journal import STATES, Journals, Run
 from jobctl.model import TYPE_TASK, Job, Marks, State, parent_of
 from jobctl.process import Identity
 
-_STATES = {b"C": State.COMPLETED, b"F": State.FAILED, b"X": State.STOPPED}
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
 _MARK = 40
 """Bytes that tell what was received of a child: two sizes, and flags."""
-
-
-class _Run(NamedTuple):
-    """What a slot runs, or ran last."""
-
-    number: int
-    pid: int
-    start: str
-    began: float | None
-    began_uptime: float | None
-    boot: str
-    slot_alive: bool
 
 
 class Task(Folder):
@@ -45,11 +31,7 @@ class Task(Folder):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._ends: dict[int, bytes] = {}
-        """The journals' lines, without the number."""
-        self._boots: dict[int, str] = {}
-        self._offsets: dict[str, int] = {}
-        self._newest: list[int] = []
+        self._journals = Journals(f"{path}/slots")
         self._spec: dict[str, bytes] = {}
         self._block: tuple[int, list[bytes]] = (0, [])
         self._firsts: list[int] = []
@@ -80,73 +62,24 @@ class Task(Folder):
 
     # --- what its files say ---
 
-    def _slots(self) -> list[str]:
-        try:
-            return sorted((name for name in os.listdir(self.file("slots"))), key=len)
-        except FileNotFoundError:
-            return []
-
-    def _runs(self) -> dict[int, _Run]:
-        """Return what runs, by number of item; and what was running when its slot was killed."""
-        runs = {}
-        for slot in self._slots():
-            if self.has(f"slots/{slot}/done"):
-                continue
-            run = self.get(f"slots/{slot}/run").split()
-            itself = self.get(f"slots/{slot}/self").split()
-            if len(run) >= 6 and run[0].isdigit() and len(itself) >= 3:
-                boot = records.text(itself[2])
-                keeper = Identity(records.integer(itself[0]) or 0, records.text(itself[1]), boot)
-                runs[int(run[0])] = _Run(
-                    int(run[0]),
-                    records.integer(run[1]) or 0,
-                    records.text(run[2]),
-                    records.number(run[4]),
-                    records.number(run[5]),
-                    boot,
-                    process.alive(keeper, process.boot_id()) is not None,
-                )
-        self._catch_up()
-        return {number: run for number, run in runs.items() if number not in self._ends}
-
-    def _catch_up(self) -> None:
-        """Read what the journals say that is not known yet."""
-        for slot in self._slots():
-            path, at = self.file(f"slots/{slot}/journal"), self._offsets.get(slot, 0)
-            if records.size(path) <= at:
-                continue
-            with suppress(FileNotFoundError), open(path, "rb", opener=records.opened) as journal:
-                journal.seek(at)
-                text = journal.read()
-                text = text[: text.rfind(b"\n") + 1]
-                self._offsets[slot] = at + len(text)
-                itself = self.get(f"slots/{slot}/self").split()
-                boot = records.text(itself[2]) if len(itself) > 2 else process.boot_id()
-                for line in text.splitlines():
-                    number, _, rest = line.partition(b" ")
-                    if number.isdigit() and rest[:1] in _STATES and int(number) not in self._ends:
-                        self._ends[int(number)] = rest
-                        self._boots[int(number)] = boot
-                        self._newest.append(int(number))
-
     def interrupted(self) -> bool:
         """Whether it is not finished, and no slot of it lives."""
         return not self.finished() and not self._locked()
 
     def ended_since(self, at: int) -> list[int]:
         """Return the numbers of the items that have ended, but for the first `at` of them."""
-        self._catch_up()
-        return self._newest[at:]
+        self._journals.catch_up()
+        return self._journals.newest[at:]
 
     def running(self) -> list[int]:
         """Return the numbers of the items that run."""
-        return sorted(self._runs())
+        return sorted(self._journals.runs())
 
     def ended(self, number: int) -> bool:
         """Whether an item has ended."""
-        if number not in self._ends:
-            self._catch_up()
-        return number in self._ends or self.finished()
+        if number not in self._journals.ends:
+            self._journals.catch_up()
+        return number in self._journals.ends or self.finished()
 
     # --- reading it as a job ---
 
@@ -171,26 +104,28 @@ class Task(Folder):
             return None
         if self.interrupted():
             self.recover(boot)
-        runs = self._runs()
+        runs = self._journals.runs()
         states = self._states(runs, boot)
         tally = [(state.value, n) for state in State if (n := states.count(state))]
         job = Job(self.id, **self._known(), child_count=self.count, tally=tuple(tally))
-        began = [self._began(number) for number in self._ends] + [r.began for r in runs.values()]
+        began = [run.began for run in runs.values()]
+        began += map(self._journals.began, self._journals.ends)
         job = job._replace(began_at=min((at for at in began if at is not None), default=None))
         if self.finished():
             return self._whole_end(job)
         whole = parent_of(Job("0"), [Job("0", state=state) for state in set(states)])
-        waits = records.text(records.load(self.file("run")).get("waiting"))
-        waiting = f"waiting for job {waits}" if waits else "waiting for a slot"
-        return job._replace(
-            state=State.RUNNING if self._ends and whole.state is State.NOT_STARTED else whole.state,
-            reason=waiting if whole.state is State.NOT_STARTED and not self._ends else "",
-        )
+        if whole.state is not State.NOT_STARTED:
+            return job._replace(state=whole.state)
+        if self._journals.ends:
+            return job._replace(state=State.RUNNING)
+        other = records.text(records.load(self.file("run")).get("waiting"))
+        reason = f"waiting for job {other}" if other else "waiting for a slot"
+        return job._replace(state=State.NOT_STARTED, reason=reason)
 
-    def _states(self, runs: dict[int, _Run], boot: str) -> list[State]:
+    def _states(self, runs: dict[int, Run], boot: str) -> list[State]:
         """Return the states of all children, in no order."""
-        states = [_STATES[line[:1]] for line in self._ends.values()]
-        states += [self._state_of(run, boot) for run in runs.values()]
+        states = [STATES[line[:1]] for line in self._journals.ends.values()]
+        states += [self._state_of(number, run, boot) for number, run in runs.items()]
         rest = self.count - len(states)
         return states + [self._rest()[0]] * rest
 
@@ -202,16 +137,13 @@ class Task(Folder):
             return State.STOPPED, os.fsdecode(self.get("stop").strip()) or "stopped by user"
         return State.NOT_STARTED, "waiting for a slot"
 
-    def _state_of(self, run: _Run, boot: str) -> State:
+    def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
             return self._rest()[0]
-        sight = process.alive(Identity(run.pid, run.start, run.boot), boot)
-        if self.has("stop") or self.has(f"children/{run.number}.stop"):
+        sight = process.alive(run.command, boot)
+        if self.has("stop") or self.has(f"children/{number}.stop"):
             return State.STOPPING
         return State.SUSPENDED if sight and sight.condition in "Tt" else State.RUNNING
-
-    def _began(self, number: int) -> float | None:
-        return records.number(self._ends[number].split(b" ", 6)[5])
 
     def _whole_end(self, job: Job) -> Job:
         """Return a finished job with all that is known of its end."""
@@ -227,18 +159,11 @@ class Task(Folder):
 
     def _has_leftovers(self) -> bool:
         """Whether something that an item started still runs, where the system tells."""
-        cookie = f"JOBCTL_INSTANCE_ID={records.text(self.spec().get('instance_id'))[:-12]}".encode()
-        if sys.platform != "linux" or len(cookie) < 40:
-            return False
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
-                if cookie in environ.read():
-                    return True
-        return False
+        return process.any_with(f"JOBCTL_INSTANCE_ID={self.cookie(0)[:-12]}".encode())
 
     def children(self, boot: str) -> list[Job]:
         """Return all children as they are now."""
-        runs, known, marks = self._runs(), self._known(), self._all_marks()
+        runs, known, marks = self._journals.runs(), self._known(), self._all_marks()
         return [
             self._part(number, runs, known, marks(number), boot)
             for number in range(1, self.count + 1)
@@ -250,11 +175,11 @@ class Task(Folder):
             return None
         if self.interrupted():
             self.recover(boot)
-        runs = {} if number in self._ends else self._runs()
+        runs = {} if number in self._journals.ends else self._journals.runs()
         return self._part(number, runs, self._known(), self.marks_of(number), boot)
 
     def _part(
-        self, number: int, runs: dict[int, _Run], known: dict[str, Any], marks: Marks, boot: str
+        self, number: int, runs: dict[int, Run], known: dict[str, Any], marks: Marks, boot: str
     ) -> Job:
         item = os.fsdecode(self.item(number))
         words = items.expanded(known["argv"], item, number)
@@ -268,16 +193,16 @@ class Task(Folder):
             command=quoting.readable(words),
             parent=self.id,
         )
-        line = self._ends.get(number)
+        line = self._journals.ends.get(number)
         if line is not None:
             return self._part_end(job, number, line, marks)
         if run := runs.get(number):
-            state = self._state_of(run, boot)
+            state = self._state_of(number, run, boot)
             percent, message = self.child(number).progress()
             return job._replace(
                 state=state,
                 reason=self._rest()[1] if state.finished else "",
-                pid=run.pid,
+                pid=run.command.pid,
                 began_at=run.began,
                 began_uptime=run.began_uptime,
                 percent=percent,
@@ -291,7 +216,7 @@ class Task(Folder):
         fields += [b""] * (10 - len(fields))
         state, code, signal, _, pid, began, began_uptime, ended, ended_uptime, reason = fields
         job = job._replace(
-            state=_STATES[state],
+            state=STATES[state],
             reason=os.fsdecode(reason),
             exit_code=records.integer(code),
             signal=records.integer(signal),
@@ -300,7 +225,7 @@ class Task(Folder):
             began_uptime=records.number(began_uptime),
             ended_at=records.number(ended),
             ended_uptime=records.number(ended_uptime),
-            ended_boot=self._boots.get(number, ""),
+            ended_boot=self._journals.boots.get(number, ""),
             has_more_data=any(
                 marks.next(stream, records.size(f"{self.path}/children/{number}.{stream}"))
                 for stream in STREAMS
@@ -385,7 +310,7 @@ class Task(Folder):
 
     def _unreceived(self) -> Iterator[int]:
         """Yield the numbers of the children with output that was not received."""
-        self._catch_up()
+        self._journals.catch_up()
         marks = self._all_marks()
         for number in range(1, self.count + 1):
             known = None
@@ -425,8 +350,8 @@ class Task(Folder):
         """Do the work of recover(); nobody else does so now."""
         if self.finished() or not self.exists():
             return 0
-        here, runs = process.hostname(), self._runs()
-        selves = [self.get(f"slots/{slot}/self").split() for slot in self._slots()]
+        here, runs = process.hostname(), self._journals.runs()
+        selves = self._journals.selves()
         others = [words for words in selves if len(words) >= 4 and records.text(words[2]) != boot]
         if others:
             if any(os.fsdecode(words[3]) != here for words in others):
@@ -436,41 +361,23 @@ class Task(Folder):
             return 0
         living = 0
         for number, run in runs.items():
-            if process.alive(Identity(run.pid, run.start, run.boot), boot):
+            if process.alive(run.command, boot):
                 living += 1
             else:
-                self.note_end(number, State.FAILED, _KILLED, run)
+                self._journals.note_end(number, State.FAILED, _KILLED, run)
         left = 0 if self.has("stop") else self._give_back(runs)
         if not left and not living:
             self._conclude(boot)
         return left
 
-    def _give_back(self, runs: dict[int, _Run]) -> int:
+    def _give_back(self, runs: dict[int, Run]) -> int:
         """Give back what was taken but never begun; return how many items can be taken."""
+        begun = self._journals.ends.keys() | runs.keys()
         for name in os.listdir(self.file("children")):
             number = name.removesuffix(".stdout")
-            if number.isdigit() and int(number) not in self._ends and int(number) not in runs:
+            if number.isdigit() and int(number) not in begun:
                 self.unlink(f"children/{name}")
-        self._catch_up()
-        return self.count - len(self._ends.keys() | runs.keys())
-
-    def note_end(self, number: int, state: State, reason: str, run: _Run | None = None) -> None:
-        """Write down the end of an item that no slot writes down.
-
-        :raises OSError: the disk is full, say.
-        """
-        letter = next(key for key, known in _STATES.items() if known is state).decode()
-        uptime = process.uptime()
-        began = f"{run.pid} {run.began or '-'} {run.began_uptime or '-'}" if run else "- - -"
-        ended = f"{time.time():.2f} {'-' if uptime is None else f'{uptime:.2f}'}"
-        line = f"{number} {letter} - - 1 {began} {ended} {' '.join(reason.split())}\n"
-        os.makedirs(self.file("slots/0"), 0o700, exist_ok=True)
-        fd = records.opened(self.file("slots/0/journal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            os.write(fd, os.fsencode(line))
-        finally:
-            os.close(fd)
-        self._catch_up()
+        return self.count - len(begun)
 
     def note_stop(self, name: str, reason: str) -> None:
         """Have slots stop, or not begin, what this file is for. The first reason counts."""
@@ -481,16 +388,16 @@ class Task(Folder):
         """Stop an item that nobody has taken; return False if somebody has."""
         if not self.claim(f"children/{number}.stdout"):
             return False
-        self.note_end(number, State.STOPPED, reason)
+        self._journals.note_end(number, State.STOPPED, reason)
         return True
 
     def _conclude(self, boot: str) -> None:
         """Write down how the whole has ended."""
-        self._catch_up()
+        self._journals.catch_up()
         rest = (State.FAILED, self.get("lost")) if self.has("lost") else (State.STOPPED, b"")
         children = [
-            (number, _STATES[line[:1]], line.split(b" ", 9)[-1])
-            for number, line in self._ends.items()
+            (number, STATES[line[:1]], line.split(b" ", 9)[-1])
+            for number, line in self._journals.ends.items()
         ]
         if len(children) < self.count:
             text = (rest[1] or self.get("stop")).strip()
@@ -503,16 +410,7 @@ class Task(Folder):
 
     def watched(self, boot: str) -> Identity | None:
         """Return a slot that lives, None if there is none."""
-        for slot in self._slots():
-            itself = self.get(f"slots/{slot}/self").split()
-            if len(itself) >= 3 and not self.has(f"slots/{slot}/done"):
-                pid, start, started = itself[:3]
-                identity = Identity(
-                    records.integer(pid) or 0, records.text(start), records.text(started)
-                )
-                if process.alive(identity, boot):
-                    return identity
-        return None
+        return self._journals.living(boot)
 
     def stop_targets(self, numbers: Iterable[int]) -> list[str]:
         """Return items as items.sh names them."""

@@ -172,6 +172,8 @@ def jobctl(tmp_path: Path) -> Iterator[Jobctl]:
         program.state_dir.chmod(0o700)
     program.run("stop", "--all", "--grace", "0", status=None)
     for folder in program.state_dir.glob("jobs/*/run"):
+        if (folder.parent / "items").exists():
+            continue
         pid = program.runner_pid(folder.parent.name)
         if any(pid == other for other in processes_with(str(folder.parent))):
             os.kill(pid, signal.SIGKILL)

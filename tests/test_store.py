@@ -93,7 +93,7 @@ def test_versions(many: Jobctl) -> None:
             db.execute("CREATE TABLE of_another_time (x)")
         assert many.out("get", "-o", "json") == before
         with closing(sqlite3.connect(index(many))) as db, db:  # rebuilt, and kept
-            assert db.execute("PRAGMA user_version").fetchone()[0] == 4
+            assert db.execute("PRAGMA user_version").fetchone()[0] == 5
             assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == 200
             tables = db.execute("SELECT name FROM sqlite_master").fetchall()
             assert ("of_another_time",) not in tables

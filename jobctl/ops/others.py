@@ -7,7 +7,8 @@ import os
 import zlib
 from collections.abc import Callable
 
-from jobctl.model import Job
+from jobctl.errors import BadUsage
+from jobctl.model import TYPE_TASK, Job
 from jobctl.ops.find import Filter, find
 from jobctl.store import Store
 
@@ -41,4 +42,7 @@ def dependencies(state_dir: str, selectors: list[str]) -> tuple[str, ...]:
     found = find(Store(state_dir), selectors, Filter())
     for error in found.missing:
         raise error
+    for job in found.jobs:
+        if job.parent and job.type == TYPE_TASK:
+            raise BadUsage(f"{job.id} is an item of job {job.parent}; wait for that as a whole")
     return tuple(job.id for job in found.jobs)

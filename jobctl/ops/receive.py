@@ -92,7 +92,13 @@ class Receiver:
         """
         with self._accounting():
             for job in jobs:
-                self._collect(job)
+                if self._may_have_something(job):
+                    self._collect(job)
+
+    def _may_have_something(self, job: Job) -> bool:
+        """Whether it is worth a look: of thousands of items most may be received."""
+        done = job.state.finished and job.state is not State.FAILED and not job.has_more_data
+        return not done or self._manner.again or self._manner.output_dir is not None
 
     def together(self, groups: Iterable[tuple[bytes, list[str]]]) -> None:
         """Deliver the output of the first of each group of jobs for all of it, below a header."""
