@@ -71,6 +71,11 @@ class Task(Folder):
         self._journals.catch_up()
         return self._journals.newest[at:]
 
+    def ended_count(self) -> int:
+        """Return how many items have ended."""
+        self._journals.catch_up()
+        return len(self._journals.ends)
+
     def running(self) -> list[int]:
         """Return the numbers of the items that run."""
         return sorted(self._journals.runs())

@@ -12,8 +12,10 @@ import click
 from jobctl import process
 from jobctl.cli import options, render
 from jobctl.errors import Refused
+from jobctl.jobs import Jobs
 from jobctl.model import TYPE_TASK, Job, State, printable
 from jobctl.ops.wait import finished
+from jobctl.task import Task
 
 _TIMED_OUT = 124
 _MESSAGE = 40
@@ -82,23 +84,9 @@ def _until_finished(
     left = {job.id: set(_parts(job)) for job in jobs}
     """The parts of each job that are not finished."""
     waited_for = set[str]().union(*left.values())
-    total = len(waited_for)
-    shown = bool(jobs) and os.isatty(2)
-    only = folders.folder(jobs[0].id) if total == 1 else None
-
-    def message(_: int | None) -> str | None:
-        return printable(only.progress()[1] or "")[:_MESSAGE] if only else None
-
-    with click.progressbar(
-        length=100 if only else total,
-        label=f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs",
-        item_show_func=message,
-        show_eta=False,
-        hidden=not shown,
-        file=sys.stderr,
-    ) as bar:
-        beat = _BEAT if shown else _LONG
-        for ended in finished(folders, sorted(waited_for), deadline, beat, force):
+    bar = _Bar(jobs, folders, waited_for)
+    with bar.shown:
+        for ended in finished(folders, sorted(waited_for), deadline, bar.beat, force):
             for part, _ in ended:
                 waited_for.discard(part)
                 whole = part.partition(".")[0]
@@ -116,8 +104,64 @@ def _until_finished(
                         done.append(job)
             if first and done:
                 break
-            if only and waiting:
-                bar.update(round(only.progress()[0] or 0) - bar.pos)
-            elif shown:
-                bar.update((100 if only else total - len(waited_for)) - bar.pos)
+            bar.show()
     return done, waiting, removed
+
+
+class _Bar:
+    """What a person sees meanwhile: how much is done, or a single job's own progress."""
+
+    def __init__(self, jobs: list[Job], folders: Jobs, waited_for: set[str]) -> None:
+        """Show nothing yet.
+
+        :param waited_for: the parts that are not finished, which others take out.
+        """
+        self._waited_for = waited_for
+        self._parts = len(waited_for)
+        self._tasks = [
+            folder
+            for job in jobs
+            if job.type == TYPE_TASK and job.child_count
+            for folder in [folders.folder(job.id)]
+            if isinstance(folder, Task)
+        ]
+        total = self._parts + sum(task.count - 1 for task in self._tasks)
+        self._only = folders.folder(jobs[0].id) if total == 1 and not self._tasks else None
+        visible = bool(jobs) and os.isatty(2)
+        self.beat = _BEAT if visible else _LONG
+        self._began, self._first = time.monotonic(), self._done() if visible else 0
+        self.shown = click.progressbar(
+            length=100 if self._only else total,
+            label=f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs",
+            item_show_func=self._message,
+            show_eta=not self._only,
+            hidden=not visible,
+            file=sys.stderr,
+        )
+
+    def _done(self) -> int:
+        """Return how many parts and items have ended."""
+        ended = self._parts - len(self._waited_for)
+        for task in self._tasks:
+            # A whole job is a part too, and counts when all its items have.
+            whole = task.id not in self._waited_for
+            ended += task.count - 1 if whole else min(task.ended_count(), task.count - 1)
+        return ended
+
+    def _message(self, _: int | None) -> str | None:
+        if self._only:
+            return printable(self._only.progress()[1] or "")[:_MESSAGE]
+        if self.shown.finished or self.shown.pos <= self._first:
+            return None
+        rate = (self.shown.pos - self._first) / (time.monotonic() - self._began)
+        return f"{rate:.1f}/s"
+
+    def show(self) -> None:
+        """Show how it is now."""
+        if self._only:
+            now = round(self._only.progress()[0] or 0) if self._waited_for else self.shown.pos
+        elif self.beat == _LONG:
+            return
+        else:
+            now = self._done()
+        self.shown.update(now - self.shown.pos)
