@@ -6,7 +6,8 @@ NAME is one of `commands` (start, get, completion and --version beside Python wi
 that they cannot do without), `many` (the same with 10,000 jobs), `wait` (how late it returns,
 what it costs meanwhile), `idle` (the memory of a running job's runner), `memory` (the peak of
 get and of receive with 512 MB, and its speed beside cat), `peers` (task-spooler and nq, where
-installed), `remote` (session run and start -H beside ssh, how late lines come), `output` (512
+installed), `items` (many short commands beside xargs and GNU parallel, and a job with 10,000
+children), `remote` (session run and start -H beside ssh, how late lines come), `output` (512
 MiB of a remote job's output beside ssh; with --long also 4 GiB) and `agent` (its memory and
 processor time). Without any, all are measured. The last three reach this machine over SSH,
 through an sshd of their own, and need what the tests need.
@@ -34,6 +35,7 @@ import time
 from dataclasses import replace
 
 import figures
+import items
 import remote
 from figures import FULL, QUICK
 from probe import Broken
@@ -41,7 +43,7 @@ from report import table
 
 import jobctl
 
-FIGURES = figures.FIGURES | remote.FIGURES
+FIGURES = figures.FIGURES | items.FIGURES | remote.FIGURES
 
 
 def main() -> int:

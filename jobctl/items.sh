@@ -18,11 +18,11 @@
 #   children/     N.stdout, N.stderr of each item that was taken, and where there is reason to
 #                 N.stop, N.timedout, N.failure, N.signals, N.progress
 #   slots/K/      self      pid, its start, boot and host of a slot
-#                 run       the item that it runs or ran last: its number; pid, start, attempt,
-#                           time and seconds since boot when it began
-#                 journal   a line for each item that has ended: number, C F or X (completed,
-#                           failed, stopped), exit status, signal, attempt, pid, when it began,
-#                           twice, and ended, twice, and the reason. Whatever is not known is -.
+#                 journal   a line when an item begins: its number, B, pid, start, attempt, time,
+#                           seconds since boot; and one when it has ended: its number, C F or X
+#                           (completed, failed, stopped), exit status, signal, time, seconds since
+#                           boot, reason. What is not known is -, and so is the start where
+#                           /proc tells whose child a process is.
 #                 done      there is nothing left for it to do
 #
 # To make N.stdout is to take the item: only one can. The last slot to end writes the file
@@ -40,23 +40,57 @@ export jobctl_sourced=1
 . "$here/runner.sh"
 unset jobctl_sourced
 # Set by functions of runner.sh, and by the spec.
-own='' born='' pid='' ticks='' boot='' boot_now='' known='' now='' uptime='' killed='' refusal=''
+own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now='' uptime='' killed='' refusal=''
 jobctl_dir='' jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
 
 # --- what differs from the runner of one command --------------------------------
 
-# Sets pid, ticks and boot, as load_run does, to those of the command of item $1.
+# Sets pid, ticks and boot, as load_run does, to those of the command of item $1, if it is
+# the child of its slot. What has lost its slot is found by its cookie.
 locate() {
     load_run .
     [ "$1" != 0 ] || return 0
     pid='' ticks='' boot='' waiter=''
-    for slot in slots/[0-9]*; do
-        if read -r number found started _ <"$slot/run" && [ "$number" = "$1" ]; then
-            pid=$found ticks=$started
-            read -r _ _ boot _ <"$slot/self" || boot=''
+    for slot in slots/[1-9]*; do
+        read -r keeper _ _ <"$slot/self" || continue
+        last_begun "$slot"
+        [ "$begun" = "$1" ] || continue
+        if [ "$started" != - ]; then
+            pid=$found ticks=$started boot=$boot_now
+        elif read -r stat <"/proc/$found/stat" && [ "$(parent_in "$stat")" = "$keeper" ]; then
+            parse_stat "$stat"
+            pid=$found ticks=$born boot=$boot_now
         fi
     done 2>/dev/null
+}
+
+# Sets begun, found and started to the number of the item that slot $1 runs, pid and start.
+last_begun() {
+    begun='' found='' started=''
+    while read -r number letter process start _; do
+        [ "$letter" = B ] || continue
+        begun=$number found=$process started=$start
+    done <<EOF
+$(tail -n 1 "$1/journal" 2>/dev/null)
+EOF
+}
+
+# Prints the parent of the process whose line in /proc is $1.
+parent_in() {
+    # shellcheck disable=SC2086  # to split is the point
+    set -- ${1##*") "}
+    echo "$2"
+}
+
+# Sets own to the pid of this very process, without reading what is only needed elsewhere: sh
+# reads byte by byte.
+itself() {
+    if cd -P /proc/self 2>/dev/null; then
+        own=${PWD##*/} born=-
+    else
+        self
+    fi
 }
 
 # Sets now and uptime without a process, where the system tells the latter.
@@ -82,15 +116,13 @@ set_clock() {
 
 # The last of command_itself before it becomes the command: says which item it is.
 note_begun() {
-    exec 5>&-
     JOBCTL_ID=$JOBCTL_ID.$jobctl_number
     JOBCTL_INSTANCE_ID=$jobctl_cookie
     JOBCTL_ITEM=$jobctl_item
     JOBCTL_PROGRESS=$jobctl_dir/children/$jobctl_number.progress
     export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
-    # At once, and longer than any other: it is read meanwhile.
-    jobctl_run="$jobctl_number $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now"
-    printf '%-120s\n' "$jobctl_run ${jobctl_uptime:--}" 1<>"$jobctl_dir/slots/$jobctl_slot/run"
+    echo "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}" >&5
+    exec 5>&-
     # Who stops it makes one of these, then reads run; here it is the other way round.
     if [ -e "$jobctl_dir/stop" ] || [ -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
         kill -s TERM "$jobctl_own"
@@ -105,7 +137,9 @@ doze() {
     sleep "$1" &
     wait $!
     [ ! -s exit ] && [ ! -e stop ] || exit
-    [ -z "$watched" ] || { locate "$watched" && alive "$pid" "$ticks" "$boot" || exit; }
+    [ -n "$watched" ] || return 0
+    locate "$watched"
+    [ -n "$pid" ] || exit
 }
 
 time_is_up() {
@@ -116,9 +150,10 @@ time_is_up() {
 caller_has_ended() {
     (set -C && echo 'stopped: the process that started it ended' >stop)
     jobs=''
-    for slot in slots/[0-9]*; do
-        ! read -r number _ <"$slot/run" || jobs="$jobs $number:$(cookie "$number")"
-    done 2>/dev/null
+    for slot in slots/[1-9]*; do
+        last_begun "$slot"
+        [ -z "$begun" ] || jobs="$jobs $begun:$(cookie "$begun")"
+    done
     # shellcheck disable=SC2086  # each is a word
     terminate 1000 $jobs
 }
@@ -144,7 +179,7 @@ slots() {
     echo "$own $born $boot_now $host" >"slots/$2/self" || exit 125
     instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish='' watched=''
-    item_argv='' item_text='' children=0
+    item_argv='' item_text='' children=0 told=''
     # shellcheck source=/dev/null
     . ./spec
     # shellcheck disable=SC2034  # for command_itself
@@ -193,6 +228,7 @@ another() {
 
 # shellcheck disable=SC2120  # a block of items sets the arguments
 serve_items() {
+    self() { itself; }
     # shellcheck disable=SC2012  # they are numbers
     for block in $(ls items | sort -n); do
         # shellcheck source=/dev/null
@@ -210,7 +246,7 @@ serve_items() {
 take() {
     [ ! -e "children/$jobctl_number.stdout" ] || return 1
     set -C
-    { true >"children/$jobctl_number.stdout"; } 2>/dev/null
+    true >"children/$jobctl_number.stdout"
     taken=$?
     set +C
     return "$taken"
@@ -228,15 +264,17 @@ run_item() {
         [ -n "$failed_to_begin" ] && break
         [ ! -e "children/$jobctl_number.timedout" ] || rm -f "children/$jobctl_number.timedout"
     done
-    read -r number pid _ attempt began began_uptime <"slots/$jobctl_slot/run" || number=''
-    [ "$number" = "$jobctl_number" ] || pid=- began=- began_uptime=- # it never began
     clock
-    until echo "$jobctl_number $state $code $signal $attempt $pid $began $began_uptime $now ${uptime:--} $reason" >&5; do
+    until echo "$jobctl_number $state $code $signal $now ${uptime:--} $reason" >&5; do
         [ -f spec ] || exit 1
         sleep 1 # the disk is full
     done
-    say ended
-    exec 3>/dev/null
+    [ -n "$told" ] || { say ended; told=1; }
+}
+
+# To the starter, who wants to hear of the first item only.
+say() {
+    [ -n "$told" ] || echo "$1" 2>/dev/null >&3
 }
 
 # Runs the command once. Sets code, and killed if a signal ended it.
@@ -273,8 +311,8 @@ conclude_item() {
     fi
     if [ -e stop ] || [ -e "children/$jobctl_number.stop" ]; then
         state=X
-        read -r reason <"children/$jobctl_number.stop" || read -r reason <stop ||
-            reason='stopped by user'
+        { read -r reason <"children/$jobctl_number.stop" || read -r reason <stop ||
+            reason='stopped by user'; } 2>/dev/null
     elif [ "$code" -eq 0 ]; then
         state=C
     elif [ -e "children/$jobctl_number.timedout" ]; then
@@ -289,7 +327,7 @@ conclude_item() {
         fi
     else
         reason="exit status $code"
-    fi 2>/dev/null
+    fi
     [ -z "$killed" ] || code=-
 }
 
@@ -298,14 +336,15 @@ finish() {
     : >"slots/$jobctl_slot/done"
     for slot in slots/[1-9]*; do
         [ ! -e "$slot/done" ] || continue
-        read -r pid ticks boot _ <"$slot/self" || exit # it is about to begin
-        ! alive "$pid" "$ticks" "$boot" || exit
-        # It was killed. What it ran may go on, and then jobctl will notice.
-        read -r _ pid ticks _ <"$slot/run" || continue
-        ! alive "$pid" "$ticks" "$boot" || exit
+        read -r pid ticks boot _ <"$slot/self" || exit 0 # it is about to begin
+        ! alive "$pid" "$ticks" "$boot" || exit 0
+        # It was killed. What it ran may go on: jobctl will notice.
+        last_begun "$slot"
+        [ -z "$begun" ] || exit 0
     done 2>/dev/null
     [ ! -s exit ] || exit 0
     ended=$(cat slots/*/journal | awk '
+        $2 == "B" { next }
         { count++ }
         $2 == "F" && (!failed || $1 + 0 < failed) { failed = $1 + 0; why = cut() }
         $2 == "X" && (!stopped || $1 + 0 < stopped) { stopped = $1 + 0; because = cut() }
@@ -314,7 +353,7 @@ finish() {
               else print count + 0 " Completed " }
         function cut(  i, text) {
             text = $0
-            for (i = 0; i < 10; i++) sub(/^[^ ]* /, "", text)
+            for (i = 0; i < 6; i++) sub(/^[^ ]* /, "", text)
             return text
         }')
     state=${ended#* } reason=${ended#* * }

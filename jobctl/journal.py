@@ -12,18 +12,20 @@ from typing import NamedTuple
 
 from jobctl import process, records
 from jobctl.model import State
-from jobctl.process import Identity
+from jobctl.process import Identity, Sight
 
 STATES = {b"C": State.COMPLETED, b"F": State.FAILED, b"X": State.STOPPED}
 """How an item can end, by the letter that says so in a journal."""
 
 
 class Run(NamedTuple):
-    """A command that a slot runs, or ran when it was killed. Times as in Job."""
+    """A command that was begun. Times as in Job."""
 
-    command: Identity
+    pid: int
+    start: str
     began: float | None
     began_uptime: float | None
+    slot: str
 
 
 class Journals:
@@ -33,8 +35,10 @@ class Journals:
         """Look at the slots in a folder that need not exist."""
         self._path = path
         self._offsets: dict[str, int] = {}
+        self._begun: dict[int, tuple[str, bytes]] = {}
+        """Slots and lines of the items that were begun, without their numbers."""
         self.ends: dict[int, bytes] = {}
-        """The lines of the items that have ended, without their numbers."""
+        """The lines of the items that have ended."""
         self.boots: dict[int, str] = {}
         """On which boot they did."""
         self.newest: list[int] = []
@@ -46,40 +50,58 @@ class Journals:
         except FileNotFoundError:
             return []
 
-    def _words(self, slot: str, name: str) -> list[bytes]:
+    def _self(self, slot: str) -> list[bytes]:
+        """Return pid, start, boot and host of a slot, nothing where they are not known."""
         try:
-            with open(f"{self._path}/{slot}/{name}", "rb", opener=records.opened) as file:
-                return file.read(4096).split()
+            with open(f"{self._path}/{slot}/self", "rb", opener=records.opened) as file:
+                words = file.read(4096).split()
         except OSError:
             return []
+        return words if len(words) >= 4 else []
 
     def selves(self) -> list[list[bytes]]:
         """Return pid, start, boot and host of every slot that there ever was."""
-        found = (self._words(slot, "self") for slot in self._slots())
-        return [words for words in found if len(words) >= 4]
+        return list(filter(None, map(self._self, self._slots())))
+
+    def _keeper(self, slot: str, boot: str) -> Identity | None:
+        """Return a slot that lives, None if it does not."""
+        words = self._self(slot)
+        if not words or records.text(words[2]) != boot:
+            return None
+        identity = Identity(records.integer(words[0]) or 0, records.text(words[1]), boot)
+        return identity if process.alive(identity, boot) else None
 
     def living(self, boot: str) -> Identity | None:
-        """Return a slot that lives, None if there is none."""
-        for pid, start, *_ in (words for words in self.selves() if records.text(words[2]) == boot):
-            slot = Identity(records.integer(pid) or 0, records.text(start), boot)
-            if process.alive(slot, boot):
-                return slot
-        return None
+        """Return a slot that lives, None if none does."""
+        return next(filter(None, (self._keeper(slot, boot) for slot in self._slots())), None)
 
     def runs(self) -> dict[int, Run]:
         """Return what was begun and has not ended, by number of item."""
-        begun = {}
-        for slot in self._slots():
-            words = self._words(slot, "run")
-            if len(words) >= 6 and words[0].isdigit():
-                itself = self._words(slot, "self")
-                pid, start = records.integer(words[1]) or 0, records.text(words[2])
-                boot = records.text(itself[2]) if len(itself) > 2 else ""
-                times = records.number(words[4]), records.number(words[5])
-                begun[int(words[0])] = Run(Identity(pid, start, boot), *times)
-        # After that: what has ended since is in a journal now.
         self.catch_up()
-        return {number: run for number, run in begun.items() if number not in self.ends}
+        return {number: self.run(number) for number in self._begun.keys() - self.ends.keys()}
+
+    def run(self, number: int) -> Run:
+        """Return how an item was begun last; one that never was has no pid."""
+        slot, line = self._begun.get(number, ("", b""))
+        fields = (line.split(b" ") + [b""] * 6)[:6]
+        _, pid, start, _, began, uptime = fields
+        times = records.number(began), records.number(uptime)
+        return Run(records.integer(pid) or 0, records.text(start), *times, slot)
+
+    def sight(self, run: Run, cookie: str, boot: str) -> Sight | None:
+        """Return what is to be seen of a command, None if it has ended.
+
+        It is the child of its slot or, should that be dead, bears its cookie.
+        """
+        if not run.pid:
+            return None
+        if run.start != "-":
+            return process.alive(Identity(run.pid, run.start, boot), boot)
+        sight, keeper = process.look(run.pid), self._keeper(run.slot, boot)
+        if keeper and sight and sight.parent == keeper.pid:
+            return sight
+        orphan = not keeper and process.has_variable(run.pid, cookie)
+        return sight if orphan else None
 
     def catch_up(self) -> None:
         """Read what the journals say that is not known yet."""
@@ -87,36 +109,40 @@ class Journals:
             path, at = f"{self._path}/{slot}/journal", self._offsets.get(slot, 0)
             if records.size(path) <= at:
                 continue
+            text = b""
             with suppress(FileNotFoundError), open(path, "rb", opener=records.opened) as journal:
                 journal.seek(at)
                 text = journal.read()
             text = text[: text.rfind(b"\n") + 1]
             self._offsets[slot] = at + len(text)
-            itself = self._words(slot, "self")
-            boot = records.text(itself[2]) if len(itself) > 2 else process.boot_id()
+            itself = self._self(slot)
+            boot = records.text(itself[2]) if itself else process.boot_id()
             for line in text.splitlines():
-                number, _, rest = line.partition(b" ")
-                if number.isdigit() and rest[:1] in STATES and int(number) not in self.ends:
-                    self.ends[int(number)] = rest
-                    self.boots[int(number)] = boot
-                    self.newest.append(int(number))
+                digits, _, rest = line.partition(b" ")
+                if not digits.isdigit():
+                    continue
+                number = int(digits)
+                if rest[:1] == b"B":
+                    self._begun[number] = slot, rest
+                elif rest[:1] in STATES and number not in self.ends:
+                    self.ends[number] = rest
+                    self.boots[number] = boot
+                    self.newest.append(number)
 
-    def began(self, number: int) -> float | None:
-        """Return when an item that has ended began."""
-        return records.number(self.ends[number].split(b" ", 6)[5])
+    def first_began(self) -> float | None:
+        """Return when the first item began."""
+        times = (records.number(line.split(b" ", 5)[4]) for _, line in self._begun.values())
+        return min((began for began in times if began is not None), default=None)
 
-    def note_end(self, number: int, state: State, reason: str, run: Run | None = None) -> None:
+    def note_end(self, number: int, state: State, reason: str) -> None:
         """Write down the end of an item that no slot writes down.
 
         :raises OSError: the disk is full, say.
         """
         letter = next(key for key, known in STATES.items() if known is state).decode()
         uptime = process.uptime()
-        began = "- - -"
-        if run:
-            began = f"{run.command.pid} {run.began or '-'} {run.began_uptime or '-'}"
         ended = f"{time.time():.2f} {'-' if uptime is None else f'{uptime:.2f}'}"
-        line = f"{number} {letter} - - 1 {began} {ended} {' '.join(reason.split())}\n"
+        line = f"{number} {letter} - - {ended} {' '.join(reason.split())}\n"
         os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
         path = f"{self._path}/0/journal"
         with open(records.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "wb", 0) as journal:

@@ -103,6 +103,15 @@ def alive(identity: Identity | None, boot: str) -> Sight | None:
     return sight
 
 
+def has_variable(pid: int, variable: str) -> bool:
+    """Whether a process has this in its environment; False where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environ:
+            return variable.encode() in environ.read().split(b"\0")
+    except OSError:
+        return False
+
+
 def any_with(variable: bytes) -> bool:
     """Whether a process has this in its environment; False where the system does not tell."""
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):

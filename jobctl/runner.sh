@@ -540,9 +540,8 @@ command_itself() {
 exec \"\$@\"" sh "$@"
     fi
     self
-    read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
     now=$told_time
-    [ -n "$now" ] || clock
+    if [ -z "$now" ]; then clock; else read -r uptime _ 2>/dev/null </proc/uptime || uptime=''; fi
     jobctl_dir=$dir jobctl_own=$own jobctl_born=$born jobctl_leader=''
     jobctl_now=$now jobctl_uptime=$uptime jobctl_attempt=$attempt
     jobctl_failure=$dir/${failures-}failure

@@ -113,9 +113,7 @@ class Task(Folder):
         states = self._states(runs, boot)
         tally = [(state.value, n) for state in State if (n := states.count(state))]
         job = Job(self.id, **self._known(), child_count=self.count, tally=tuple(tally))
-        began = [run.began for run in runs.values()]
-        began += map(self._journals.began, self._journals.ends)
-        job = job._replace(began_at=min((at for at in began if at is not None), default=None))
+        job = job._replace(began_at=self._journals.first_began())
         if self.finished():
             return self._whole_end(job)
         whole = parent_of(Job("0"), [Job("0", state=state) for state in set(states)])
@@ -145,7 +143,7 @@ class Task(Folder):
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
             return self._rest()[0]
-        sight = process.alive(run.command, boot)
+        sight = self._journals.sight(run, self._variable(number), boot)
         if self.has("stop") or self.has(f"children/{number}.stop"):
             return State.STOPPING
         return State.SUSPENDED if sight and sight.condition in "Tt" else State.RUNNING
@@ -162,9 +160,13 @@ class Task(Folder):
             return job
         return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
 
+    def _variable(self, number: int) -> str:
+        """Return what marks the processes of an item."""
+        return f"JOBCTL_INSTANCE_ID={self.cookie(number)}"
+
     def _has_leftovers(self) -> bool:
         """Whether something that an item started still runs, where the system tells."""
-        return process.any_with(f"JOBCTL_INSTANCE_ID={self.cookie(0)[:-12]}".encode())
+        return process.any_with(self._variable(0)[:-12].encode())
 
     def children(self, boot: str) -> list[Job]:
         """Return all children as they are now."""
@@ -207,7 +209,7 @@ class Task(Folder):
             return job._replace(
                 state=state,
                 reason=self._rest()[1] if state.finished else "",
-                pid=run.command.pid,
+                pid=run.pid,
                 began_at=run.began,
                 began_uptime=run.began_uptime,
                 percent=percent,
@@ -217,17 +219,17 @@ class Task(Folder):
         return job._replace(state=state, reason=reason, has_more_data=not state.finished)
 
     def _part_end(self, job: Job, number: int, line: bytes, marks: Marks) -> Job:
-        fields = line.split(b" ", 9)
-        fields += [b""] * (10 - len(fields))
-        state, code, signal, _, pid, began, began_uptime, ended, ended_uptime, reason = fields
+        fields = (line.split(b" ", 5) + [b""] * 6)[:6]
+        state, code, signal, ended, ended_uptime, reason = fields
+        run = self._journals.run(number)
         job = job._replace(
             state=STATES[state],
             reason=os.fsdecode(reason),
             exit_code=records.integer(code),
             signal=records.integer(signal),
-            pid=records.integer(pid),
-            began_at=records.number(began),
-            began_uptime=records.number(began_uptime),
+            pid=run.pid or None,
+            began_at=run.began,
+            began_uptime=run.began_uptime,
             ended_at=records.number(ended),
             ended_uptime=records.number(ended_uptime),
             ended_boot=self._journals.boots.get(number, ""),
@@ -366,10 +368,10 @@ class Task(Folder):
             return 0
         living = 0
         for number, run in runs.items():
-            if process.alive(run.command, boot):
+            if self._journals.sight(run, self._variable(number), boot):
                 living += 1
             else:
-                self._journals.note_end(number, State.FAILED, _KILLED, run)
+                self._journals.note_end(number, State.FAILED, _KILLED)
         left = 0 if self.has("stop") else self._give_back(runs)
         if not left and not living:
             self._conclude(boot)
@@ -401,7 +403,7 @@ class Task(Folder):
         self._journals.catch_up()
         rest = (State.FAILED, self.get("lost")) if self.has("lost") else (State.STOPPED, b"")
         children = [
-            (number, STATES[line[:1]], line.split(b" ", 9)[-1])
+            (number, STATES[line[:1]], line.split(b" ", 5)[-1])
             for number, line in self._journals.ends.items()
         ]
         if len(children) < self.count:
