@@ -14,6 +14,7 @@ from jobctl import process, quoting
 from jobctl.folder import Folder
 
 _NOT_SENT = (
+    *("throttle", "per_host", "hosts"),
     *("after", "after_ok", "caller", "on_finish", "umask", "variables"),
     *("host", "session", "ssh_config", "results", "caller_cwd"),
 )
@@ -68,6 +69,12 @@ class Carried:
     def exists(self) -> bool:
         """Whether it was not removed."""
         return self.folder.exists()
+
+    def wish(self, handle: str) -> str:
+        """Return how to ask the host for what is not here yet."""
+        self.brings_output = self.wanted
+        out, err = self.sizes()
+        return f"carry {handle} {self.path} {f'{out} {err}' if self.brings_output else '- -'}"
 
     # --- setting it going ---
 

@@ -64,7 +64,7 @@ def _write_task(
     folder: Folder, spec: JobSpec, name: str, script: str, every: Iterable[bytes]
 ) -> None:
     """Write down a command for each of many items."""
-    for directory in ("items", "children", "slots"):
+    for directory in ("items", "children", "slots", *(("hosts",) if spec.places else ())):
         os.mkdir(folder.file(directory), 0o700)
     count = 0
     for first, size, block in items.blocks(every):
@@ -77,18 +77,34 @@ def _write_task(
         "JOBCTL_INSTANCE_ID": instance_id,
         "JOBCTL_HOST": LOCALHOST,
     }
-    _write_environment(folder, "env", {**spec.env, **told})
-    _write(folder, "received", b"")
-    _write(folder, "exit.new", b"\n" * 512)  # room for the end, should the disk be full then
+    if not spec.places or spec.on_finish:
+        _write_environment(folder, "env", {**spec.env, **told})
+    for name_of_it in ("received", "lock"):
+        _write(folder, name_of_it, b"")
+    if not spec.places:
+        _write(folder, "exit.new", b"\n" * 512)  # room for the end, should the disk be full then
     placed = items.stands_in((*spec.argv, spec.text))
     words = spec.argv if placed else (*spec.argv, items.ITEM)
     more = {
         "instance_id": instance_id,
         "children": str(count),
         "throttle": str(min(spec.throttle, count)),
+        "hosts": str(len(spec.places)),
+        "per_host": str(spec.per_host),
         "item_argv": os.fsdecode(b" ".join(items.expression(os.fsencode(w)) for w in words)),
         "item_text": items.in_text(spec.text),
     }
+    for number, place in enumerate(spec.places, 1):
+        share = Folder(folder.file(f"hosts/{number}"))
+        os.mkdir(share.path, 0o700)
+        for shared in ("script", "stdin"):
+            with suppress(FileNotFoundError):
+                os.link(folder.file(shared), share.file(shared))
+        here = {"JOBCTL_HOST": place.host}
+        _write_environment(share, "far.env", {**spec.variables, **told, **here})
+        own = {"share": "1", "children": "0", "instance_id": str(uuid.uuid4())}
+        _write_spec(share, spec, name, place, script, more | own | {"whole": instance_id})
+        commit(share, durably=False)
     _write_spec(folder, spec, name, None, script, more)
 
 
@@ -161,9 +177,9 @@ def _write_spec(
 
 
 def _type(spec: JobSpec) -> str:
-    if spec.items is not None:
-        return TYPE_TASK
-    return TYPE_REMOTE if spec.places else TYPE_BACKGROUND
+    if spec.places:
+        return TYPE_REMOTE
+    return TYPE_BACKGROUND if spec.items is None else TYPE_TASK
 
 
 def adopt(folder: Folder, record: dict[str, bytes], place: Place, path: str) -> None:

@@ -62,13 +62,14 @@ def blocks(items: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
         block.append(item)
         size += len(item)
         if len(block) == _FULL[0] or size > _FULL[1]:
-            yield first, len(block), _line(block)
+            yield first, len(block), line(block)
             first, block, size = first + len(block), [], 0
     if block:
-        yield first, len(block), _line(block)
+        yield first, len(block), line(block)
 
 
-def _line(block: list[bytes]) -> bytes:
+def line(block: list[bytes]) -> bytes:
+    """Return a block as sh reads it."""
     return b"set -- " + quoting.join(block) + b"\n"
 
 

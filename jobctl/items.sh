@@ -11,6 +11,7 @@
 #                                          of a second, KILL; prints the numbers of items of
 #                                          which something is left all the same
 #   sh items.sh signal DIR NAME ITEM...    send one signal
+#   sh items.sh mend DIR                   write down what is lost, and start slots for the rest
 #
 # ITEM is NUMBER:ID, with the cookie of the item's command; 0: is what waits for other jobs.
 # DIR is a job folder, as runner.sh describes it, and holds besides
@@ -179,9 +180,10 @@ slots() {
     echo "$own $born $boot_now $host" >"slots/$2/self" || exit 125
     instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish='' watched=''
-    item_argv='' item_text='' children=0 told=''
+    item_argv='' item_text='' children=0 told='' share='' whole=''
     # shellcheck source=/dev/null
     . ./spec
+    [ -z "$whole" ] || instance_id=$whole # of a share of it
     # shellcheck disable=SC2034  # for command_itself
     argv=$item_argv text=$item_text told_time=''
     refusal=''
@@ -202,9 +204,39 @@ slots() {
         another "$next"
     done
     set_clock
+    self() { itself; }
     # shellcheck disable=SC2119
     serve_items
+    [ -z "$share" ] || linger
     finish
+}
+
+# On a host, more items may come. There is a gap between a last look and the end of a slot: so
+# it says that it is done, then looks once more, and who brings items does it the other way round.
+# shellcheck disable=SC2119
+linger() {
+    looks=0
+    while [ "$looks" -lt 40 ] && [ ! -e stop ]; do
+        pause
+        looks=$((looks + 1))
+        ! news || { serve_items; looks=0; }
+    done
+    : >"slots/$jobctl_slot/done"
+    if [ ! -e stop ] && news; then
+        rm -f "slots/$jobctl_slot/done"
+        serve_items
+        linger
+    fi
+}
+
+# Succeeds if there are items that this slot has not looked at.
+news() {
+    for block in items/[0-9]*; do
+        block=${block##*/}
+        case $block in *[!0-9]*) continue ;; esac
+        eval "[ \"\${seen_$block-}\" ]" || return 0
+    done
+    return 1
 }
 
 # Starts slot $1 in a session of its own. Not in the background, where sh has INT and QUIT
@@ -228,9 +260,12 @@ another() {
 
 # shellcheck disable=SC2120  # a block of items sets the arguments
 serve_items() {
-    self() { itself; }
     # shellcheck disable=SC2012  # they are numbers
     for block in $(ls items | sort -n); do
+        if [ -n "$share" ]; then
+            eval "[ -z \"\${seen_$block-}\" ]" || continue
+            eval "seen_$block=1"
+        fi
         # shellcheck source=/dev/null
         . "./items/$block"
         jobctl_number=$block
@@ -334,6 +369,7 @@ conclude_item() {
 # There is nothing left for this slot. The last one writes down how the job ended.
 finish() {
     : >"slots/$jobctl_slot/done"
+    [ -z "$share" ] || exit 0
     for slot in slots/[1-9]*; do
         [ ! -e "$slot/done" ] || continue
         read -r pid ticks boot _ <"$slot/self" || exit 0 # it is about to begin
@@ -395,7 +431,48 @@ send_items() {
     signal_all "$name" "$@"
 }
 
+# Writes down the items that are lost with their slots as failed, and gives back those that
+# were taken and not begun. Prints nothing; who asks for slots then starts some.
+mend() {
+    cd -- "$1" || exit 125
+    boot
+    set_clock
+    instance_id='' whole=''
+    # shellcheck source=/dev/null
+    . ./spec
+    instance_id=${whole:-$instance_id}
+    for slot in slots/[1-9]*; do
+        [ ! -e "$slot/done" ] || continue
+        read -r keeper ticks boot _ <"$slot/self" || continue
+        ! alive "$keeper" "$ticks" "$boot" || continue
+        last_begun "$slot"
+        if [ -n "$begun" ]; then
+            reason='lost: runner was killed'
+            [ "$boot" = "$boot_now" ] || reason='lost: host rebooted'
+            [ "$boot" != "$boot_now" ] || ! bears "$found" "$(cookie "$begun")" || continue
+            clock
+            mkdir -p slots/0
+            echo "$begun F - - $now ${uptime:--} $reason" >>slots/0/journal
+        fi
+        : >"$slot/done"
+    done
+    for slot in slots/[1-9]*; do
+        [ -e "$slot/done" ] || return 0 # what was taken may be about to begin
+    done
+    for file in children/*.stdout; do
+        number=${file#*/}
+        number=${number%.stdout}
+        cat slots/*/journal | grep -q "^$number " || rm -f "$file"
+    done
+}
+
+# Succeeds if process $1 has cookie $2.
+bears() {
+    tr '\0' '\n' <"/proc/$1/environ" | grep -qx "JOBCTL_INSTANCE_ID=$2"
+} 2>/dev/null
+
 case ${1-} in
+mend) shift && mend "$@" ;;
 slots) shift && slots "$@" ;;
 stop) shift && stop_items "$@" ;;
 signal) shift && send_items "$@" ;;

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from jobctl import records
 from jobctl.folder import Folder
+from jobctl.share import FarTask
 from jobctl.task import Task
 
 _NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
@@ -33,7 +34,7 @@ class Jobs:
         if not Task.is_at(path):
             return Folder(path)
         # Kept, as it knows by now how its children ended.
-        return self._tasks.setdefault(number, Task(path))
+        return self._tasks.setdefault(number, (FarTask if FarTask.is_at(path) else Task)(path))
 
     def numbers(self) -> list[int]:
         """Return the numbers of all folders, in no order."""

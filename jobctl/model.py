@@ -85,6 +85,8 @@ class JobSpec(NamedTuple):
     """How people write down all of these, if not as a list."""
     throttle: int = 32
     """How many of its children run at once."""
+    per_host: int = 0
+    """How many items run at once on each host; 0 means one per CPU there."""
     items: Iterable[bytes] | None = None
     """What to run it for, one child each; taken once."""
     results_stay: bool = False

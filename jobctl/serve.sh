@@ -21,6 +21,12 @@
 # once, in any order, by "TAG ok ...", or "TAG no REASON".
 #
 #   accept TAG ID SPEC ENV ODD         start a job, unless that was done already
+#   share TAG ID SPEC ENV ODD          be ready for items of a job; prints how many CPUs there are
+#   feed TAG ID SLOTS COUNT N LINE     take so many items from the Nth on, as items.sh has them
+#   end_items TAG FOLDER GRACE REASON ITEM...   stop items, as items.sh names them, or with
+#                                      0: first the whole job; prints those of which something
+#                                      is left
+#   signal_items TAG FOLDER NAME ITEM...        send them a signal
 #   end TAG FOLDER GRACE REASON JOB... stop jobs; prints those of which something is left
 #   signal TAG FOLDER NAME JOB...      send them a signal
 #   hit TAG NAME PID                   send a signal to the process group of a process
@@ -36,9 +42,16 @@
 #   exit H LENGTH                      the file exit follows, and a newline. All output that
 #                                      there was at the end was sent before. H is free again.
 #   gone H                             the job is not there (any more). H is free again.
+#   item H N STREAM OFFSET LENGTH      bytes of an item's output follow, and a newline
+#   self H K LENGTH                    what the file self of a slot holds follows, and a newline
+#   journal H K OFFSET LENGTH          lines of the journal of slot K follow, and a newline. What
+#                                      the items that end in them wrote was sent before.
 #
 #   carry H PATH OUT ERR               carry the job in folder PATH, its streams from these
 #                                      bytes on; with OUT -, no streams
+#   carry_items H PATH SLOTS JOURNALS ITEMS    the same for items: JOURNALS are words K:OFFSET,
+#                                      ITEMS are N:OUT:ERR, where any of it was sent before;
+#                                      SLOTS are to live while there are items
 #   drop H                             carry it no longer
 
 set -u
@@ -62,28 +75,30 @@ done
 
 # --- control ------------------------------------------------------------------
 
-# Runs the runner with the words $@ in a session of its own, with the login's own
+# Runs our script $1 with the words after it in a session of its own, with the login's own
 # environment. Its process is no part of any job.
 detached() {
     (
+        script=$here/$1
+        shift
         [ -z "${given_path+set}" ] || PATH=$given_path
         if [ -n "${caller_locale+set}" ]; then LC_ALL=$caller_locale; else unset LC_ALL; fi
         umask "$given_umask"
         unset JOBCTL_INSTANCE_ID
         export JOBCTL_RUNNER=1
         if [ -n "$leader" ]; then
-            exec "$leader" /bin/sh "$here/runner.sh" "$@"
+            exec "$leader" /bin/sh "$script" "$@"
         elif [ -x /usr/bin/perl ]; then
             # shellcheck disable=SC2016  # of perl
             exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV' \
-                /bin/sh "$here/runner.sh" "$@"
+                /bin/sh "$script" "$@"
         fi
-        exec /bin/sh "$here/runner.sh" "$@"
+        exec /bin/sh "$script" "$@"
     )
 }
 
 # The same, and does not wait for it. Not in the background, where sh has INT and QUIT
-# ignored for good: the runner ends the subshell that waits for it.
+# ignored for good: what is run ends the subshell that waits for it.
 let_go() {
     (self && detached "$@" "$own" </dev/null >/dev/null 2>&1; :) 2>/dev/null
 }
@@ -96,12 +111,82 @@ accept() {
     if mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress &&
         printf '%s' "$4" >./env && { [ -z "$5" ] || printf '%s' "$5" >env.odd; } &&
         printf '%s' "${3}umask='$given_umask'$nl" >spec.new; then
-        let_go begin "$PWD"
+        let_go runner.sh begin "$PWD"
         echo "$1 ok"
     else
         echo "$1 no cannot write in $PWD: is the disk full?"
     fi
     cd "$state" || exit
+}
+
+share() {
+    if [ ! -s "guest/$2/spec" ]; then
+        mkdir -p "guest/$2/items" "guest/$2/children" "guest/$2/slots" && cd "guest/$2" &&
+            printf '%s' "$4" >./env && { [ -z "$5" ] || printf '%s' "$5" >env.odd; } &&
+            printf '%s' "${3}umask='$given_umask'$nl" >spec.new && mv -f spec.new spec
+        cd "$state" || exit
+    fi
+    if [ ! -s "guest/$2/spec" ]; then
+        echo "$1 no cannot write in guest/$2: is the disk full?"
+        return
+    fi
+    echo "$1 ok $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"
+}
+
+feed() {
+    file=guest/$2/items/$5
+    if [ -e "$file" ] || { printf '%s\n' "$6" >"guest/$2/next" && mv -f "guest/$2/next" "$file"; }; then
+        more_slots "guest/$2" "$3" "$4"
+        echo "$1 ok"
+    else
+        echo "$1 no cannot write in guest/$2: is the disk full?"
+    fi
+}
+
+# Starts slots of the job in folder $1 until $2 live, but no more than $3.
+more_slots() {
+    living=0 highest=0
+    for slot in "$1"/slots/[1-9]*; do
+        number=${slot##*/}
+        case $number in *[!0-9]*) continue ;; esac
+        [ "$number" -le "$highest" ] || highest=$number
+        [ ! -e "$slot/done" ] || continue
+        read -r keeper started since _ <"$slot/self" || continue
+        ! alive "$keeper" "$started" "$since" || living=$((living + 1))
+    done
+    wanted=$(($2 - living))
+    [ "$wanted" -le "$3" ] || wanted=$3
+    [ "$wanted" -gt 0 ] || return 0
+    first=$((highest + 1)) last=$((highest + wanted)) made=''
+    while [ "$highest" -lt "$last" ]; do
+        highest=$((highest + 1))
+        made="$made $1/slots/$highest"
+    done
+    # shellcheck disable=SC2086  # without spaces
+    mkdir $made && let_go items.sh slots "$PWD/$1" "$first" "$last"
+}
+
+end_items() {
+    (
+        {
+            tag=$1 folder=$2 grace=$3 reason=$4
+            shift 4
+            cd "$folder" || exit
+            case " $*" in
+            " 0:"*) [ -e stop ] || { printf '%s\n' "$reason" >stop.new && mv stop.new stop; } ;;
+            *) for item in "$@"; do printf '%s\n' "$reason" >"children/${item%%:*}.stop"; done ;;
+            esac
+            left=$(JOBCTL_RUNNER=1 sh "$here/items.sh" stop . "$grace" "$@" </dev/null | tr '\n' ' ')
+            echo "$tag ok $left"
+        } &
+    )
+}
+
+signal_items() {
+    tag=$1
+    shift
+    JOBCTL_RUNNER=1 sh "$here/items.sh" signal "$@" </dev/null
+    echo "$tag ok"
 }
 
 end() {
@@ -136,7 +221,7 @@ erase() {
     tag=$1
     shift
     for path in "$@"; do
-        if [ -f "$path/spec" ] && [ ! -s "$path/exit" ]; then
+        if [ -f "$path/spec" ] && [ ! -s "$path/exit" ] && [ ! -d "$path/items" ]; then
             echo "$tag no it is not finished"
             return
         fi
@@ -152,6 +237,7 @@ survey() {
     for spec in guest/*/spec jobs/*/spec; do
         path=${spec%/spec}
         [ -s "$spec" ] || continue
+        [ ! -d "$path/items" ] || continue
         note_loss "$path"
         letter=-
         alive "$pid" "$ticks" "$boot" && letter=$condition
@@ -182,10 +268,28 @@ note_loss() {
 # The numbers of the jobs carried, $carried, name variables: path_H, out_H and err_H (bytes
 # sent), run_H and progress_H (sizes seen) and letter_H.
 carried='' path='' out='' err='' run='' progress=''
+# Of a job with items, $out_H is items, $slots_H how many slots it is to have, $active_H the
+# numbers of those that run. $journal_H_K is what was sent of a journal, $out_H_N and $err_H_N of
+# what an item wrote.
+growing='' handle='' active='' wanted='' keeper='' started='' since=''
 
 carry() {
     eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1="
     carried="$carried $1"
+}
+
+carry_items() {
+    eval "path_$1=\$2 slots_$1=\$3 out_$1=items active_$1=''"
+    carried="$carried $1" handle=$1
+    for entry in $4; do
+        eval "journal_${handle}_${entry%%:*}=${entry#*:}"
+    done
+    for entry in $5; do
+        number=${entry%%:*} entry=${entry#*:}
+        eval "out_${handle}_$number=${entry%:*} err_${handle}_$number=${entry#*:}"
+        eval "active_$handle=\"\$active_$handle \$number\""
+    done
+    quiet=9 # have it mended
 }
 
 drop() {
@@ -271,10 +375,12 @@ send_file() {
 # Looks once at all jobs carried, and sends what is new. Sets moved if there was output,
 # and more if there is.
 look() {
-    moved='' more='' files='' looked=''
+    moved='' more='' files='' looked='' growing=''
     for h in $carried; do
-        eval "path=\$path_$h"
-        if [ -f "$path/spec" ] && [ -f "$path/stdout" ] && [ -f "$path/stderr" ]; then
+        eval "path=\$path_$h out=\$out_$h"
+        if [ "$out" = items ]; then
+            if [ -f "$path/spec" ]; then look_at_items "$h"; else echo "gone $h" && drop "$h"; fi
+        elif [ -f "$path/spec" ] && [ -f "$path/stdout" ] && [ -f "$path/stderr" ]; then
             [ -f "$path/progress" ] || : >"$path/progress"
             [ -f "$path/run" ] || : >>"$path/run"
             # What there is once it has ended is all there will be.
@@ -295,6 +401,117 @@ look() {
         look_at "$h" "${entry#*:}" "$@"
         shift 4
     done
+}
+
+# Sends what is new of the items of job $1.
+look_at_items() {
+    eval "path=\$path_$1 active=\$active_$1 wanted=\$slots_$1"
+    journals='' texts='' ended='' lives='' dead='' at=0 handle=$1
+    for slot in "$path"/slots/[0-9]*; do
+        [ ! -f "$slot/journal" ] || journals="$journals $slot/journal"
+        # Only when there is time.
+        if [ "$quiet" -gt 4 ] && [ ! -e "$slot/done" ] && read -r keeper started since _ <"$slot/self"
+        then
+            alive "$keeper" "$started" "$since" || dead=1
+        fi
+    done
+    if [ -n "$dead" ]; then
+        sh "$here/items.sh" mend "$path" </dev/null
+        more_slots "$path" "$wanted" "$wanted"
+    fi
+    [ -n "$journals" ] || return 0
+    [ "$size" ] || learn_sizes
+    # shellcheck disable=SC2086,SC2046  # without spaces, all of them
+    set -- $($size $journals 2>/dev/null)
+    for journal in $journals; do
+        [ $# -gt 0 ] || break
+        slot=${journal%/journal}
+        slot=${slot##*/}
+        eval "at=\${journal_${handle}_$slot:-0}"
+        if [ "$1" -gt "$at" ]; then
+            text=$(tail -c "+$((at + 1))" "$journal"; echo .)
+            text=${text%.}
+            text=${text%"${text##*"$nl"}"}
+            eval "text_$slot=\$text"
+            texts="$texts $slot"
+            while read -r number letter _; do
+                case $letter in
+                B) active="$active $number" ;;
+                *) ended="$ended $number" ;;
+                esac
+            done <<EOF
+$text
+EOF
+        fi
+        shift
+    done
+    files_of='' listed=''
+    for number in $ended $active; do
+        case " $listed " in *" $number "*) continue ;; esac
+        [ -f "$path/children/$number.stderr" ] || continue # made after the other one
+        listed="$listed $number"
+        files_of="$files_of $path/children/$number.stdout $path/children/$number.stderr"
+    done
+    # shellcheck disable=SC2086,SC2046  # without spaces, all of them
+    [ -z "$files_of" ] || set -- $($size $files_of 2>/dev/null)
+    unsent=''
+    for number in $listed; do
+        [ $# -ge 2 ] || break
+        send_item "$number" out "$path/children/$number.stdout" "$1"
+        send_item "$number" err "$path/children/$number.stderr" "$2"
+        case " $ended " in *" $number "*) ;; *) lives="$lives $number" ;; esac
+        shift 2
+    done
+    eval "active_$handle=\$lives"
+    for slot in $texts; do
+        # Not before all is sent of what ends in it.
+        [ -z "$unsent" ] || { more=1; break; }
+        eval "text=\$text_$slot at=\${journal_${handle}_$slot:-0}"
+        [ "$at" -gt 0 ] || [ ! -s "$path/slots/$slot/self" ] || {
+            read -r line <"$path/slots/$slot/self"
+            echo "self $handle $slot ${#line}"
+            echo "$line"
+        }
+        echo "journal $handle $slot $at ${#text}"
+        printf '%s\n' "$text"
+        eval "journal_${handle}_$slot=$((at + ${#text}))"
+        moved=1
+    done
+    for number in $ended; do
+        [ -n "$unsent" ] || unset "out_${handle}_$number" "err_${handle}_$number"
+    done
+    [ -z "$unsent" ] || eval "active_$handle=\"\$lives $ended\""
+    growing="$growing $journals"
+    for number in $lives; do
+        growing="$growing $path/children/$number.stdout $path/children/$number.stderr"
+    done
+}
+
+# Sends what is new of item $1 of job $handle: stream $2, file $3 of $4 bytes. Sets unsent if
+# that is not all.
+send_item() {
+    eval "from=\${$2_${handle}_$1:-0}"
+    length=$(($4 - from))
+    [ "$length" -gt 0 ] || return 0
+    moved=1
+    if [ "$from" = 0 ] && [ "$length" -lt 2000 ]; then
+        # Without another process, unless there are NULs, which sh passes over.
+        content=''
+        while IFS= read -r line; do content=$content$line$nl; done <"$3"
+        content=$content$line
+        if [ "${#content}" -eq "$length" ]; then
+            echo "item $handle $1 $2 0 $length"
+            printf '%s\n' "$content"
+            eval "$2_${handle}_$1=$length"
+            return
+        fi
+    fi
+    if [ "$length" -gt "$piece" ]; then length=$piece unsent=1; fi
+    [ "$skips" ] || learn_parts
+    echo "item $handle $1 $2 $from $length"
+    part "$3" "$from" "$length"
+    echo
+    eval "$2_${handle}_$1=$((from + length))"
 }
 
 # Sends what is new of job $1, of which $2 tells whether it has ended: sizes are $3 to $6.
@@ -335,11 +552,11 @@ look_at() {
 # that the kernel wakes. It writes to descriptor 6 what it reads; that it does is enough.
 arm() {
     [ "$wakes" ] || learn_wakes
-    [ "$wakes" = yes ] && [ "$armed" != "$files" ] || return 0
+    [ "$wakes" = yes ] && [ "$armed" != "$files$growing" ] || return 0
     disarm
     # shellcheck disable=SC2086  # without spaces, all of them
-    tail -q -n 0 -f $files >&6 2>/dev/null &
-    tail=$! armed=$files
+    tail -q -n 0 -f $files $growing >&6 2>/dev/null &
+    tail=$! armed=$files$growing
     [ -z "$listening" ] || return 0
     { dd bs=65536 count=1 <&6 >/dev/null 2>&1; echo wake >&7; } >/dev/null &
     listening=$!
@@ -398,7 +615,16 @@ carry_all() {
             1 | 2) tick_in 0.05 ;;
             3) arm && tick_in 0.05 ;;
             4) tick_in 0.2 ;;
-            *) arm && if [ "$wakes" = yes ]; then tick_in 2; else tick_in 0.2; fi ;;
+            *)
+                arm
+                if [ "$wakes" != yes ]; then
+                    tick_in 0.2
+                elif [ -n "$growing" ]; then
+                    tick_in 0.5 # what is to grow next is not known
+                else
+                    tick_in 2
+                fi
+                ;;
             esac
         fi
         hear

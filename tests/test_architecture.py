@@ -23,7 +23,7 @@ RUNNER = PACKAGE / "runner.sh"
 ROWS = (
     ("errors", "quoting", "model", "timing", "target", "nodes", "items"),
     (
-        *("paths", "process", "records", "links", "folder", "journal", "task", "jobs"),
+        *("paths", "process", "records", "links", "folder", "journal", "task", "share", "jobs"),
         *("draft", "carried", "runner", "store"),
     ),
 )
@@ -37,6 +37,7 @@ INSIDE = {
         "caller",
         "channels",
         "far",
+        "shares",
         "mirror",
         "link",
         "passing",
@@ -188,7 +189,7 @@ def test_the_kernel_is_asked_in_one_place(name: str) -> None:
 @pytest.mark.parametrize("name", CODE)
 def test_a_folder_has_one_owner(name: str) -> None:
     """Nobody but who reads and who makes a job folder joins a path in it; others ask for one."""
-    if name in ("jobctl.folder", "jobctl.task", "jobctl.journal", "jobctl.draft"):
+    if name in ("jobctl.folder", "jobctl.task", "jobctl.share", "jobctl.journal", "jobctl.draft"):
         return
     module = tree(name)
     for node in ast.walk(module):

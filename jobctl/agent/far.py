@@ -22,7 +22,7 @@ from jobctl.agent.channels import Another, Channels
 from jobctl.errors import JobctlError
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
-SCRIPTS = ("runner.sh", "serve.sh", "bare.sh", "enter.sh")
+SCRIPTS = ("runner.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
 _READY = b"jobctl-ready"
 _BEGIN = (
     "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2;"
@@ -260,7 +260,8 @@ class Far:
         self._connection.close()
 
 
-_WITH_BYTES = {b"out", b"err", b"run", b"progress", b"exit"}
+_WITH_BYTES = {b"out", b"err", b"run", b"progress", b"exit", b"item", b"self", b"journal"}
+_FIELDS = {b"item": 6, b"self": 4, b"journal": 5}
 
 
 def _tell(channel: _Channel, data: bytes) -> None:
@@ -276,7 +277,11 @@ def _length(words: list[bytes]) -> int:
         raise Lost("the host sends what makes no sense")
     if words[0] not in _WITH_BYTES:
         return 0
-    most = 18 if words[0] in (b"out", b"err") else 7
+    most = 18 if words[0] in (b"out", b"err") else 9
+    fields = words[2:] if words[0] in _FIELDS else words[-1:]
+    numbers = [word for word in fields if word not in (b"out", b"err")]
+    if len(words) < _FIELDS.get(words[0], 2) or not all(map(bytes.isdigit, numbers)):
+        raise Lost(f"the host sends what makes no sense: {b' '.join(words)!r:.80}")
     if not words[-1].isdigit() or len(words[-1]) > most:
         raise Lost(f"the host sends what makes no sense: {b' '.join(words)!r:.80}")
     return int(words[-1])

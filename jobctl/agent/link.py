@@ -14,6 +14,7 @@ from typing import Protocol
 from jobctl import links
 from jobctl.agent.far import Far, NotDone
 from jobctl.agent.mirror import Mirror
+from jobctl.agent.shares import Share
 from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.links import Links, LinkState
@@ -401,6 +402,9 @@ class Link:
         for name in job.attached():
             with open(job.folder.file(name), "rb") as source:
                 far.put(job.instance_id, name, source.fileno())
+        if isinstance(job, Share):
+            job.hand_over(far)
+            return
         spec, environment, odd = job.parts()
         far.request("accept", job.instance_id.encode(), spec, environment, odd)
 

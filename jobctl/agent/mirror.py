@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from jobctl.agent.far import Far
+from jobctl.agent.shares import Share
 from jobctl.carried import Carried
 from jobctl.transport.base import Lost
 
@@ -39,10 +40,8 @@ class Mirror:
             handle = b"%d" % self._last
             self._drop(far, job)
             self._jobs[handle] = job
-            job.brings_output = job.wanted
-            out, err = job.sizes()
-        wanted = f"{out} {err}" if job.brings_output else "- -"
-        far.carry(f"carry {handle.decode()} {job.path} {wanted}")
+            wish = job.wish(handle.decode())
+        far.carry(wish)
 
     def leave(self, far: Far, job: Carried) -> None:
         """Have a host send no more of what a job writes.
@@ -85,6 +84,9 @@ class Mirror:
             self._stream(words, job, more)
             return
         content = b"".join(iter(more, b""))
+        if isinstance(job, Share):
+            self._share(words, job, content)
+            return
         if words[0] == b"exit":
             self._finish(words[1], job, content)
             return
@@ -111,6 +113,16 @@ class Mirror:
                 if not job.append(_STREAMS[words[0]], offset, piece):
                     raise Lost("the host sends another part of the output than was asked for")
             offset += len(piece)
+
+    def _share(self, words: list[bytes], job: Share, content: bytes) -> None:
+        if words[0] == b"gone":
+            self._gone(words[1], job)
+            return
+        with self._lock:
+            if words[1] not in self._jobs:
+                return
+            if not job.take(words, content):
+                raise Lost("the host sends another part of the output than was asked for")
 
     def _finish(self, handle: bytes, job: Carried, content: bytes) -> None:
         self._forget(handle)

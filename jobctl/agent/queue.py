@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from jobctl import process, quoting
+from jobctl.agent.far import Far
 from jobctl.agent.link import Link
+from jobctl.agent.shares import Share, Spread
 from jobctl.agent.slots import Slots
 from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
@@ -20,6 +22,7 @@ from jobctl.links import Links
 from jobctl.model import TYPE_REMOTE, State, printable
 from jobctl.process import Identity
 from jobctl.runner import SCRIPT, SHELL
+from jobctl.share import FarTask
 from jobctl.store import Store
 
 _HOSTS_AT_ONCE = 32
@@ -58,11 +61,14 @@ class Queue:
         self.waiting = set[str]()
         """Ids of jobs that wait for others."""
         self._slots = Slots()
+        self._spreads: dict[str, Spread] = {}
+        self._carriers: dict[str, Link] = {}
+        """The links over which shares of jobs with items are reached, by the shares' ids."""
 
     @property
     def busy(self) -> bool:
         """Whether there is a job that depends on what happens here."""
-        return bool(self.waiting or self._attended or self._slots.busy)
+        return bool(self.waiting or self._attended or self._slots.busy or self._spreads)
 
     # --- finding what there is to do ---
 
@@ -77,6 +83,11 @@ class Queue:
                 jobs = store.select("NOT final AND type = ?", [TYPE_REMOTE])
                 self._slots.keep({job.id for job in jobs})
                 for job in jobs:
+                    task = self._jobs.folder(job.id)
+                    if isinstance(task, FarTask):
+                        with suppress(JobctlError, OSError):
+                            self._spread_out(task)
+                        continue
                     most = self._most(job.id) if job.children else 1
                     for part in job.children or (job.id,):
                         # One with a damaged folder is not to keep the others waiting.
@@ -103,9 +114,42 @@ class Queue:
             else:
                 job.folder.replace("run", quoting.dump({"held": b"1"}))
 
+    def _spread_out(self, task: FarTask) -> None:
+        """Have the shares of a job with items looked after."""
+        if task.finished():
+            return
+        whole = Carried(task)
+        self._attend(whole)
+        if task.id not in self._spreads:
+            if not self._may_begin(whole):
+                return
+            task.unlink("run")
+            spread = Spread(task, self._far_of, self._tell, self._spread_ended)
+            self._spreads[task.id] = spread
+            spread.conclude()  # all had ended when the last agent was killed
+        for share in self._spreads[task.id].shares:
+            if not share.hopeless and not self._let_go(share):
+                self._begin(share)
+
+    def _far_of(self, share: Share) -> Far | None:
+        """Return the far end of a share's connection, while that stands."""
+        link = self._carriers.get(share.id)
+        far = link.far if link else None
+        return far if far and far.alive() else None
+
+    def _spread_ended(self, job_id: str) -> None:
+        """Do what is to be done when all items of a job have ended."""
+        for share in self._spreads.pop(job_id).shares:
+            if link := self._carriers.pop(share.id, None):
+                link.drop(share.id)
+        self._tell(job_id)
+        self._after(job_id)
+
     def _begin(self, job: Carried) -> None:
-        while not self._link_of(job).add(job):
+        while not (link := self._link_of(job)).add(job):
             continue  # it was just closed
+        if isinstance(job, Share):
+            self._carriers[job.id] = link
 
     def _may_begin(self, job: Carried) -> bool:
         """Whether the jobs that this one waits for are finished; ends it if they went wrong."""
@@ -168,9 +212,13 @@ class Queue:
                 self._begin(following)
                 break
             following = self._slots.give_back(following)
+        self._after(job.id.partition(".")[0])
+
+    def _after(self, job_id: str) -> None:
+        """Begin what waited for the end of a job, and say that it has come if it was the whole."""
         if self.waiting:
             threading.Thread(target=self.look, daemon=True).start()
-        folder = self._jobs.folder(job.id.partition(".")[0])
+        folder = self._jobs.folder(job_id)
         if not folder.spec().get("on_finish"):
             return
         whole = folder.read(self._boot)
@@ -188,6 +236,12 @@ class Queue:
     def _end_here(self, job: Carried, reason: str) -> None:
         """Write down that a job was stopped of which the host knows nothing."""
         self.waiting.discard(job.id)
+        if isinstance(job.folder, FarTask):
+            job.folder.note_stop("stop", reason)
+            job.folder.conclude()
+            self._tell(job.id)
+            self._after(job.id)
+            return
         if job.end(State.STOPPED.value, reason):
             self.ended(job)
 
@@ -229,7 +283,15 @@ class Queue:
 
         :return: the ids of those of which something is left, and errors by id.
         """
-        left, there = list[str](), list[Carried]()
+        ids, of_items = self._apart(ids)
+        left, errors = list[str](), dict[str, str]()
+        for task, numbers in of_items.items():
+            some, error = self._stop_items(task, numbers, grace, reason)
+            if error:
+                errors[task.id] = error
+            elif some:
+                left.append(task.id)
+        there = list[Carried]()
         chosen = self._carried(ids)
         for job in chosen:
             if not job.folder.finished():
@@ -246,11 +308,40 @@ class Queue:
                     link.add(job)  # to hear of its end
             left.extend(self._end(link, jobs, grace, reason))
 
-        errors = self._on_hosts(there, act)
+        errors |= self._on_hosts(there, act)
         for job in there:
             if job.id in errors:
                 job.folder.unlink("stop")
         return left, errors
+
+    def _apart(self, ids: list[str]) -> tuple[list[str], dict[FarTask, set[int] | None]]:
+        """Return the ids of jobs without items, and items by their jobs, None for all of one."""
+        others, found = list[str](), dict[FarTask, set[int] | None]()
+        for job_id in ids:
+            whole, _, number = job_id.partition(".")
+            task = self._jobs.folder(whole)
+            if not isinstance(task, FarTask):
+                others.append(job_id)
+            elif not number:
+                found[task] = None
+            elif (numbers := found.setdefault(task, set())) is not None:
+                numbers.add(int(number))
+        return others, found
+
+    def _stop_items(
+        self, task: FarTask, numbers: set[int] | None, grace: float, reason: str
+    ) -> tuple[bool, str]:
+        if task.finished():
+            return False, ""
+        spread = self._spreads.get(task.id)
+        if spread:
+            return spread.stop(numbers, grace, reason)
+        if numbers is None:  # it waits for another job
+            self._end_here(Carried(task), reason)
+        else:
+            for number in numbers:
+                task.note_end(number, State.STOPPED, reason)
+        return False, ""
 
     def _withdrawn(self, job: Carried) -> bool:
         """Take a job back that was not handed to its host; return False if it just was."""
@@ -280,11 +371,34 @@ class Queue:
                 link.opened().request("signal", folder, name.encode(), *group)
             link.opened().carry(":")  # to look at them now
 
-        return self._on_hosts(self._there(ids), act)
+        ids, of_items = self._apart(ids)
+        errors = dict[str, str]()
+        for task, numbers in of_items.items():
+            spread = self._spreads.get(task.id)
+            if spread and (error := spread.signal(numbers, name)):
+                errors[task.id] = error
+        return errors | self._on_hosts(self._there(ids), act)
 
     def erase(self, ids: list[str]) -> dict[str, str]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
         refused = dict[str, str]()
+        ids, of_items = self._apart(ids)
+
+        def erase_shares(link: Link, shares: list[Carried]) -> None:
+            for share in shares:
+                path, far = os.fsencode(share.path), link.opened()
+                far.request("end_items", path, b"1000", b"removed", b"0:", seconds=_GRACE + 60)
+                far.request("erase", path)
+                link.drop(share.id)
+
+        for task in of_items:
+            shares: list[Carried] = [
+                share
+                for share in Spread.shares_of(task)
+                if share.folder.has("accepted") and share.exists()
+            ]
+            for error in self._on_hosts(shares, erase_shares).values():
+                refused[task.id] = error
 
         def act(link: Link, jobs: list[Carried]) -> None:
             self._end(link, jobs, _GRACE, "removed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,12 @@ def _complete_command(
     type=click.IntRange(1, 2**31),
     metavar="N",
     help="How many run at once: hosts (32 if not given) or items (one per CPU).",
+)
+@click.option(
+    "--per-host",
+    type=click.IntRange(1, 2**31),
+    metavar="N",
+    help="How many items run at once on each host; one per CPU there if not given.",
 )
 @click.option(
     "--results",
@@ -259,6 +266,7 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "on_finish": values["on_finish"],
         "variables": _variables(values["variables"]),
     }
+    items_given = values["foreach"] is not None or bool(again and again.items)
     if (again and again.places) or values["hosts"] or values["sessions"]:
         if again:
             places, location = again.places, again.location
@@ -267,23 +275,28 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         spec |= {
             "places": places,
             "location": location,
-            "throttle": values["throttle"] or JobSpec._field_defaults["throttle"],
+            "throttle": values["throttle"]
+            or (0 if items_given else JobSpec._field_defaults["throttle"]),
             "results_stay": values["results"] == "remote",
             "cwd": values["cwd"] or "",
             "caller_cwd": _directory(None),
         }
     elif values["results"] == "remote":
         raise BadUsage("--results remote needs --host or --session")
-    elif values["throttle"] and values["foreach"] is None and not (again and again.items):
+    elif values["throttle"] and not items_given:
         raise BadUsage("--throttle needs --host, --session or --foreach")
     else:
         spec["cwd"] = _directory(values["cwd"])
     if values["null"] and values["foreach"] is None:
         raise BadUsage("-0 needs --foreach")
-    if again and again.items:
-        spec |= {"items": again.items, "throttle": values["throttle"]}
-    elif values["foreach"] is not None:
-        spec |= _items(values)
+    if values["per_host"] and not (items_given and "places" in spec):
+        raise BadUsage("--per-host needs --foreach and --host")
+    if items_given:
+        spec |= {
+            "items": again.items if again and again.items else _items(values),
+            "throttle": spec.get("throttle", values["throttle"] or process.processors()),
+            "per_host": values["per_host"] or 0,
+        }
     if script is not None:
         name_of_it = again.script_name if again else script
         spec |= {"script": _opened(script), "script_name": name_of_it}
@@ -342,17 +355,14 @@ def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[Place
     return tuple(dict.fromkeys(places)), nodes.fold(p.host for p in places) if folds else ""
 
 
-def _items(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what --foreach says."""
-    if values["hosts"] or values["sessions"]:
-        raise BadUsage("--foreach runs on this machine only; it cannot be given with --host")
+def _items(values: dict[str, Any]) -> Iterator[bytes]:
+    """Return the items that --foreach names."""
+    if values["results"] == "remote":
+        raise BadUsage("--results remote and --foreach contradict each other")
     if values["foreach"] == "-" == values["stdin"]:
         raise BadUsage("--foreach - and --stdin - contradict each other; one can read a file")
     source = 0 if values["foreach"] == "-" else _opened(values["foreach"])
-    return {
-        "items": items.read(source, b"\0" if values["null"] else b"\n"),
-        "throttle": values["throttle"] or process.processors(),
-    }
+    return items.read(source, b"\0" if values["null"] else b"\n")
 
 
 def _directory(cwd: str | None) -> str:

@@ -13,7 +13,8 @@ from jobctl import process
 from jobctl.cli import options, render
 from jobctl.errors import Refused
 from jobctl.jobs import Jobs
-from jobctl.model import TYPE_TASK, Job, State, printable
+from jobctl.model import Job, State, printable
+from jobctl.ops.find import has_items
 from jobctl.ops.wait import finished
 from jobctl.task import Task
 
@@ -64,9 +65,9 @@ def command(
     return int(removed or any(job.state is not State.COMPLETED for job in done))
 
 
-def _parts(job: Job) -> tuple[str, ...]:
+def _parts(jobs: Jobs, job: Job) -> tuple[str, ...]:
     """Return the ids of what to wait for instead of a job; one with items is told of whole."""
-    return job.children if job.child_count and job.type != TYPE_TASK else (job.id,)
+    return job.children if job.child_count and not has_items(jobs, job) else (job.id,)
 
 
 def _until_finished(
@@ -81,7 +82,7 @@ def _until_finished(
     removed = False
     waiting = {job.id for job in jobs}
     folders = options.jobs()
-    left = {job.id: set(_parts(job)) for job in jobs}
+    left = {job.id: set(_parts(folders, job)) for job in jobs}
     """The parts of each job that are not finished."""
     waited_for = set[str]().union(*left.values())
     bar = _Bar(jobs, folders, waited_for)
@@ -121,7 +122,7 @@ class _Bar:
         self._tasks = [
             folder
             for job in jobs
-            if job.type == TYPE_TASK and job.child_count
+            if job.child_count
             for folder in [folders.folder(job.id)]
             if isinstance(folder, Task)
         ]

@@ -11,6 +11,7 @@ from jobctl.folder import Folder
 from jobctl.links import Links
 from jobctl.model import Place, State
 from jobctl.ops.find import Filter, children_of, find
+from jobctl.share import FarTask
 from jobctl.store import Store
 from jobctl.task import Part
 
@@ -72,8 +73,14 @@ def failed_parts(state_dir: str, selector: str) -> Again:
     if isinstance(whole, Part):
         whole = whole.task
     throttle = whole.spec().get("throttle", b"")
-    values["throttle"] = int(throttle) if throttle.isdigit() else None
-    places = tuple(_place(state_dir, folder) for folder in failed if "host" in folder.spec())
+    values["throttle"] = int(throttle or b"0") or None
+    values["per_host"] = int(whole.spec().get("per_host") or b"0") or None
+    shares = (
+        [whole.share(number) for number in range(1, whole.share_count + 1)]
+        if isinstance(whole, FarTask)
+        else failed
+    )
+    places = tuple(_place(state_dir, folder) for folder in shares if "host" in folder.spec())
     hosts = [place.host for place in places]
     folds = len(hosts) > 1 and not any("[" in host for host in hosts)
     return Again(

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jobctl.errors import BadUsage, NotFound
-from jobctl.model import TYPE_TASK, Job, State, glob, printable
+from jobctl.jobs import Jobs
+from jobctl.model import Job, State, glob, printable
 from jobctl.store import NEWEST_FIRST, Store
+from jobctl.task import Task
 
 _NUMBER = re.compile(r"\d+", re.ASCII)
 _CHILD = re.compile(r"(\d+)\.(\d+)", re.ASCII)
@@ -101,10 +103,15 @@ def parts(store: Store, jobs: Iterable[Job], items: bool = True) -> list[Job]:
     """
     found = dict[str, Job]()
     for job in jobs:
-        divided = job.child_count and (items or job.type != TYPE_TASK)
+        divided = job.child_count and (items or not has_items(store.jobs, job))
         for part in children_of(store, job) if divided else [job]:
             found[part.id] = part
     return sorted(found.values(), key=lambda job: job.key)
+
+
+def has_items(jobs: Jobs, job: Job) -> bool:
+    """Whether the children of a job are items, which can be many."""
+    return isinstance(jobs.folder(job.id), Task)
 
 
 def children_of(store: Store, job: Job) -> list[Job]:

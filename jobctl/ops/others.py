@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 
 from jobctl.errors import BadUsage
-from jobctl.model import TYPE_TASK, Job
+from jobctl.model import Job
 from jobctl.ops.find import Filter, find
 from jobctl.store import Store
 
@@ -43,6 +43,6 @@ def dependencies(state_dir: str, selectors: list[str]) -> tuple[str, ...]:
     for error in found.missing:
         raise error
     for job in found.jobs:
-        if job.parent and job.type == TYPE_TASK:
+        if job.parent and job.item is not None:
             raise BadUsage(f"{job.id} is an item of job {job.parent}; wait for that as a whole")
     return tuple(job.id for job in found.jobs)

@@ -18,7 +18,7 @@ def start(state_dir: str, spec: JobSpec) -> Job:
 
     :raises JobctlError: it could not be recorded; then there is no job.
     """
-    launch = _deal_out if spec.items is not None else _entrust if spec.places else _launch
+    launch = _entrust if spec.places else _launch if spec.items is None else _deal_out
     folder = None
     try:
         folder = Jobs(state_dir).allocate()

@@ -13,6 +13,7 @@ from jobctl.links import Links
 from jobctl.model import TYPE_REMOTE, Job, order
 from jobctl.process import Identity, Watch
 from jobctl.runner import resume
+from jobctl.share import FarTask
 from jobctl.task import Part, Task
 
 _AGAIN = 0.2
@@ -119,7 +120,8 @@ class Ends:
                 self._watch.add(job_id, keeper)
                 self._others.discard(job_id)
                 self._watched.add(job_id)
-        if self._far and self._news is None:
+        far = self._far or any(isinstance(task, FarTask) for task in self._items)
+        if far and self._news is None:
             self._news = News(self._jobs.state_dir, self._watch)
         return ended
 

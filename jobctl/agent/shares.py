@@ -1,0 +1,393 @@
+"""The items of a job that are run on several hosts: who gets which, and how they come home.
+
+A host has a share of the job: a folder like that of a job with items here, whose slots run the
+items that it was given. What they write comes into the one folder here, and each journal into
+one of our own. So whoever reads that sees no difference.
+
+`given` in the folder of a share says which items that host was given, before it is. When an
+agent was killed, the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from jobctl import items
+from jobctl.agent.far import Far, NotDone
+from jobctl.carried import Carried
+from jobctl.errors import JobctlError, Unreachable
+from jobctl.model import State
+from jobctl.share import FarTask
+
+_AHEAD = 0.5
+"""For how many seconds a host is given items that it cannot run yet, so that it never waits."""
+_MOST = 250
+"""Items in a block."""
+_BEAT = 0.5
+_UNLIMITED = 1 << 31
+
+
+class Share(Carried):
+    """What one host does of a job with items."""
+
+    def __init__(self, task: FarTask, number: int) -> None:
+        self.task = task
+        self.number = number
+        self.spread: Spread
+        self.place = task.share(number)
+        super().__init__(self.place)
+        self.slots = 0
+        """How many items the host runs at once; 0 until it is known."""
+        self.hopeless = False
+        """Whether it cannot be reached, and nothing of it is there."""
+        self._sent = set[int]()
+        """First items of the blocks that the host has got over this connection."""
+        self._ended: deque[float] = deque(maxlen=_MOST)
+        """When items ended."""
+
+    # --- as Link and Mirror see it ---
+
+    def end(self, state: str, reason: str) -> bool:
+        """Take down that the host does nothing more of it; others may go on."""
+        if self.folder.has("accepted"):
+            self.spread.fail(self, reason)
+        else:
+            self.spread.lost(self, reason)
+        return False
+
+    def hand_over(self, far: Far) -> None:
+        """Have the host be ready for items."""
+        spec, environment, odd = self.parts()
+        cpus = far.request("share", self.instance_id.encode(), spec, environment, odd).strip()
+        self.slots = self.spread.per_host or (int(cpus) if cpus.isdigit() else 1) or 1
+        self.folder.put("accepted", cpus)
+        self._sent.clear()
+
+    def wish(self, handle: str) -> str:
+        """Return how to ask the host for what is not here yet."""
+        task = self.task
+        journals = " ".join(f"{k}:{size}" for k, size in task.journal_sizes(self.number))
+        partly = " ".join(f"{n}:{out}:{err}" for n, out, err in task.partly_here(self.number))
+        slots = self.slots or 1
+        return f"carry_items {handle} {self.path} {slots} '{journals}' '{partly}'"
+
+    def take(self, words: list[bytes], content: bytes) -> bool:
+        """Write down what came; return False if it is not what was asked for."""
+        task = self.task
+        if words[0] == b"item":
+            return task.append(int(words[2]), words[3], int(words[4]), content)
+        if not words[2].isdigit():
+            return False
+        if words[0] == b"self":
+            task.put_slot(self.number, int(words[2]), content)
+            return True
+        if not task.append_journal(self.number, int(words[2]), int(words[3]), content):
+            return False
+        self.spread.news(self)
+        return True
+
+    @property
+    def begun(self) -> bool:
+        """Whether the host has told that it has it: asked each time, as it tells its CPUs."""
+        return False
+
+    # --- giving ---
+
+    def note_ended(self, count: int) -> None:
+        """Take down that items have ended on the host now."""
+        self._ended.extend([time.monotonic()] * count)
+
+    def target(self) -> int:
+        """Return how many items the host should have: those that run, and some that wait."""
+        if self.spread.throttle < _UNLIMITED:
+            return self.slots
+        now = time.monotonic()
+        while self._ended and now - self._ended[0] > 2.0:
+            self._ended.popleft()
+        if len(self._ended) < 2:
+            return self.slots
+        rate = len(self._ended) / max(0.05, now - self._ended[0])
+        # Of what is left, another host is to have some when this one turns out to be slow.
+        fair = self.spread.left // (2 * len(self.spread.shares))
+        return self.slots + min(_MOST, int(rate * _AHEAD), fair)
+
+    def feed(self, far: Far, first: int, block: list[bytes]) -> None:
+        """Give items to the host, again if it may not have got them.
+
+        :raises Unreachable: the connection broke.
+        :raises NotDone: the host does not take them.
+        """
+        words = (self.slots, len(block), first)
+        line = items.line(block).rstrip(b"\n")
+        far.request("feed", self.instance_id.encode(), *(b"%d" % word for word in words), line)
+        self._sent.add(first)
+        far.carry(":")  # to look at them soon
+
+    def unsure(self) -> list[tuple[int, int]]:
+        """Return the blocks that the host may not have got, as it was not told of them since."""
+        ended = self.task.ended
+        return [
+            (first, count)
+            for first, count in self.place.given()
+            if first not in self._sent and not all(ended(n) for n in range(first, first + count))
+        ]
+
+
+class Spread:
+    """One job with items on hosts: its shares, each fed by a thread of its own."""
+
+    def __init__(
+        self,
+        task: FarTask,
+        far_of: Callable[[Share], Far | None],
+        changed: Callable[[str], None],
+        ended: Callable[[str], None],
+    ) -> None:
+        """Find out how far it is.
+
+        :param far_of: the far end of a share's connection, while that stands.
+        :param changed: is told the id of the job when there is news.
+        :param ended: is told its id when it is finished.
+        """
+        self.task = task
+        self._far_of = far_of
+        self._changed = changed
+        self._job_ended = ended
+        spec = task.spec()
+        number = {key: int(spec.get(key) or b"0") for key in ("throttle", "per_host")}
+        self.throttle = number["throttle"] or _UNLIMITED
+        self.per_host = number["per_host"]
+        self.shares = self.shares_of(task)
+        for share in self.shares:
+            share.spread = self
+        self._change = threading.Condition()
+        given = [entry for share in self.shares for entry in share.place.given()]
+        taken = {n for first, count in given for n in range(first, first + count)}
+        self._next = max(taken, default=0) + 1
+        self._returned = deque(n for n in range(1, self._next) if n not in taken)
+        self._unended = {share.number: self._left(share) for share in self.shares}
+        self._over = False
+        for share in self.shares:
+            threading.Thread(target=self._feed, args=(share,), daemon=True).start()
+
+    @property
+    def left(self) -> int:
+        """How many items no host has."""
+        return max(0, self.task.count + 1 - self._next) + len(self._returned)
+
+    @staticmethod
+    def shares_of(task: FarTask) -> list[Share]:
+        """Return the shares of a job that nobody may be working on."""
+        return [Share(task, number) for number in range(1, task.share_count + 1)]
+
+    def _left(self, share: Share) -> set[int]:
+        numbers = (range(first, first + count) for first, count in share.place.given())
+        return {n for span in numbers for n in span if not self.task.ended(n)}
+
+    def news(self, share: Share) -> None:
+        """Take in that lines of a share's journals have come."""
+        with self._change:
+            ended = {n for n in self._unended[share.number] if self.task.ended(n)}
+            self._unended[share.number] -= ended
+            share.note_ended(len(ended))
+            self._change.notify_all()
+        self._changed(self.task.id)
+        self.conclude()
+
+    def wake(self) -> None:
+        """Look again at what can be given to whom."""
+        with self._change:
+            self._change.notify_all()
+
+    def lost(self, share: Share, reason: str) -> None:
+        """Give the items of a host that was never reached to others."""
+        with self._change:
+            share.hopeless = True
+            for first, count in share.place.given():
+                self._returned.extend(range(first, first + count))
+            share.place.forget_given()
+            self._unended[share.number].clear()
+            share.place.put("reason", os.fsencode(reason))
+            self._change.notify_all()
+        if all(other.hopeless for other in self.shares):
+            self.fail_rest()
+
+    def fail(self, share: Share, reason: str) -> None:
+        """Fail all items that a host was given, as it has forgotten them."""
+        with self._change:
+            numbers, self._unended[share.number] = self._unended[share.number], set()
+            share.hopeless = True
+            share.place.put("reason", os.fsencode(reason))
+        for number in sorted(numbers):
+            if not self.task.ended(number):
+                self.task.note_end(number, State.FAILED, reason)
+        self.conclude()
+        if all(other.hopeless for other in self.shares):
+            self.fail_rest()
+
+    def fail_rest(self) -> None:
+        """Fail all that no host can be given: none is left."""
+        reasons = [os.fsdecode(share.place.get("reason")) for share in self.shares]
+        with self._change:
+            numbers = [*self._returned, *range(self._next, self.task.count + 1)]
+            self._returned.clear()
+            self._next = self.task.count + 1
+        for at, number in enumerate(sorted(numbers)):
+            self.task.note_end(number, State.FAILED, reasons[at % len(reasons)])
+        self.conclude()
+
+    def conclude(self) -> None:
+        """Write down the end of the whole if all has ended."""
+        with self._change:
+            stopped = self.task.has("stop") and not any(self._begun(s) for s in self.shares)
+            if self._over or not (self.task.ended_count() >= self.task.count or stopped):
+                return
+            self._over = True
+            self._change.notify_all()
+        self.task.conclude()
+        for share in self.shares:
+            for name in ("far.env", "far.env.odd"):
+                share.place.unlink(name)
+        self._job_ended(self.task.id)
+
+    def _begun(self, share: Share) -> bool:
+        """Whether something of a share may be running."""
+        return share.folder.has("accepted") and bool(self._unended[share.number])
+
+    def give_up(self, share: Share, numbers: set[int]) -> None:
+        """Take down that items given to a host will not be begun there."""
+        with self._change:
+            self._unended[share.number] -= numbers
+
+    def _feed(self, share: Share) -> None:
+        """In a thread of its own: give a host what it can take."""
+        while not self._over and self.task.exists():
+            far = self._far_of(share) if share.slots else None
+            try:
+                if far and not self.task.has("stop") and self._give(share, far):
+                    continue
+            except (Unreachable, BrokenPipeError, NotDone):
+                time.sleep(_BEAT)
+            with self._change:
+                if not self._over:
+                    self._change.wait(_BEAT)
+
+    def _give(self, share: Share, far: Far) -> bool:
+        """Give a host some items, if it can take any; return whether it got some."""
+        if unsure := share.unsure():
+            for first, count in unsure:
+                share.feed(far, first, [self.task.item(first + n) for n in range(count)])
+            return True
+        with self._change:
+            room = share.target() - len(self._unended[share.number])
+            room = min(room, self.throttle - sum(map(len, self._unended.values())), _MOST)
+            numbers = self._take(room)
+            if not numbers:
+                return False
+            share.place.give(numbers[0], len(numbers))
+            self._unended[share.number].update(numbers)
+        share.feed(far, numbers[0], [self.task.item(number) for number in numbers])
+        return True
+
+    def _take(self, room: int) -> list[int]:
+        """Return the next items, no more than there is room for, in a row."""
+        numbers = list[int]()
+        while len(numbers) < room:
+            if self._returned and (not numbers or self._returned[0] == numbers[-1] + 1):
+                number = self._returned.popleft()
+            elif not self._returned and self._next <= self.task.count:
+                number = self._next
+                self._next += 1
+            else:
+                break
+            if self.task.ended(number):  # stopped
+                if numbers:
+                    break
+                continue
+            if numbers and number != numbers[-1] + 1:
+                self._returned.appendleft(number)
+                break
+            numbers.append(number)
+        return numbers
+
+    # --- what is done to it ---
+
+    def stop(self, numbers: set[int] | None, grace: float, reason: str) -> tuple[bool, str]:
+        """Stop items, or all; return whether something is left, and why a host was not reached."""
+        left, error = False, ""
+        if numbers is None:
+            self.task.note_stop("stop", reason)
+        else:
+            numbers = {n for n in numbers if not self._withdrawn(n, reason)}
+        for share in self.shares:
+            mine = self._unended[share.number] & (numbers or self._unended[share.number])
+            if not share.folder.has("accepted") or (numbers is not None and not mine):
+                continue
+            far = self._far_of(share)
+            if far is None:
+                error = f"{share.host} cannot be reached"
+                continue
+            words = self.task.stop_targets(sorted(mine | ({0} if numbers is None else set())))
+            try:
+                answer = far.request(
+                    "end_items",
+                    os.fsencode(share.path),
+                    b"%.0f" % (grace * 100),
+                    os.fsencode(reason),
+                    *map(str.encode, words),
+                    seconds=grace + 60,
+                )
+            except JobctlError as failure:
+                error = str(failure)
+                continue
+            left = left or bool(answer.split())
+            if numbers is None:
+                self._settled(share)
+        if error and numbers is None:
+            self.task.unlink("stop")
+        else:
+            self.conclude()
+        return left, error
+
+    def _withdrawn(self, number: int, reason: str) -> bool:
+        """Stop an item that no host was given."""
+        with self._change:
+            given = any(number in unended for unended in self._unended.values())
+            if given or self.task.ended(number):
+                return not given
+            self.task.note_end(number, State.STOPPED, reason)
+            return True
+
+    def _settled(self, share: Share) -> None:
+        """Wait until what a host had begun has ended here, too; the rest it will not begin."""
+        deadline = time.monotonic() + 20.0
+        while time.monotonic() < deadline:
+            running = self._unended[share.number] & self.task.runs_on(share.number)
+            if not running:
+                break
+            time.sleep(0.02)
+        self.give_up(share, self._unended[share.number] - self.task.runs_on(share.number))
+
+    def signal(self, numbers: set[int] | None, name: str) -> str:
+        """Send a signal to items, or all; return why a host was not reached."""
+        error = ""
+        for share in self.shares:
+            running = self.task.runs_on(share.number)
+            mine = running if numbers is None else running & numbers
+            if not mine:
+                continue
+            far = self._far_of(share)
+            if far is None:
+                error = f"{share.host} cannot be reached"
+                continue
+            words = self.task.stop_targets(sorted(mine))
+            with suppress(NotDone):
+                far.request(
+                    "signal_items", os.fsencode(share.path), name.encode(), *map(str.encode, words)
+                )
+        return error

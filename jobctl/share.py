@@ -1,0 +1,242 @@
+"""The folder of a job whose items are run on hosts, as it is here, and that of a host's share.
+
+The agent writes into it what the hosts say: outputs into `children/`, as slots here would, and
+the journal of slot K of the Hth host into `slots/H.K/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from jobctl import process, records
+from jobctl.folder import Folder
+from jobctl.journal import Run
+from jobctl.model import TYPE_REMOTE, Job, State
+from jobctl.task import Task
+
+
+class FarTask(Task):
+    """The folder of a job with items on hosts."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._shares: list[ShareFolder] = []
+
+    @staticmethod
+    def is_at(path: str) -> bool:
+        """Whether a job folder is of this kind."""
+        return os.path.isdir(f"{path}/hosts")
+
+    def share(self, number: int) -> ShareFolder:
+        """Return the folder of a host's share, from 1 on."""
+        return ShareFolder(self, number)
+
+    @property
+    def share_count(self) -> int:
+        """How many hosts there are."""
+        return records.integer(self.spec().get("hosts")) or 0
+
+    def interrupted(self) -> bool:
+        """Whether nobody here goes on with it: the agent does."""
+        return False
+
+    # --- as a job ---
+
+    def _known(self) -> dict[str, Any]:
+        where = os.fsdecode(self.spec().get("location", b""))
+        return super()._known() | {"type": TYPE_REMOTE, "location": where}
+
+    def _all(self) -> list[ShareFolder]:
+        if not self._shares:
+            self._shares = [self.share(number) for number in range(1, self.share_count + 1)]
+        return self._shares
+
+    def _share_of(self, number: int) -> ShareFolder | None:
+        """Return the share that an item is in, if it was given to a host."""
+        host, dot, _ = self._journals.run(number).slot.partition(".")
+        if dot:
+            return self._all()[int(host) - 1]
+        return next((share for share in self._all() if share.has_item(number)), None)
+
+    def _part(self, number: int, *rest: Any) -> Job:
+        job = super()._part(number, *rest)
+        if share := self._share_of(number):
+            job = job._replace(location=share.host, session=share.session or None)
+        if job.state is State.NOT_STARTED and share:
+            away, reason = share.away()
+            if away:
+                return job._replace(state=State.DISCONNECTED, reason=reason)
+        return job
+
+    def _state_of(self, number: int, run: Run, boot: str) -> State:
+        if self.finished():
+            return self._rest()[0]
+        if self._all()[int(run.slot.partition(".")[0]) - 1].away()[0]:
+            return State.DISCONNECTED
+        stopping = self.has("stop") or self.has(f"children/{number}.stop")
+        return State.STOPPING if stopping else State.RUNNING
+
+    def _rest(self) -> tuple[State, str]:
+        if self.finished():
+            return super()._rest()
+        # Why none can begin, if that is so.
+        reasons = [share.away()[1] for share in self._all()]
+        return State.NOT_STARTED, reasons[0] if all(reasons) else "waiting for a slot"
+
+    def read(self, boot: str) -> Job | None:
+        """Return the whole job as it is now; see Task.read()."""
+        for share in self._shares:
+            share.forget()
+        job = super().read(boot)
+        if job and job.state is State.NOT_STARTED and job.reason == "waiting for a slot":
+            return job._replace(reason=self._rest()[1])
+        return job
+
+    # --- what comes from the hosts ---
+
+    def journal_sizes(self, host: int) -> Iterator[tuple[int, int]]:
+        """Yield the slots of a host, and how much of each one's journal is here."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self.file("slots")):
+                share, _, slot = name.partition(".")
+                if share == str(host) and slot.isdigit():
+                    yield int(slot), records.size(self.file(f"slots/{name}/journal"))
+
+    def runs_on(self, host: int) -> set[int]:
+        """Return the items that run on a host, as far as is known."""
+        runs = self._journals.runs().items()
+        return {number for number, run in runs if run.slot.partition(".")[0] == str(host)}
+
+    def partly_here(self, host: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the items of a host that have not ended, and how much of their output is here."""
+        for first, count in self.share(host).given():
+            for number in range(first, first + count):
+                if not self.ended(number):
+                    folder = self.child(number)
+                    if sum(sizes := (folder.size("stdout"), folder.size("stderr"))):
+                        yield number, *sizes
+
+    def append(self, number: int, stream: bytes, offset: int, content: bytes) -> bool:
+        """Write what an item's output goes on with; False if that is not where it ends here.
+
+        :raises OSError: the disk is full, say.
+        """
+        name = {b"out": "stdout", b"err": "stderr"}.get(stream)
+        return name is not None and self._append(f"children/{number}.{name}", offset, content)
+
+    def append_journal(self, host: int, slot: int, offset: int, content: bytes) -> bool:
+        """Write what a journal goes on with; False if that is not where it ends here.
+
+        :raises OSError: the disk is full, say.
+        """
+        done = self._append(f"slots/{host}.{slot}/journal", offset, content)
+        self._journals.catch_up()
+        return done
+
+    def put_slot(self, host: int, slot: int, content: bytes) -> None:
+        """Write down who a slot is."""
+        os.makedirs(self.file(f"slots/{host}.{slot}"), 0o700, exist_ok=True)
+        self.put(f"slots/{host}.{slot}/self", content)
+
+    def _append(self, name: str, offset: int, content: bytes) -> bool:
+        os.makedirs(os.path.dirname(self.file(name)), 0o700, exist_ok=True)
+        fd = records.opened(self.file(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with open(fd, "wb", buffering=0) as file:
+            if os.fstat(fd).st_size != offset:
+                return False
+            view = memoryview(content)
+            while view:
+                view = view[file.write(view) or 0 :]
+        return True
+
+    def note_end(self, number: int, state: State, reason: str) -> None:
+        """Write down the end of an item that no host tells of."""
+        self._journals.note_end(number, state, reason)
+
+    def conclude(self) -> None:
+        """Write down how the whole has ended."""
+        self._conclude(process.boot_id())
+
+
+class ShareFolder(Folder):
+    """What is known here of the share that a host has of a job with items."""
+
+    def __init__(self, task: FarTask, number: int) -> None:
+        super().__init__(f"{task.path}/hosts/{number}")
+        self.task = task
+        self.number = number
+        spec = self.spec()
+        self.host = os.fsdecode(spec.get("host", b""))
+        self.session = os.fsdecode(spec.get("session", b""))
+        self._away: tuple[bool, str] | None = None
+        self._given: list[tuple[int, int]] = []
+        self._given_size = -1
+
+    @property
+    def id(self) -> str:
+        """What tells it from all jobs and other shares."""
+        return f"{self.task.id}@{self.number}"
+
+    @property
+    def state_dir(self) -> str:
+        """The state directory it is in."""
+        return self.task.state_dir
+
+    def finished(self) -> bool:
+        """Whether the whole job is."""
+        return self.task.finished()
+
+    def forget(self) -> None:
+        """Forget how the connection was."""
+        self._away = None
+
+    def away(self) -> tuple[bool, str]:
+        """Return whether the host has items and cannot be reached now, and why nothing begins.
+
+        The latter is empty where the connection stands.
+        """
+        if self._away is None:
+            from jobctl import links
+
+            name = self.link_name()
+            book = links.Links(self.state_dir)
+            link = book.link(name)
+            reason = link.reason or f"waiting for {self.host}"
+            if self.session and book.disconnected(self.session):
+                reason = f"session {self.session} was disconnected by user"
+            if link.state is links.LinkState.OPENED:
+                self._away = False, ""
+            else:
+                self._away = self.has("accepted"), reason
+        return self._away
+
+    # --- what it was given ---
+
+    def given(self) -> list[tuple[int, int]]:
+        """Return the first items and sizes of the blocks that the host was given."""
+        size = self.size("given")
+        if size != self._given_size:
+            lines = (line.split() for line in self.get("given").splitlines())
+            self._given = [(int(line[0]), int(line[1])) for line in lines if len(line) == 2]
+            self._given_size = size
+        return self._given
+
+    def has_item(self, number: int) -> bool:
+        """Whether the host was given an item."""
+        return any(first <= number < first + count for first, count in self.given())
+
+    def give(self, first: int, count: int) -> None:
+        """Write down that the host is about to be given items.
+
+        :raises OSError: the disk is full, say.
+        """
+        fd = records.opened(self.file("given"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with open(fd, "wb", buffering=0) as file:
+            file.write(b"%d %d\n" % (first, count))
+
+    def forget_given(self) -> None:
+        """Write down that the host has got nothing."""
+        self.put("given", b"")
