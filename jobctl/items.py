@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from jobctl import quoting
 from jobctl.errors import BadUsage
@@ -13,16 +13,21 @@ ITEM, NUMBER = "{}", "{#}"
 LONGEST = 131_072 - len("JOBCTL_ITEM=") - 1
 """Bytes in an item: a word or a variable of a command takes no more, see execve(2)."""
 _PLACE = re.compile(r"\{#?\}")
+_IN_TEXT = re.compile(r"\{\}|(?<!\$)\{\#\}")
+"""${#} is the shell's own."""
 _PIECE = 1 << 20
 _FULL = 250, 1 << 16
 """Items, and bytes, that are kept together."""
 _SPECIAL = {
-    "": re.compile(r"""\\.|'|"|\$\(\(|\{#?\}""", re.DOTALL),
-    '"': re.compile(r"""\\.|"|\$\(\(|\{#?\}""", re.DOTALL),
-    "'": re.compile(r"'|\{#?\}"),
-    "((": re.compile(r"\(|\)|\{#?\}"),
+    "": re.compile(
+        r"""\\.|'|"|`|\$\(\(|\$\(|\(|\)|(?<![^\s;&|()])\#[^\n]*|<<-?\s*[^\s;&|()<>]+|\n"""
+    ),
+    '"': re.compile(r"""\\.|"|`|\$\(\(|\$\("""),
+    "'": re.compile(r"'"),
+    "((": re.compile(r"\(|\)"),
+    "<<": re.compile(r"""\\.|`|\$\(\(|\$\(|\n"""),
 }
-"""What means something in shell text: outside quotes, inside, and in arithmetic."""
+"""What means something in shell text: outside quotes, inside, in arithmetic, in a here-document."""
 
 
 def read(source: int, separator: bytes) -> Iterator[bytes]:
@@ -100,23 +105,105 @@ def in_text(text: str) -> str:
     The shell does not read their values as text, whatever is in an item. They are one word
     each, also between quotes.
     """
-    outer, quote, depth, at = "", "", 0, 0
-    done = list[str]()
-    while match := _SPECIAL[quote].search(text, at):
+
+    def variable(found: str, quotes: str) -> str:
+        name = "${JOBCTL_ITEM}" if found == ITEM else "${JOBCTL_ID##*.}"
+        return {"": f'"{name}"', "'": f"'\"{name}\"'"}.get(quotes, name)
+
+    return _replaced(text, variable)
+
+
+def shown(text: str, item: str, number: int) -> str:
+    """Return shell text for people, with an item and its number in their places."""
+
+    def value(found: str, quotes: str) -> str:
+        word = item if found == ITEM else str(number)
+        if quotes == "":
+            return quoting.readable([word])
+        if quotes == "'":
+            return word.replace("'", "'\\''")
+        return re.sub(r"[\\$`]" if quotes == "<<" else r'[\\$`"]', r"\\\g<0>", word)
+
+    return _replaced(text, value)
+
+
+class _Reader:
+    """Where in shell text we are: in which quotes, commands, and here-documents."""
+
+    def __init__(self) -> None:
+        self.within = [""]
+        """Keys of _SPECIAL, or ` and $( for what is like text outside quotes, from outside."""
+        self._depths = list[int]()
+        """Open parentheses in each $( and $((."""
+        self._due = list[str]()
+        """Words that end the here-documents which begin with the next line."""
+        self._end = ""
+
+    @property
+    def quotes(self) -> str:
+        """The key of _SPECIAL that is meant."""
+        return {"`": "", "$(": ""}.get(self.within[-1], self.within[-1])
+
+    def see(self, found: str, rest: str) -> int:
+        """Take in what means something; return how much of the rest is to be passed over."""
+        inside = self.within[-1]
+        if found in ("'", '"', "`"):
+            if inside == found:
+                self.within.pop()
+            else:
+                self.within.append(found)
+        elif found in ("$(", "$(("):
+            self.within.append(found[1:] if found == "$((" else found)
+            self._depths.append(len(found) - 1)
+        elif found in ("(", ")") and inside in ("$(", "(("):
+            self._depths[-1] += 1 if found == "(" else -1
+            if not self._depths[-1]:
+                self._depths.pop()
+                self.within.pop()
+        elif found.startswith("<<"):
+            self._due.append(found.lstrip("<-").strip())
+        elif found == "\n":
+            return self._line(rest)
+        return 0
+
+    def _line(self, rest: str) -> int:
+        """Begin a line: of a here-document, if one is due."""
+        if self.within[-1] == "<<":
+            if rest.partition("\n")[0].lstrip("\t") != self._end:
+                return 0
+            self.within.pop()
+        passed = 0
+        while self._due:
+            self._end = re.sub(r"""[\\'"]""", "", word := self._due.pop(0))
+            if self._end == word:
+                self.within.append("<<")
+                return passed + self._line(rest[passed:])
+            # Quoted: the shell reads nothing in it, and neither do we.
+            end = re.search(rf"^\t*{re.escape(self._end)}$", rest[passed:], re.MULTILINE)
+            passed = passed + end.end() if end else len(rest)
+        return passed
+
+
+def _replaced(text: str, put: Callable[[str, str], str]) -> str:
+    """Return shell text with the places of item and number filled.
+
+    :param put: what stands for either, between ", ' or neither ("").
+    """
+    reader, done, at = _Reader(), list[str](), 0
+    while True:
+        special = _SPECIAL[reader.quotes].search(text, at)
+        place = _IN_TEXT.search(text, at, special.start() if special else len(text))
+        match = place or special
+        if match is None:
+            return "".join(done) + text[at:]
         done.append(text[at : match.start()])
         at, found = match.end(), match.group()
-        if found in (ITEM, NUMBER):
-            name = "${JOBCTL_ITEM}" if found == ITEM else "${JOBCTL_ID##*.}"
-            found = {"": f'"{name}"', "'": f"'\"{name}\"'"}.get(quote, name)
-        elif found in ("'", '"'):
-            quote = "" if quote else found
-        elif found == "$((":
-            outer, quote, depth = quote, "((", 2
-        elif quote == "((":
-            depth += 1 if found == "(" else -1
-            quote = quote if depth else outer
-        done.append(found)
-    return "".join(done) + text[at:]
+        if place:
+            done.append(put(found, reader.quotes))
+        else:
+            passed = reader.see(found, text[at:])
+            done.append(found + text[at : at + passed])
+            at += passed
 
 
 def expanded(words: Iterable[str], item: str, number: int) -> tuple[str, ...]:

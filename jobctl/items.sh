@@ -192,7 +192,7 @@ slots() {
         await_others
         rm -f run
     fi
-    [ -z "$refusal" ] || (set -C && printf '%s\n' "$refusal" >stop)
+    [ -z "$refusal" ] || [ -e stop ] || (set -C && printf '%s\n' "$refusal" >stop)
     if [ -n "$caller" ] && [ "$2" = 1 ]; then
         trap - TERM
         when_caller_ends 2>/dev/null 3>&- 5>&- 9>&- &
@@ -247,6 +247,10 @@ another() {
         (
             set -- /bin/sh "$here/items.sh" slots "$dir" "$1" "$1" "$own"
             exec >/dev/null 3>&- 5>&-
+            # As we were begun: what is ignored then, sh never changes.
+            trap - PIPE
+            [ -z "${caller_path+set}" ] || PATH=$caller_path
+            if [ -n "${caller_locale+set}" ]; then LC_ALL=$caller_locale; else unset LC_ALL; fi
             for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
                 [ ! -x "$leader" ] || exec "$leader" "$@"
             done

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ class Journals:
         """Return pid, start, boot and host of every slot that there ever was."""
         return list(filter(None, map(self._self, self._slots())))
 
-    def _keeper(self, slot: str, boot: str) -> Identity | None:
+    def keeper(self, slot: str, boot: str) -> Identity | None:
         """Return a slot that lives, None if it does not."""
         words = self._self(slot)
         if not words or records.text(words[2]) != boot:
@@ -73,7 +74,16 @@ class Journals:
 
     def living(self, boot: str) -> Identity | None:
         """Return a slot that lives, None if none does."""
-        return next(filter(None, (self._keeper(slot, boot) for slot in self._slots())), None)
+        return next(self.alive(boot), None)
+
+    def alive(self, boot: str) -> Iterator[Identity]:
+        """Yield the slots that live."""
+        yield from filter(None, (self.keeper(slot, boot) for slot in self._slots()))
+
+    def is_of(self, slot: str, boot: str) -> bool:
+        """Whether a slot was begun here, after the system was started."""
+        words = self._self(slot)
+        return bool(words) and records.text(words[2]) == boot
 
     def runs(self) -> dict[int, Run]:
         """Return what was begun and has not ended, by number of item."""
@@ -97,7 +107,7 @@ class Journals:
             return None
         if run.start != "-":
             return process.alive(Identity(run.pid, run.start, boot), boot)
-        sight, keeper = process.look(run.pid), self._keeper(run.slot, boot)
+        sight, keeper = process.look(run.pid), self.keeper(run.slot, boot)
         if keeper and sight and sight.parent == keeper.pid:
             return sight
         orphan = not keeper and process.has_variable(run.pid, cookie)

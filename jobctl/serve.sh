@@ -506,7 +506,8 @@ send_item() {
             return
         fi
     fi
-    if [ "$length" -gt "$piece" ]; then length=$piece unsent=1; fi
+    # What is taken as a whole there is not to be much.
+    if [ "$length" -gt 1048576 ]; then length=1048576 unsent=1; fi
     [ "$skips" ] || learn_parts
     echo "item $handle $1 $2 $from $length"
     part "$3" "$from" "$length"

@@ -71,6 +71,9 @@ class FarTask(Task):
                 return job._replace(state=State.DISCONNECTED, reason=reason)
         return job
 
+    def _lost(self, number: int, run: Run, boot: str) -> bool:
+        return False  # the host tells
+
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
             return self._rest()[0]
@@ -80,7 +83,7 @@ class FarTask(Task):
         return State.STOPPING if stopping else State.RUNNING
 
     def _rest(self) -> tuple[State, str]:
-        if self.finished():
+        if self.finished() or self.has("run"):
             return super()._rest()
         # Why none can begin, if that is so.
         reasons = [share.away()[1] for share in self._all()]
@@ -90,10 +93,7 @@ class FarTask(Task):
         """Return the whole job as it is now; see Task.read()."""
         for share in self._shares:
             share.forget()
-        job = super().read(boot)
-        if job and job.state is State.NOT_STARTED and job.reason == "waiting for a slot":
-            return job._replace(reason=self._rest()[1])
-        return job
+        return super().read(boot)
 
     # --- what comes from the hosts ---
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,11 +20,10 @@ from jobctl.folder import STREAMS, Folder
 from jobctl.journal import STATES, Journals, Run
 from jobctl.model import TYPE_TASK, Job, Marks, State, parent_of
 from jobctl.process import Identity
+from jobctl.received import PartMarks
 
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
-_MARK = 40
-"""Bytes that tell what was received of a child: two sizes, and flags."""
 
 
 class Task(Folder):
@@ -32,6 +32,8 @@ class Task(Folder):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._journals = Journals(f"{path}/slots")
+        self.part_marks = PartMarks(path)
+        """What was received of the children."""
         self._spec: dict[str, bytes] = {}
         self._block: tuple[int, list[bytes]] = (0, [])
         self._firsts: list[int] = []
@@ -107,9 +109,7 @@ class Task(Folder):
         """
         if not self.exists():
             return None
-        if self.interrupted():
-            self.recover(boot)
-        runs = self._journals.runs()
+        runs = self._runs(boot)
         states = self._states(runs, boot)
         tally = [(state.value, n) for state in State if (n := states.count(state))]
         job = Job(self.id, **self._known(), child_count=self.count, tally=tuple(tally))
@@ -117,13 +117,40 @@ class Task(Folder):
         if self.finished():
             return self._whole_end(job)
         whole = parent_of(Job("0"), [Job("0", state=state) for state in set(states)])
-        if whole.state is not State.NOT_STARTED:
-            return job._replace(state=whole.state)
-        if self._journals.ends:
-            return job._replace(state=State.RUNNING)
-        other = records.text(records.load(self.file("run")).get("waiting"))
-        reason = f"waiting for job {other}" if other else "waiting for a slot"
-        return job._replace(state=State.NOT_STARTED, reason=reason)
+        if State.NOT_STARTED in states and not runs and not self._begun():
+            return job._replace(state=State.NOT_STARTED, reason=self._rest()[1])
+        # If all have ended, somebody is about to write that down.
+        return job._replace(state=State.RUNNING if whole.state.finished else whole.state)
+
+    def _begun(self) -> bool:
+        """Whether an item ever began, or was found impossible to begin."""
+        ends = self._journals.ends.values()
+        return self._journals.first_began() is not None or any(line[:1] != b"X" for line in ends)
+
+    def _runs(self, boot: str) -> dict[int, Run]:
+        """Return what runs, once it is written down what does no more."""
+        if self.interrupted():
+            self.recover(boot)
+        runs = self._journals.runs()
+        if not self.finished():
+            for number, run in list(runs.items()):
+                if self._lost(number, run, boot):
+                    del runs[number]
+        return runs
+
+    def _lost(self, number: int, run: Run, boot: str) -> bool:
+        """Write down the end of an item whose slot was killed, if its command has ended."""
+        if self._journals.keeper(run.slot, boot) or not self._journals.is_of(run.slot, boot):
+            return False
+        if self._journals.sight(run, self._variable(number), boot):
+            return False
+        for name in (f"children/{number}.stop", "stop"):
+            if self.has(name):
+                reason = os.fsdecode(self.get(name).strip()) or "stopped by user"
+                self._journals.note_end(number, State.STOPPED, reason)
+                return True
+        self._journals.note_end(number, State.FAILED, _KILLED)
+        return True
 
     def _states(self, runs: dict[int, Run], boot: str) -> list[State]:
         """Return the states of all children, in no order."""
@@ -138,7 +165,8 @@ class Task(Folder):
             return State.FAILED, os.fsdecode(self.get("lost").strip())
         if self.finished():
             return State.STOPPED, os.fsdecode(self.get("stop").strip()) or "stopped by user"
-        return State.NOT_STARTED, "waiting for a slot"
+        other = records.text(records.load(self.file("run")).get("waiting"))
+        return State.NOT_STARTED, f"waiting for job {other}" if other else "waiting for a slot"
 
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
@@ -170,7 +198,7 @@ class Task(Folder):
 
     def children(self, boot: str) -> list[Job]:
         """Return all children as they are now."""
-        runs, known, marks = self._journals.runs(), self._known(), self._all_marks()
+        runs, known, marks = self._runs(boot), self._known(), self.part_marks.all()
         return [
             self._part(number, runs, known, marks(number), boot)
             for number in range(1, self.count + 1)
@@ -180,24 +208,20 @@ class Task(Folder):
         """Return a child as it is now, None if there is none of that number."""
         if not self.exists() or not 1 <= number <= self.count:
             return None
-        if self.interrupted():
-            self.recover(boot)
-        runs = {} if number in self._journals.ends else self._journals.runs()
-        return self._part(number, runs, self._known(), self.marks_of(number), boot)
+        runs = {} if number in self._journals.ends else self._runs(boot)
+        return self._part(number, runs, self._known(), self.part_marks.of(number), boot)
 
     def _part(
         self, number: int, runs: dict[int, Run], known: dict[str, Any], marks: Marks, boot: str
     ) -> Job:
         item = os.fsdecode(self.item(number))
-        words = items.expanded(known["argv"], item, number)
-        if not items.stands_in(known["argv"]):
-            words = (*words, item)
+        words = items.expanded(self._words, item, number)
         job = Job(f"{self.id}.{number}", **known)
         job = job._replace(
             instance_id=self.cookie(number),
             item=item,
             argv=words,
-            command=quoting.readable(words),
+            command=self._command_of(words, item, number),
             parent=self.id,
         )
         line = self._journals.ends.get(number)
@@ -216,7 +240,11 @@ class Task(Folder):
                 message=message,
             )
         state, reason = self._rest()
-        return job._replace(state=state, reason=reason, has_more_data=not state.finished)
+        job = job._replace(state=state, reason=reason, has_more_data=not state.finished)
+        if not state.finished:
+            return job
+        end = super()._finished()
+        return job._replace(**{key: end[key] for key in ("ended_at", "ended_boot", "ended_uptime")})
 
     def _part_end(self, job: Job, number: int, line: bytes, marks: Marks) -> Job:
         fields = (line.split(b" ", 5) + [b""] * 6)[:6]
@@ -244,6 +272,25 @@ class Task(Folder):
             return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
         return job
 
+    def _command_of(self, words: tuple[str, ...], item: str, number: int) -> str:
+        """Return the command of an item as people read it."""
+        text = os.fsdecode(self.spec().get("text", b""))
+        if not text:
+            return quoting.readable(words)
+        if len(words) == 3:
+            return items.shown(text, item, number)
+        return quoting.readable((*words[:2], items.shown(text, item, number), *words[3:]))
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        """The words of the command: of shell text what the shell gets, of others with places."""
+        spec = self.spec()
+        words = tuple(map(os.fsdecode, quoting.split(spec.get("words", b""))))
+        text = os.fsdecode(spec.get("item_text", b""))
+        if not items.stands_in(words):
+            words = (*words, *(("sh",) if text and len(words) == 3 else ()), items.ITEM)
+        return (*words[:2], text, *words[3:]) if text else words
+
     def item(self, number: int) -> bytes:
         """Return an item, b"" where it is lost."""
         first, block = self._block
@@ -260,65 +307,10 @@ class Task(Folder):
             self._block = first, block
         return block[number - first] if number < first + len(block) else b""
 
-    # --- read marks ---
-
-    def _all_marks(self) -> Callable[[int], Marks]:
-        """Return what gives the marks of a child by its number."""
-        text = self.get("received")
-
-        def marks(number: int) -> Marks:
-            return self._load_marks(number, text[_MARK * (number - 1) : _MARK * number])
-
-        return marks
-
-    def marks_of(self, number: int) -> Marks:
-        """Return how much of a child was received."""
-        try:
-            with open(self.file("received"), "rb", opener=records.opened, buffering=0) as file:
-                file.seek(_MARK * (number - 1))
-                return self._load_marks(number, file.read(_MARK))
-        except FileNotFoundError:
-            return Marks()
-
-    def _load_marks(self, number: int, line: bytes) -> Marks:
-        fields = line.replace(b"\0", b" ").split()
-        if len(fields) != 3:
-            return Marks()
-        marks = Marks(
-            records.integer(fields[0]) or 0, records.integer(fields[1]) or 0, b"t" in fields[2]
-        )
-        if b"r" not in fields[2]:
-            return marks
-        more = records.load_marks(self.file(f"children/{number}.returned"))
-        return marks._replace(returned_ranges=more.returned_ranges)
-
-    @contextmanager
-    def receiving_part(self, number: int) -> Iterator[Callable[[Marks], None]]:
-        """Hold the right to move the marks of a child; gives what moves them.
-
-        :raises OSError: they cannot be written.
-        """
-        fd = records.opened(self.file("received"), os.O_RDWR | os.O_CREAT)
-
-        def move(marks: Marks) -> None:
-            flags = "-" + "t" * marks.told
-            if marks.returned_ranges:
-                # More than fits; and before the mark that says so, as it moves back.
-                self.put(f"children/{number}.returned", records.dump_marks(marks))
-                flags += "r"
-            line = f"{marks.stdout:017d} {marks.stderr:017d} {flags}".encode().ljust(_MARK - 1)
-            os.pwrite(fd, line + b"\n", _MARK * (number - 1))
-
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield move
-        finally:
-            os.close(fd)
-
     def _unreceived(self) -> Iterator[int]:
         """Yield the numbers of the children with output that was not received."""
         self._journals.catch_up()
-        marks = self._all_marks()
+        marks = self.part_marks.all()
         for number in range(1, self.count + 1):
             known = None
             for stream in STREAMS:
@@ -366,12 +358,7 @@ class Task(Folder):
             self.put("lost", _REBOOTED.encode() + b"\n")
             self._conclude(boot)
             return 0
-        living = 0
-        for number, run in runs.items():
-            if self._journals.sight(run, self._variable(number), boot):
-                living += 1
-            else:
-                self._journals.note_end(number, State.FAILED, _KILLED)
+        living = sum(not self._lost(number, run, boot) for number, run in runs.items())
         left = 0 if self.has("stop") else self._give_back(runs)
         if not left and not living:
             self._conclude(boot)
@@ -419,6 +406,21 @@ class Task(Folder):
         """Return a slot that lives, None if there is none."""
         return self._journals.living(boot)
 
+    def never_began(self) -> str:
+        """Return why an item could not be started, if that is so of the first that ended."""
+        self._journals.catch_up()
+        for number in self._journals.newest[:1]:
+            fields = self._journals.ends[number].split(b" ", 5)
+            if fields[0] == b"F" and not self._journals.run(number).pid:
+                return os.fsdecode(fields[-1])
+        return ""
+
+    def wake_slots(self) -> None:
+        """Have slots go on that somebody has stopped."""
+        for slot in self._journals.alive(process.boot_id()):
+            with suppress(OSError):
+                os.kill(slot.pid, signal.SIGCONT)
+
     def stop_targets(self, numbers: Iterable[int]) -> list[str]:
         """Return items as items.sh names them."""
         return [f"{number}:{self.cookie(number) if number else ''}" for number in numbers]
@@ -458,10 +460,10 @@ class Part(Folder):
 
     def marks(self) -> Marks:
         """Return how much was received."""
-        return self.task.marks_of(self.number)
+        return self.task.part_marks.of(self.number)
 
     @contextmanager
     def receiving(self) -> Iterator[Callable[[Marks], None]]:
         """Hold the right to move the marks; see Folder.receiving()."""
-        with self.task.receiving_part(self.number) as move:
+        with self.task.part_marks.moving(self.number) as move:
             yield move

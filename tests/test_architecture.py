@@ -23,7 +23,8 @@ RUNNER = PACKAGE / "runner.sh"
 ROWS = (
     ("errors", "quoting", "model", "timing", "target", "nodes", "items"),
     (
-        *("paths", "process", "records", "links", "folder", "journal", "task", "share", "jobs"),
+        *("paths", "process", "records", "links", "folder", "journal", "received"),
+        *("task", "share", "jobs"),
         *("draft", "carried", "runner", "store"),
     ),
 )
@@ -73,6 +74,12 @@ JOB_FILES = (
     "signals",
     "timedout",
 )
+
+
+OWNERS = ["jobctl.draft"] + [
+    f"jobctl.{name}" for name in ("folder", "journal", "received", "task", "share")
+]
+"""Who names the files of a job folder."""
 
 
 def tree(name: str) -> ast.Module:
@@ -189,7 +196,7 @@ def test_the_kernel_is_asked_in_one_place(name: str) -> None:
 @pytest.mark.parametrize("name", CODE)
 def test_a_folder_has_one_owner(name: str) -> None:
     """Nobody but who reads and who makes a job folder joins a path in it; others ask for one."""
-    if name in ("jobctl.folder", "jobctl.task", "jobctl.share", "jobctl.journal", "jobctl.draft"):
+    if name in OWNERS:
         return
     module = tree(name)
     for node in ast.walk(module):

@@ -34,7 +34,10 @@ def slots(jobctl: Jobctl, job: str) -> list[int]:
     """Return the processes of a job's slots that live."""
     found = []
     for name in (jobctl.state_dir / f"jobs/{job}/slots").glob("*/self"):
-        pid, start = name.read_text().split()[:2]
+        words = name.read_text().split()
+        if not words:
+            continue  # it is about to say who it is
+        pid, start = words[:2]
         try:
             stat = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
         except OSError:
@@ -80,6 +83,47 @@ def test_the_item_stands_in_the_command(
     job = each(jobctl, "a b\nc\n", "-t", "1", *words)
     jobctl.run("wait", job)
     assert jobctl.out("receive", job) == output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# don't\nprintf '[%s]' {}",
+        "cat <<E >/dev/null\nit's\nE\nprintf '[%s]' {}",
+        'x="$(printf "[%s]" "{}")"; printf %s "$x"',
+        'x="$(printf "[%s]" {})"; printf %s "$x"',
+        """x="$(printf %s '{}')"; printf '[%s]' "$x\"""",
+        "printf '[%s]' '{}'",
+        'printf %s "[{}]"',
+        'printf %s "[`printf %s {}`]"',
+        "printf %s $(cat <<E\n[{}]\nE\n) | tr -d '\\n'; : {}",
+        "case {} in *) printf '[%s]' \"{}\";; esac",
+        "f() { printf '[%s]' \"$1\"; }; f {}",
+    ],
+)
+def test_the_item_is_one_word_in_any_shell_text(jobctl: Jobctl, text: str) -> None:
+    job = each(jobctl, b"a'b\"$(touch X)\0", "-0", "-c", text)
+    jobctl.run("wait", job)
+    output = jobctl.out("receive", job)
+    assert output in ("[a'b\"$(touch X)]", "[a'b\"$(touchX)]")  # the latter: split by tr
+    shown = jobctl.job(f"{job}.1")
+    again = subprocess.run(["sh", "-c", shown["command"]], capture_output=True, env=jobctl.env)
+    assert again.stdout.decode() == output
+
+
+def test_the_shells_own(jobctl: Jobctl) -> None:
+    job = each(jobctl, "a\n", "-c", "echo ${#} $#; cat <<'E'\n{}\nE\necho {#}")
+    jobctl.run("wait", job)
+    assert jobctl.out("receive", job) == "0 0\n{}\n1\n"
+
+
+def test_every_slot_begins_its_commands_alike(jobctl: Jobctl) -> None:
+    text = "echo $PATH ${LC_ALL-none} $(umask) $(grep Sig[BIC] /proc/self/status | tr -d '\n')"
+    job = each(jobctl, "1\n2\n3\n4\n", "-t", "4", "-c", f"sleep 0.3; {text}")
+    jobctl.run("wait", job)
+    lines = set(jobctl.out("receive", job).splitlines())
+    plain = jobctl.done("-c", text)
+    assert lines == set(jobctl.out("receive", plain).splitlines())
 
 
 HOSTILE = [
@@ -466,6 +510,7 @@ def test_gather_and_output_dir(jobctl: Jobctl, tmp_path: Path) -> None:
     text = jobctl.out("receive", "--gather", "-k", job, status=1)
     assert text.count("same\n") == 2
     assert "(2)" in text
+    assert f"{job}.[1-2]" in text
     jobctl.run("receive", "--output-dir", str(tmp_path), job)
     assert (tmp_path / f"{job}.2.stdout").read_text() == "same\n"
     assert len(list(tmp_path.glob("*.stdout"))) == 3
@@ -597,6 +642,85 @@ def test_start_killed_at_any_time(jobctl: Jobctl, tmp_path: Path) -> None:
         jobctl.run("wait", *jobs)
     for job in jobs:
         assert len(children(jobctl, job)) == 500
+
+
+def test_one_slot_killed_is_found_out_at_once(jobctl: Jobctl) -> None:
+    job = each(jobctl, "1\n60\n", "-t", "2", "-c", "exec sleep {}")
+    wait_until(lambda: len(slots(jobctl, job)) == 2)
+    first = jobctl.job(f"{job}.1")["pid"]
+    (slot,) = [s for s in slots(jobctl, job) if str(first) in child_of(s)]
+    os.kill(slot, signal.SIGKILL)
+    assert jobctl.job(f"{job}.1")["state"] == "Running"  # its command goes on
+    began = time.monotonic()
+    jobctl.run("wait", f"{job}.1", status=1)
+    assert time.monotonic() - began < 20
+    assert jobctl.job(f"{job}.1")["reason"] == "lost: runner was killed"
+    assert jobctl.job(job)["state"] == "Running"
+
+
+def child_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_stopping_one_whose_slot_was_killed(jobctl: Jobctl) -> None:
+    job = each(jobctl, "1\n2\n", "-t", "2", "-c", "exec sleep 60")
+    wait_until(lambda: len(slots(jobctl, job)) == 2)
+    first = jobctl.job(f"{job}.1")["pid"]
+    (slot,) = [s for s in slots(jobctl, job) if str(first) in child_of(s)]
+    os.kill(slot, signal.SIGKILL)
+    jobctl.run("stop", f"{job}.1")
+    assert jobctl.job(f"{job}.1")["reason"] == "stopped by user"
+    jobctl.run("stop", job)
+    assert jobctl.job(job)["state"] == "Stopped"
+
+
+def test_to_stop_begins_nothing(jobctl: Jobctl, tmp_path: Path) -> None:
+    job = each(
+        jobctl, "1\n2\n3\n4\n", "-t", "2", "-c", f"echo {{}} >>{tmp_path}/ran; exec sleep 60"
+    )
+    wait_until(lambda: len(slots(jobctl, job)) == 2)
+    wait_until(lambda: len((tmp_path / "ran").read_text().split()) == 2)
+    for pid in slots(jobctl, job):
+        os.kill(pid, signal.SIGKILL)
+    jobctl.run("stop", job)
+    assert sorted((tmp_path / "ran").read_text().split()) == ["1", "2"]
+    records = children(jobctl, job)
+    assert {record["state"] for record in records} == {"Stopped"}
+    assert all(record["ended_at"] for record in records)
+
+
+def test_stopping_with_a_slot_that_is_suspended(jobctl: Jobctl) -> None:
+    job = each(jobctl, "1\n2\n", "-t", "1", "-c", "sleep 60")
+    wait_until(lambda: len(slots(jobctl, job)) == 1)
+    os.kill(slots(jobctl, job)[0], signal.SIGSTOP)
+    jobctl.run("stop", job)
+    assert jobctl.job(job)["state"] == "Stopped"
+
+
+def test_records_of_wait_are_whole(jobctl: Jobctl) -> None:
+    for _ in range(8):
+        job = each(jobctl, "1\n2\n3\n", "-t", "2", "-c", "sleep 0.1; exit 3")
+        (record,) = json.loads(jobctl.out("wait", "-o", "json", job, status=1))
+        assert (record["state"], record["reason"]) == ("Failed", "exit status 3")
+        assert record["ended_at"]
+        assert not record["has_more_data"]
+
+
+def test_a_child_that_is_stopped_begins_nothing(jobctl: Jobctl) -> None:
+    first = jobctl.start("sleep", "60")
+    job = each(jobctl, "1\n2\n3\n", "--after", first, "true")
+    jobctl.run("stop", f"{job}.2")
+    whole, *records = jobctl.jobs("--children", job)
+    waiting = ("NotStarted", f"waiting for job {first}")
+    assert (whole["state"], whole["reason"]) == waiting
+    assert [(r["state"], r["reason"]) for r in (records[0], records[2])] == [waiting] * 2
+    jobctl.run("stop", job, first)
+
+
+def test_a_missing_command_is_told(jobctl: Jobctl) -> None:
+    result = jobctl.run("start", "-q", "--foreach", "-", "nosuch", input=b"1\n2\n", status=1)
+    assert result.stderr == b"jobctl: job 1 failed: command not found: nosuch\n"
+    assert result.stdout == b"1\n"
 
 
 def test_two_terminals(jobctl: Jobctl) -> None:

@@ -45,7 +45,10 @@ def slots(far: Far) -> list[int]:
     """Return the processes of the slots on the host that live."""
     found = []
     for path in (far.there / "guest").glob("*/slots/*/self"):
-        pid, start = path.read_text().split()[:2]
+        words = path.read_text().split()
+        if not words:
+            continue  # it is about to say who it is
+        pid, start = words[:2]
         try:
             stat = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
         except OSError:

@@ -277,7 +277,7 @@ def _length(words: list[bytes]) -> int:
         raise Lost("the host sends what makes no sense")
     if words[0] not in _WITH_BYTES:
         return 0
-    most = 18 if words[0] in (b"out", b"err") else 9
+    most = 18 if words[0] in (b"out", b"err") else 9 if words[0] in _FIELDS else 7
     fields = words[2:] if words[0] in _FIELDS else words[-1:]
     numbers = [word for word in fields if word not in (b"out", b"err")]
     if len(words) < _FIELDS.get(words[0], 2) or not all(map(bytes.isdigit, numbers)):

@@ -266,13 +266,17 @@ def complete_sessions(
     ]
 
 
-def found(chosen: Chosen) -> Found:
-    """Return the jobs chosen, as they are now."""
+def found(chosen: Chosen, resume: bool = True) -> Found:
+    """Return the jobs chosen, as they are now.
+
+    :param resume: whether those whose slots were killed are to go on.
+    """
     from jobctl.ops.find import find
     from jobctl.store import Store
 
     jobs = find(Store(state_dir()), chosen.jobs, chosen.filter)
-    _resume(jobs.jobs)
+    if resume:
+        _resume(jobs.jobs)
     return jobs
 
 

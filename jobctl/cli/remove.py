@@ -42,7 +42,7 @@ def command(
         values["before"] = min(limit, values["before"] or limit)
     chosen = options.Chosen(values)
     chosen.check()
-    found = options.found(chosen)
+    found = options.found(chosen, resume=False)
     todo = remove.plan(found.jobs, force, local_only)
     if dry_run:
         unwanted = sorted((*todo.delete, *todo.forget), key=lambda job: job.key)

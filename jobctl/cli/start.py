@@ -14,8 +14,19 @@ from click.shell_completion import CompletionItem
 from jobctl import items, paths, process
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError
-from jobctl.model import TYPE_BACKGROUND, Job, JobSpec, Place, State, check_name, printable
+from jobctl.jobs import Jobs
+from jobctl.model import (
+    TYPE_BACKGROUND,
+    TYPE_TASK,
+    Job,
+    JobSpec,
+    Place,
+    State,
+    check_name,
+    printable,
+)
 from jobctl.ops.start import start
+from jobctl.task import Task
 
 if TYPE_CHECKING:
     from jobctl.ops.again import Again
@@ -214,12 +225,12 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
         job, begun = unless_running(state_dir, spec.name, lambda: start(state_dir, spec))
     else:
         job, begun = start(state_dir, spec), True
-    unable = begun and _could_not_begin(job)
+    unable = _why_not(state_dir, job) if begun else ""
     if not wait:
         render.records([job], form)
         if unable:
-            render.say(f"job {job.id} failed: {job.reason}")
-        return int(unable)
+            render.say(f"job {job.id} failed: {unable}")
+        return int(bool(unable))
     if form != "ids":
         render.say(f"job {job.id}")
     from jobctl.cli.receive import follow
@@ -228,8 +239,13 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     return follow([job], Manner(tag=os.isatty(1) and len(job.children) > 1))
 
 
-def _could_not_begin(job: Job) -> bool:
-    return job.state is State.FAILED and job.pid is None and job.type == TYPE_BACKGROUND
+def _why_not(state_dir: str, job: Job) -> str:
+    """Return why a job here, or its first item, could not begin, if that is so."""
+    if job.type == TYPE_TASK and not items.stands_in(job.argv[:1]):
+        folder = Jobs(state_dir).folder(job.id)
+        return folder.never_began() if isinstance(folder, Task) else ""
+    unable = job.state is State.FAILED and job.pid is None and job.type == TYPE_BACKGROUND
+    return job.reason if unable else ""
 
 
 def _spec(values: dict[str, Any]) -> JobSpec:

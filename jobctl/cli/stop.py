@@ -58,7 +58,7 @@ def command(grace: float, signal_name: str | None, reason: str, **values: Any) -
     """
     chosen = options.Chosen(values)
     chosen.check()
-    found = options.found(chosen)
+    found = options.found(chosen, resume=False)
     jobs = options.jobs()
     pieces = options.parts(found.jobs)
     if signal_name is None:

@@ -160,7 +160,7 @@ class _Bar:
     def show(self) -> None:
         """Show how it is now."""
         if self._only:
-            now = round(self._only.progress()[0] or 0) if self._waited_for else self.shown.pos
+            now = round(self._only.progress()[0] or 0) if self._waited_for else 100
         elif self.beat == _LONG:
             return
         else:

@@ -25,7 +25,8 @@ class Group(NamedTuple):
     @property
     def header(self) -> bytes:
         """What stands above their output, as clush -b has it."""
-        hosts = [job.location for job in self.jobs]
+        # Items have an id each, but not a host.
+        hosts = [job.id if job.item is not None else job.location for job in self.jobs]
         several = len(set(hosts)) > 1
         text = hosts[0]
         if several:

@@ -84,6 +84,7 @@ def _stop_items(jobs: Jobs, chosen: list[Job], grace: float, why: str) -> list[J
             for number in acted:
                 task.note_stop(f"children/{number}.stop", why)
             left_over = numbers
+        task.wake_slots()
         acted |= {number for number in left_over if task.cookie(number) in living}
         if runner.stop_items(task, sorted(acted), grace) or not _all_ended(task, acted):
             errors.append(Unended(task.id))
@@ -96,7 +97,7 @@ def _all_ended(task: Task, numbers: set[int]) -> bool:
     while time.monotonic() < deadline:
         if all(task.ended(n) if n != _WHOLE else task.finished() for n in numbers):
             return True
-        task.recover(process.boot_id())  # should a slot have been killed
+        task.read(process.boot_id())  # should a slot have been killed, this finds it
         time.sleep(_MOMENT)
     return False
 

@@ -87,6 +87,7 @@ class Ends:
         for task in list(self._items):
             wanted = self._items[task]
             resume(task)
+            task.read(self._boot)  # what is lost is found out by that
             if not task.exists() or task.finished():
                 numbers = sorted(wanted)
             else:

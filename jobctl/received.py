@@ -1,0 +1,83 @@
+"""What was received of the children of a job with items: a line for each, in one file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jobctl import records
+from jobctl.model import Marks
+
+_LINE = 40
+"""Bytes for a child: two sizes, and flags."""
+
+
+class PartMarks:
+    """The read marks of the children of one job."""
+
+    def __init__(self, path: str) -> None:
+        """Take the job's folder."""
+        self._path = f"{path}/received"
+        self._children = f"{path}/children"
+
+    def all(self) -> Callable[[int], Marks]:
+        """Return what gives the marks of a child by its number, all read at once."""
+        try:
+            with open(self._path, "rb", opener=records.opened) as file:
+                text = file.read()
+        except FileNotFoundError:
+            text = b""
+        return lambda number: self._load(number, text[_LINE * (number - 1) : _LINE * number])
+
+    def of(self, number: int) -> Marks:
+        """Return how much of a child was received."""
+        try:
+            with open(self._path, "rb", opener=records.opened, buffering=0) as file:
+                return self._load(number, os.pread(file.fileno(), _LINE, _LINE * (number - 1)))
+        except FileNotFoundError:
+            return Marks()
+
+    def _load(self, number: int, line: bytes) -> Marks:
+        fields = line.replace(b"\0", b" ").split()
+        if len(fields) != 3:
+            return Marks()
+        out, err, flags = fields
+        marks = Marks(records.integer(out) or 0, records.integer(err) or 0, b"t" in flags)
+        if b"r" not in flags:
+            return marks
+        return marks._replace(returned_ranges=self._more(number).returned_ranges)
+
+    def _more(self, number: int) -> Marks:
+        return records.load_marks(self._returned(number))
+
+    def _returned(self, number: int) -> str:
+        return f"{self._children}/{number}.returned"
+
+    @contextmanager
+    def moving(self, number: int) -> Iterator[Callable[[Marks], None]]:
+        """Hold the right to move the marks of a child; gives what moves them.
+
+        :raises OSError: they cannot be written.
+        """
+        fd = records.opened(self._path, os.O_RDWR | os.O_CREAT)
+
+        def move(marks: Marks) -> None:
+            flags = "-" + "t" * marks.told
+            if marks.returned_ranges:
+                # More than fits; and before the line that says so, as that moves a mark back.
+                more = records.opened(self._returned(number), os.O_WRONLY | os.O_CREAT)
+                try:
+                    records.move_marks(more, marks)
+                finally:
+                    os.close(more)
+                flags += "r"
+            line = f"{marks.stdout:017d} {marks.stderr:017d} {flags}".encode().ljust(_LINE - 1)
+            os.pwrite(fd, line + b"\n", _LINE * (number - 1))
+
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield move
+        finally:
+            os.close(fd)
