@@ -332,6 +332,16 @@ part() {
     fi
 }
 
+# Sets content to the $3 bytes of file $1 from $2 on, if that takes no other process: the first
+# few, without a NUL, which sh passes over.
+small_text() {
+    [ "$2" = 0 ] && [ "$3" -lt 2000 ] || return 1
+    content=''
+    while IFS= read -r line; do content=$content$line$nl; done <"$1"
+    content=$content$line
+    [ "${#content}" -eq "$3" ]
+}
+
 # Sends stream $2 of job $1: file $3, $4 bytes long, of which $5 were sent.
 send_stream() {
     from=$5
@@ -341,6 +351,12 @@ send_stream() {
         length=$piece
     fi
     moved=1
+    if small_text "$3" "$from" "$length"; then
+        echo "$2 $1 0 $length"
+        printf '%s\n' "$content"
+        eval "$2_$1=$length"
+        return
+    fi
     [ "$length" -lt 65536 ] || more=1
     [ "$skips" ] || learn_parts
     echo "$2 $1 $from $length"
@@ -494,17 +510,11 @@ send_item() {
     length=$(($4 - from))
     [ "$length" -gt 0 ] || return 0
     moved=1
-    if [ "$from" = 0 ] && [ "$length" -lt 2000 ]; then
-        # Without another process, unless there are NULs, which sh passes over.
-        content=''
-        while IFS= read -r line; do content=$content$line$nl; done <"$3"
-        content=$content$line
-        if [ "${#content}" -eq "$length" ]; then
-            echo "item $handle $1 $2 0 $length"
-            printf '%s\n' "$content"
-            eval "$2_${handle}_$1=$length"
-            return
-        fi
+    if small_text "$3" "$from" "$length"; then
+        echo "item $handle $1 $2 0 $length"
+        printf '%s\n' "$content"
+        eval "$2_${handle}_$1=$length"
+        return
     fi
     # What is taken as a whole there is not to be much.
     if [ "$length" -gt 1048576 ]; then length=1048576 unsent=1; fi
@@ -656,7 +666,7 @@ control)
     exec 2>/dev/null
     read -r host </proc/sys/kernel/hostname || host=$(uname -n)
     kills=spares
-    if grep -qs '^ *KillUserProcesses *= *\(yes\|true\|on\|1\)' \
+    if [ -d /run/systemd/system ] && grep -qs '^ *KillUserProcesses *= *\(yes\|true\|on\|1\)' \
         /etc/systemd/logind.conf /etc/systemd/logind.conf.d/*.conf &&
         [ ! -e "/var/lib/systemd/linger/$(id -un)" ]; then
         kills=kills

@@ -81,7 +81,8 @@ class Far:
     def _serving(self) -> _Channel:
         """Return a channel to `serve.sh control`, brought there first if need be."""
         channel = self._channel(
-            f'{_FIND}; umask 077; if ! mkdir -p -- "$d/lib" "$d/guest"; then'
+            f'{_FIND}; umask 077; if ! {{ [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
+            ' mkdir -p -- "$d/lib" "$d/guest"; }; then'
             ' printf "no cannot make %s\\n" "$d"; exit; fi;'
             ' case $(ls -ldL -- "$d") in d????w*|d???????w*)'
             ' printf "no others can write to %s; chmod go-w it\\n" "$d"; exit;; esac;'

@@ -342,7 +342,9 @@ class Link:
         """Do the jobs, until the connection breaks or nobody wants it."""
         mover = threading.Thread(target=self._move, args=(far,), daemon=True)
         mover.start()
-        threading.Thread(target=far.stand_by, daemon=True).start()
+        if not self.temporary:
+            # For commands run over it; a connection that is made for a job has none.
+            threading.Thread(target=far.stand_by, daemon=True).start()
         try:
             while (job := self._next(far)) is not None:
                 self._hand_over(far, job)
