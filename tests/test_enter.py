@@ -125,6 +125,7 @@ def test_much_at_once(far: Far) -> None:
     child.expect("y\r\ny\r\n")
     time.sleep(0.5)
     child.sendintr()
+    child.timeout = 60  # what was on the way comes first
     says(child, "echo still he''re", "still here")
     child.sendline("exit")
     assert status_of(child) == 0

@@ -294,7 +294,8 @@ def test_a_host_that_lies_later(far: Far, make_sshd: MakeSshd, frames: str, reas
         esac""",
     )
     job = far.on("liar", "echo", "x")
-    wait_until(lambda: reason in far.job(job)["reason"])
-    assert far.state(job) == "Disconnected"
+    wait_until(
+        lambda: (record := far.job(job))["state"] == "Disconnected" and reason in record["reason"]
+    )
     assert far.output(job) in ("", "abc")
     far.run("remove", "--local-only", job)

@@ -320,3 +320,10 @@ def test_many_quick_items(far: Far, count: int) -> None:
     job = each(far, numbers(count), "web1", "--per-host", "8", "echo", "{}")
     far.run("wait", "--timeout", "60", job)
     assert far.out("receive", job) == numbers(count)
+
+
+def test_the_connection_ends_after_the_last_item(far: Far) -> None:
+    """Half a minute later; and the agent with it."""
+    job = each(far, numbers(10), "web1", "true")
+    far.run("wait", job)
+    wait_until(lambda: far.agent() is None, 60)

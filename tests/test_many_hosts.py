@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pexpect
 import pytest
 from conftest import PROGRAM, wait_until
 from far import Far
-from sshd import MakeSshd
+from sshd import MakeSshd, free_port
 
 
 def test_filters_reach_children(far: Far) -> None:
@@ -302,3 +304,36 @@ def test_one_that_failed_is_run_again_here(far: Far, tmp_path: Path) -> None:
     assert far.out("receive", "--stream", "stdout", again) == f"1 one\n{tmp_path}\n" * 2
     assert far.job(again)["name"] == "anew"
     assert far.job(again)["type"] == "BackgroundJob"
+
+
+def test_two_hundred_hosts_of_which_sixty_are_bad(far: Far) -> None:
+    """Each has its own reason, nobody is delayed, and the whole ends by itself."""
+    silent = socket.create_server(("127.0.0.1", 0))  # takes connections and says nothing
+    lines = f"Host refuse*\n HostName 127.0.0.1\n Port {free_port()}"
+    lines += f"\nHost hang*\n HostName 127.0.0.1\n Port {silent.getsockname()[1]}"
+    lines += "\n ConnectTimeout 3"
+    config = far.sshd.hosts(*lines.split("\n"))
+    config.write_text(config.read_text().replace("Host web1 web2 web3 web4", "Host web* die*"))
+    text = "case $JOBCTL_HOST in die*) kill -9 $PPID $$;; esac; echo $JOBCTL_HOST"
+    job = far.on("web[1-140],refuse[1-20],hang[1-20],die[1-20]", "-c", text)
+    with silent:
+        far.run("wait", "--timeout", "110", job, status=1)
+    kinds = Counter[tuple[str, str]]()
+    for record in far.jobs("--children", job)[1:]:
+        kind = record["location"].rstrip("0123456789")
+        kinds[kind, record["state"]] += 1
+        reason = {
+            "refuse": "refused",
+            "hang": "no answer within 3 seconds",
+            "die": "lost: runner was killed",
+        }
+        assert reason.get(kind, "") in record["reason"], record
+    assert kinds == {
+        ("web", "Completed"): 140,
+        ("refuse", "Failed"): 20,
+        ("hang", "Failed"): 20,
+        ("die", "Failed"): 20,
+    }
+    output = far.out("receive", job).split()
+    assert sorted(output) == sorted(f"web{number}" for number in range(1, 141))
+    assert far.job(job)["state"] == "Failed"

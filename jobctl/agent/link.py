@@ -125,7 +125,12 @@ class Link:
     def drop(self, job_id: str) -> None:
         """Look after a job no longer."""
         with self._change:
-            self._jobs.pop(job_id, None)
+            job, far = self._jobs.pop(job_id, None), self._far
+            self._idle_since = time.monotonic()
+            self._change.notify_all()
+        if job and far:
+            with suppress(Unreachable, BrokenPipeError):
+                self._mirror.leave(far, job)
 
     def sweep(self) -> None:
         """Look after jobs no longer that were removed here while they run there."""
