@@ -123,6 +123,8 @@ class Mirror:
                 return
             if not job.take(words, content):
                 raise Lost("the host sends another part of the output than was asked for")
+        if words[0] == b"journal":
+            job.spread.news(job)  # which may have us let go of it
 
     def _finish(self, handle: bytes, job: Carried, content: bytes) -> None:
         self._forget(handle)

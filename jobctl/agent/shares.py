@@ -86,10 +86,7 @@ class Share(Carried):
         if words[0] == b"self":
             task.put_slot(self.number, int(words[2]), content)
             return True
-        if not task.append_journal(self.number, int(words[2]), int(words[3]), content):
-            return False
-        self.spread.news(self)
-        return True
+        return task.append_journal(self.number, int(words[2]), int(words[3]), content)
 
     @property
     def begun(self) -> bool:
