@@ -109,8 +109,9 @@ class Share(Carried):
         if len(self._ended) < 2:
             return self.slots
         rate = len(self._ended) / max(0.05, now - self._ended[0])
-        # Of what is left, another host is to have some when this one turns out to be slow.
-        fair = self.spread.left // (2 * len(self.spread.shares))
+        # Of what is left, others are to have some when this host turns out to be slow.
+        others = sum(not share.hopeless for share in self.spread.shares) - 1
+        fair = self.spread.left // (2 * others + 2) if others else _MOST
         return self.slots + min(_MOST, int(rate * _AHEAD), fair)
 
     def feed(self, far: Far, first: int, block: list[bytes]) -> None:
