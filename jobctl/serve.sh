@@ -684,7 +684,8 @@ put)
     # Aside: the job may be reading it already, if only the answer to accept was lost.
     file=guest/$3/$4
     learn_sizes
-    mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" && $size "$file.$$" &&
-        mv -f "$file.$$" "$file"
+    # The size comes last: who reads it has the job begin.
+    mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" &&
+        mv -f "$file.$$" "$file" && $size "$file"
     ;;
 esac
