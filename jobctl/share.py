@@ -24,6 +24,8 @@ class FarTask(Task):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._shares: list[ShareFolder] = []
+        self._holders: dict[int, ShareFolder] = {}
+        self._held: list[tuple[int, int]] = []
 
     @staticmethod
     def is_at(path: str) -> bool:
@@ -46,6 +48,7 @@ class FarTask(Task):
     # --- as a job ---
 
     def _known(self) -> dict[str, Any]:
+        self._look_at_shares()
         where = os.fsdecode(self.spec().get("location", b""))
         return super()._known() | {"type": TYPE_REMOTE, "location": where}
 
@@ -59,7 +62,21 @@ class FarTask(Task):
         host, dot, _ = self._journals.run(number).slot.partition(".")
         if dot:
             return self._all()[int(host) - 1]
-        return next((share for share in self._all() if share.has_item(number)), None)
+        return self._holders.get(number)
+
+    def _look_at_shares(self) -> None:
+        """Find out which host was given what."""
+        for share in self._all():
+            share.forget()
+        held = [block for share in self._all() for block in share.given()]
+        if held != self._held:
+            self._held = held
+            self._holders = {
+                number: share
+                for share in self._all()
+                for first, count in share.given()
+                for number in range(first, first + count)
+            }
 
     def _part(self, number: int, *rest: Any) -> Job:
         job = super()._part(number, *rest)
@@ -88,12 +105,6 @@ class FarTask(Task):
         # Why none can begin, if that is so.
         reasons = [share.away()[1] for share in self._all()]
         return State.NOT_STARTED, reasons[0] if all(reasons) else "waiting for a slot"
-
-    def read(self, boot: str) -> Job | None:
-        """Return the whole job as it is now; see Task.read()."""
-        for share in self._shares:
-            share.forget()
-        return super().read(boot)
 
     # --- what comes from the hosts ---
 
@@ -224,10 +235,6 @@ class ShareFolder(Folder):
             self._given_size = size
         return self._given
 
-    def has_item(self, number: int) -> bool:
-        """Whether the host was given an item."""
-        return any(first <= number < first + count for first, count in self.given())
-
     def give(self, first: int, count: int) -> None:
         """Write down that the host is about to be given items.
 
@@ -237,6 +244,7 @@ class ShareFolder(Folder):
         with open(fd, "wb", buffering=0) as file:
             file.write(b"%d %d\n" % (first, count))
 
-    def forget_given(self) -> None:
-        """Write down that the host has got nothing."""
-        self.put("given", b"")
+    def keep_given(self, blocks: list[tuple[int, int]]) -> None:
+        """Write down that the host has got these, and no others."""
+        self.replace("given", b"".join(b"%d %d\n" % block for block in blocks))
+        self._given_size = -1

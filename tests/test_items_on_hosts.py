@@ -240,6 +240,18 @@ def test_a_session_that_is_disconnected(far: Far) -> None:
     far.run("session", "remove", "web1")
 
 
+def test_stopping_what_cannot_be_reached(far: Far) -> None:
+    far.run("session", "new", "web1")
+    job = each(far, numbers(3), "web1", "--per-host", "1", "-c", "sleep 2; echo {}")
+    wait_until(lambda: states(far, job).get("Running") == 1)
+    far.run("session", "disconnect", "web1")
+    assert "cannot be reached" in far.refused(5, "stop", job)
+    far.run("session", "connect", "web1")
+    far.run("wait", job)  # it was left untouched
+    assert far.out("receive", job) == "1\n2\n3\n"
+    far.run("session", "remove", "web1")
+
+
 # --- faults ---
 
 

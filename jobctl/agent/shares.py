@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from jobctl import items
@@ -29,6 +29,8 @@ _AHEAD = 0.5
 _MOST = 250
 """Items in a block."""
 _BEAT = 0.5
+_SILENCE = 10.0
+"""Seconds without any news from a host that has items, after which it is told of them again."""
 _UNLIMITED = 1 << 31
 
 
@@ -47,6 +49,7 @@ class Share(Carried):
         """Whether it cannot be reached, and nothing of it is there."""
         self._sent = set[int]()
         """First items of the blocks that the host has got over this connection."""
+        self._heard = time.monotonic()
         self._ended: deque[float] = deque(maxlen=_MOST)
         """When items ended."""
 
@@ -66,7 +69,11 @@ class Share(Carried):
         cpus = far.request("share", self.instance_id.encode(), spec, environment, odd).strip()
         self.slots = self.spread.per_host or (int(cpus) if cpus.isdigit() else 1) or 1
         self.folder.put("accepted", cpus)
-        self._sent.clear()
+        self.doubt()
+        if self.task.has("stop"):
+            reason = self.task.get("stop").strip()
+            words = (os.fsencode(self.path), b"1000", reason, b"0:")
+            threading.Thread(target=self.spread.stop_there, args=(self, far, words)).start()
 
     def wish(self, handle: str) -> str:
         """Return how to ask the host for what is not here yet."""
@@ -97,7 +104,16 @@ class Share(Carried):
 
     def note_ended(self, count: int) -> None:
         """Take down that items have ended on the host now."""
-        self._ended.extend([time.monotonic()] * count)
+        self._heard = time.monotonic()
+        self._ended.extend([self._heard] * count)
+
+    def silent_for(self, seconds: float) -> bool:
+        """Whether nothing was heard of it for so long, for the first time."""
+        now = time.monotonic()
+        if now - self._heard < seconds:
+            return False
+        self._heard = now
+        return True
 
     def target(self) -> int:
         """Return how many items the host should have: those that run, and some that wait."""
@@ -128,12 +144,18 @@ class Share(Carried):
 
     def unsure(self) -> list[tuple[int, int]]:
         """Return the blocks that the host may not have got, as it was not told of them since."""
-        ended = self.task.ended
-        return [
-            (first, count)
-            for first, count in self.place.given()
-            if first not in self._sent and not all(ended(n) for n in range(first, first + count))
-        ]
+        found = []
+        for first, count in self.place.given():
+            if first not in self._sent:
+                if all(self.task.ended(n) for n in range(first, first + count)):
+                    self._sent.add(first)
+                else:
+                    found.append((first, count))
+        return found
+
+    def doubt(self) -> None:
+        """Take none of the blocks for sure that the host has got."""
+        self._sent.clear()
 
 
 class Spread:
@@ -208,9 +230,25 @@ class Spread:
             share.hopeless = True
             for first, count in share.place.given():
                 self._returned.extend(range(first, first + count))
-            share.place.forget_given()
+            share.place.keep_given([])
             self._unended[share.number].clear()
             share.place.put("reason", os.fsencode(reason))
+            self._change.notify_all()
+        if all(other.hopeless for other in self.shares):
+            self.fail_rest()
+
+    def refused(self, share: Share, first: int, reason: str) -> None:
+        """Give items to others that a host did not take, and no more to that one."""
+        with self._change:
+            share.hopeless = True
+            share.place.put("reason", os.fsencode(reason))
+            given = share.place.given()
+            for at, count in given:
+                if at == first:
+                    numbers = range(at, at + count)
+                    self._returned.extend(numbers)
+                    self._unended[share.number].difference_update(numbers)
+            share.place.keep_given([entry for entry in given if entry[0] != first])
             self._change.notify_all()
         if all(other.hopeless for other in self.shares):
             self.fail_rest()
@@ -269,18 +307,28 @@ class Spread:
             try:
                 if far and not self.task.has("stop") and self._give(share, far):
                     continue
-            except (Unreachable, BrokenPipeError, NotDone):
+            except (Unreachable, BrokenPipeError):
                 time.sleep(_BEAT)
             with self._change:
-                if not self._over:
-                    self._change.wait(_BEAT)
+                if self._over:
+                    return
+                self._change.wait(_BEAT)
+                # Its disk may have been full, so that no slot could take an item.
+                if (
+                    self._unended[share.number]
+                    and share.silent_for(_SILENCE)
+                    and not self.task.runs_on(share.number)
+                ):
+                    share.doubt()
 
     def _give(self, share: Share, far: Far) -> bool:
         """Give a host some items, if it can take any; return whether it got some."""
         if unsure := share.unsure():
             for first, count in unsure:
-                share.feed(far, first, [self.task.item(first + n) for n in range(count)])
+                self._send(share, far, range(first, first + count))
             return True
+        if share.hopeless:
+            return False
         with self._change:
             room = share.target() - len(self._unended[share.number])
             room = min(room, self.throttle - sum(map(len, self._unended.values())), _MOST)
@@ -289,8 +337,14 @@ class Spread:
                 return False
             share.place.give(numbers[0], len(numbers))
             self._unended[share.number].update(numbers)
-        share.feed(far, numbers[0], [self.task.item(number) for number in numbers])
+        self._send(share, far, numbers)
         return True
+
+    def _send(self, share: Share, far: Far, numbers: Sequence[int]) -> None:
+        try:
+            share.feed(far, numbers[0], [self.task.item(number) for number in numbers])
+        except NotDone as error:
+            self.refused(share, numbers[0], f"{share.host}: {error}")
 
     def _take(self, room: int) -> list[int]:
         """Return the next items, no more than there is room for, in a row."""
@@ -317,7 +371,7 @@ class Spread:
 
     def stop(self, numbers: set[int] | None, grace: float, reason: str) -> tuple[bool, str]:
         """Stop items, or all; return whether something is left, and why a host was not reached."""
-        left, error = False, ""
+        left, error, reached = False, "", False
         if numbers is None:
             self.task.note_stop("stop", reason)
         else:
@@ -343,14 +397,23 @@ class Spread:
             except JobctlError as failure:
                 error = str(failure)
                 continue
-            left = left or bool(answer.split())
+            left, reached = left or bool(answer.split()), True
             if numbers is None:
                 self._settled(share)
         if error and numbers is None:
-            self.task.unlink("stop")
-        else:
-            self.conclude()
+            if reached:
+                error += "; the rest is stopped as soon as it can be"
+            else:
+                self.task.unlink("stop")
+        self.conclude()
         return left, error
+
+    def stop_there(self, share: Share, far: Far, words: tuple[bytes, ...]) -> None:
+        """Stop what a host has that could not be reached when the job was stopped."""
+        with suppress(JobctlError):
+            far.request("end_items", *words, seconds=60.0)
+            self._settled(share)
+            self.conclude()
 
     def _withdrawn(self, number: int, reason: str) -> bool:
         """Stop an item that no host was given."""
