@@ -11,7 +11,8 @@
 #                                          of a second, KILL; prints the numbers of items of
 #                                          which something is left all the same
 #   sh items.sh signal DIR NAME ITEM...    send one signal
-#   sh items.sh mend DIR                   write down what is lost, and start slots for the rest
+#   sh items.sh mend DIR                   write down what is lost on a host, and give back what
+#                                          was taken and not begun
 #
 # ITEM is NUMBER:ID, with the cookie of the item's command; 0: is what waits for other jobs.
 # DIR is a job folder, as runner.sh describes it, and holds besides
@@ -41,7 +42,8 @@ export jobctl_sourced=1
 . "$here/runner.sh"
 unset jobctl_sourced
 # Set by functions of runner.sh, and by the spec.
-own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now='' uptime='' killed='' refusal=''
+own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now=''
+uptime='' killed='' refusal=''
 jobctl_dir='' jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
 
@@ -436,7 +438,7 @@ send_items() {
 }
 
 # Writes down the items that are lost with their slots as failed, and gives back those that
-# were taken and not begun. Prints nothing; who asks for slots then starts some.
+# were taken and not begun. Who calls this starts other slots.
 mend() {
     cd -- "$1" || exit 125
     boot
