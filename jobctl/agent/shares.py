@@ -24,7 +24,7 @@ from jobctl.errors import JobctlError, Unreachable
 from jobctl.model import State
 from jobctl.share import FarTask
 
-_AHEAD = 0.5
+_AHEAD = 1.0
 """For how many seconds a host is given items that it cannot run yet, so that it never waits."""
 _MOST = 250
 """Items in a block."""
@@ -330,7 +330,11 @@ class Spread:
         if share.hopeless:
             return False
         with self._change:
-            room = share.target() - len(self._unended[share.number])
+            target, has = share.target(), len(self._unended[share.number])
+            # Some at a time, before the half of what is to wait there is used up.
+            if has >= share.slots and 2 * (has - share.slots) >= target - share.slots:
+                return False
+            room = target - has
             room = min(room, self.throttle - sum(map(len, self._unended.values())), _MOST)
             numbers = self._take(room)
             if not numbers:
