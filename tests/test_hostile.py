@@ -259,6 +259,20 @@ def _disk(jobctl: Jobctl, tmp_path: Path) -> Iterator[Disk]:
         move(jobctl, tmp_path / "state")
 
 
+def test_items_on_a_full_disk(jobctl: Jobctl, disk: Disk) -> None:
+    """Nothing is half recorded, however much was read; and afterwards all goes on."""
+    disk.free()
+    items = jobctl.state_dir.parent.parent / "items"
+    items.write_text("".join(f"{number} {'x' * 1000}\n" for number in range(2000)))
+    result = call(jobctl, "start", "--foreach", str(items), "true")
+    assert "nothing was recorded" in one_line(result, 125)
+    assert jobctl.out("get") == ""
+    assert not list(jobctl.state_dir.glob("jobs/*"))
+    job = jobctl.out("start", "-q", "--foreach", "-", "echo", input=b"1\n2\n").strip()
+    jobctl.run("wait", job)
+    assert jobctl.out("receive", job) == "1\n2\n"
+
+
 def test_start_on_a_full_disk(jobctl: Jobctl, disk: Disk) -> None:
     jobctl.done("true")
     started = []
