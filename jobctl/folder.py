@@ -127,7 +127,7 @@ class Folder:
         job = Job(self.id, **known)
         if unfinished:
             return job
-        return job._replace(elapsed=_elapsed(job, run))
+        return job._replace(elapsed=job.took(records.text(run.get("boot")) == job.ended_boot))
 
     def link_name(self) -> str:
         """Return the name of the connection over which a job on a host is reached."""
@@ -423,15 +423,3 @@ def _identity(run: dict[str, bytes], pid: str, start: str) -> Identity | None:
     if number is None or number <= 0:
         return None
     return Identity(number, records.text(run.get(start)), records.text(run.get("boot")))
-
-
-def _elapsed(job: Job, run: dict[str, bytes]) -> float | None:
-    """Return the seconds that a finished job took, by the clock that nobody sets if can be."""
-    if job.began_at is None or job.ended_at is None:
-        return None
-    if records.text(run.get("boot")) == job.ended_boot and None not in (
-        job.began_uptime,
-        job.ended_uptime,
-    ):
-        return max(0.0, (job.ended_uptime or 0.0) - (job.began_uptime or 0.0))
-    return max(0.0, job.ended_at - job.began_at)

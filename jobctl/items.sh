@@ -155,16 +155,16 @@ caller_has_ended() {
     jobs=''
     for slot in slots/[1-9]*; do
         last_begun "$slot"
-        [ -z "$begun" ] || jobs="$jobs $begun:$(cookie "$begun")"
+        [ -z "$begun" ] || { cookie "$begun" && jobs="$jobs $begun:$cookie"; }
     done
     # shellcheck disable=SC2086  # each is a word
     terminate 1000 $jobs
 }
 
-# Prints the cookie of item $1.
+# Sets cookie to that of item $1.
 cookie() {
     digits=000000000000$1
-    echo "${instance_id%????????????}${digits#"${digits%????????????}"}"
+    cookie=${instance_id%????????????}${digits#"${digits%????????????}"}
 }
 
 # --- a slot -------------------------------------------------------------------
@@ -294,9 +294,8 @@ take() {
 }
 
 run_item() {
-    digits=000000000000$jobctl_number failures=children/$jobctl_number.
-    jobctl_cookie=${instance_id%????????????}${digits#"${digits%????????????}"}
-    attempt=0
+    cookie "$jobctl_number"
+    jobctl_cookie=$cookie failures=children/$jobctl_number. attempt=0
     while :; do
         attempt=$((attempt + 1))
         try_item
@@ -331,12 +330,7 @@ try_item() {
     fi
     (command_itself) <"$stdin" >>"children/$jobctl_number.stdout" 2>>"children/$jobctl_number.stderr"
     code=$?
-    if [ "$code" -gt 128 ]; then
-        case ${BASH_VERSION:+bash}$code in
-        130 | 141 | bash130 | bash141 | bash143) killed=1 ;;
-        *) [ ! -s "slots/$jobctl_slot/log" ] || killed=1 ;;
-        esac
-    fi
+    judge "slots/$jobctl_slot/log"
     if [ -n "$time_watch" ]; then
         [ -e "children/$jobctl_number.timedout" ] || kill "$time_watch" 2>/dev/null
         wait "$time_watch"
@@ -455,7 +449,8 @@ mend() {
         if [ -n "$begun" ]; then
             reason='lost: runner was killed'
             [ "$boot" = "$boot_now" ] || reason='lost: host rebooted'
-            [ "$boot" != "$boot_now" ] || ! bears "$found" "$(cookie "$begun")" || continue
+            cookie "$begun"
+            [ "$boot" != "$boot_now" ] || ! bears "$found" "$cookie" || continue
             clock
             mkdir -p slots/0
             echo "$begun F - - $now ${uptime:--} $reason" >>slots/0/journal
@@ -483,7 +478,7 @@ slots) shift && slots "$@" ;;
 stop) shift && stop_items "$@" ;;
 signal) shift && send_items "$@" ;;
 *)
-    echo "items.sh: slots, stop or signal" >&2
+    echo "items.sh: slots, stop, signal or mend" >&2
     exit 2
     ;;
 esac

@@ -174,6 +174,17 @@ class Job(NamedTuple):
             return max(0.0, uptime - self.began_uptime)
         return max(0.0, now - self.began_at)
 
+    def took(self, one_boot: bool = True) -> float | None:
+        """Return the seconds from began to ended, by the clock that nobody sets if can be.
+
+        :param one_boot: both times since boot are since the same.
+        """
+        if self.began_at is None or self.ended_at is None:
+            return None
+        if one_boot and self.began_uptime is not None and self.ended_uptime is not None:
+            return max(0.0, self.ended_uptime - self.began_uptime)
+        return max(0.0, self.ended_at - self.began_at)
+
     @property
     def pass_through_status(self) -> int:
         """The exit status of a command that passes this finished job's own one through."""
@@ -217,9 +228,7 @@ def parent_of(job: Job, children: list[Job]) -> Job:
         ended_boot=last.ended_boot,
         ended_uptime=last.ended_uptime,
     )
-    if job.began_at is None or job.ended_at is None:
-        return job
-    return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
+    return job._replace(elapsed=job.took(one_boot=False))
 
 
 def _state_of(states: list[State], begun: bool) -> State:

@@ -457,6 +457,14 @@ await() {
     printf "waiting=''\nwaiter=''\n" >>run
 }
 
+# Sets killed if it was a signal that ended a command with $code; $1 is the file log.
+judge() {
+    case ${BASH_VERSION:+bash}$code in
+    130 | 141 | bash130 | bash141 | bash143) killed=1 ;;
+    *) [ "$code" -le 128 ] || [ ! -s "$1" ] || killed=1 ;;
+    esac
+}
+
 # Runs the command once. Sets code, and killed if a signal ended it.
 try() {
     : >log
@@ -468,10 +476,7 @@ try() {
     trap : TERM
     (command_itself) <"$stdin" >>stdout 2>>stderr
     code=$?
-    case ${BASH_VERSION:+bash}$code in
-    130 | 141 | bash130 | bash141 | bash143) killed=1 ;;
-    *) [ "$code" -le 128 ] || [ ! -s log ] || killed=1 ;;
-    esac
+    judge log
     # When the command is being ended, let that be finished.
     [ -z "$time_watch" ] || [ -e timedout ] || kill "$time_watch" 2>/dev/null
     [ -z "$caller_watch" ] || [ -e stop ] || kill "$caller_watch" 2>/dev/null

@@ -103,14 +103,19 @@ let_go() {
     (self && detached "$@" "$own" </dev/null >/dev/null 2>&1; :) 2>/dev/null
 }
 
+# Writes down a job in the current folder: what its spec says, its environment, the odd part.
+describe() {
+    printf '%s' "$2" >./env && { [ -z "$3" ] || printf '%s' "$3" >env.odd; } &&
+        printf '%s' "${1}umask='$given_umask'$nl" >spec.new
+}
+
 accept() {
     if [ -s "guest/$2/spec" ]; then
         echo "$1 ok"
         return
     fi
     if mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress &&
-        printf '%s' "$4" >./env && { [ -z "$5" ] || printf '%s' "$5" >env.odd; } &&
-        printf '%s' "${3}umask='$given_umask'$nl" >spec.new; then
+        describe "$3" "$4" "$5"; then
         let_go runner.sh begin "$PWD"
         echo "$1 ok"
     else
@@ -122,8 +127,7 @@ accept() {
 share() {
     if [ ! -s "guest/$2/spec" ]; then
         mkdir -p "guest/$2/items" "guest/$2/children" "guest/$2/slots" && cd "guest/$2" &&
-            printf '%s' "$4" >./env && { [ -z "$5" ] || printf '%s' "$5" >env.odd; } &&
-            printf '%s' "${3}umask='$given_umask'$nl" >spec.new && mv -f spec.new spec
+            describe "$3" "$4" "$5" && mv -f spec.new spec
         cd "$state" || exit
     fi
     if [ ! -s "guest/$2/spec" ]; then
@@ -176,36 +180,30 @@ end_items() {
             " 0:"*) [ -e stop ] || { printf '%s\n' "$reason" >stop.new && mv stop.new stop; } ;;
             *) for item in "$@"; do printf '%s\n' "$reason" >"children/${item%%:*}.stop"; done ;;
             esac
-            left=$(JOBCTL_RUNNER=1 sh "$here/items.sh" stop . "$grace" "$@" </dev/null | tr '\n' ' ')
-            echo "$tag ok $left"
+            told_to stop items.sh "$tag" . "$grace" "$@"
         } &
     )
 }
 
 signal_items() {
-    tag=$1
-    shift
-    JOBCTL_RUNNER=1 sh "$here/items.sh" signal "$@" </dev/null
-    echo "$tag ok"
+    told_to signal items.sh "$@"
+}
+
+# Has script $2 do $1 with the words after tag $3, and answers what it prints.
+told_to() {
+    verb=$1 script=$2 tag=$3
+    shift 3
+    printed=$(JOBCTL_RUNNER=1 sh "$here/$script" "$verb" "$@" </dev/null | tr '\n' ' ')
+    echo "$tag ok $printed"
 }
 
 end() {
     # The other requests are not to wait for its grace.
-    (
-        {
-            tag=$1
-            shift
-            left=$(JOBCTL_RUNNER=1 sh "$here/runner.sh" stop "$@" </dev/null | tr '\n' ' ')
-            echo "$tag ok $left"
-        } &
-    )
+    (told_to stop runner.sh "$@" &)
 }
 
 signal() {
-    tag=$1
-    shift
-    JOBCTL_RUNNER=1 sh "$here/runner.sh" signal "$@" </dev/null
-    echo "$tag ok"
+    told_to signal runner.sh "$@"
 }
 
 hit() {
@@ -336,10 +334,15 @@ part() {
 # few, without a NUL, which sh passes over.
 small_text() {
     [ "$2" = 0 ] && [ "$3" -lt 2000 ] || return 1
+    read_text "$1"
+    [ "${#content}" -eq "$3" ]
+}
+
+# Sets content to what file $1 holds, which is to be short, without NULs.
+read_text() {
     content=''
     while IFS= read -r line; do content=$content$line$nl; done <"$1"
     content=$content$line
-    [ "${#content}" -eq "$3" ]
 }
 
 # Sends stream $2 of job $1: file $3, $4 bytes long, of which $5 were sent.
@@ -377,9 +380,7 @@ send_stream() {
 # Sends what file $3 holds, at most its last $4 bytes, as $2 of job $1; $5 is its size.
 send_file() {
     if [ "$5" -lt 2000 ]; then
-        content=''
-        while IFS= read -r line; do content=$content$line$nl; done <"$3"
-        content=$content$line
+        read_text "$3"
     else
         content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
         content=${content%.}

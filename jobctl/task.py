@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import fcntl
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -184,9 +185,7 @@ class Task(Folder):
         sizes = self._unreceived()
         job = job._replace(has_more_data=next(sizes, None) is not None)
         job = job._replace(still_written=self._has_leftovers())
-        if job.began_at is None or job.ended_at is None:
-            return job
-        return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
+        return job._replace(elapsed=job.took(one_boot=False))
 
     def _variable(self, number: int) -> str:
         """Return what marks the processes of an item."""
@@ -266,11 +265,7 @@ class Task(Folder):
                 for stream in STREAMS
             ),
         )
-        if job.began_uptime is not None and job.ended_uptime is not None:
-            return job._replace(elapsed=max(0.0, job.ended_uptime - job.began_uptime))
-        if job.began_at is not None and job.ended_at is not None:
-            return job._replace(elapsed=max(0.0, job.ended_at - job.began_at))
-        return job
+        return job._replace(elapsed=job.took())
 
     def _command_of(self, words: tuple[str, ...], item: str, number: int) -> str:
         """Return the command of an item as people read it."""
@@ -281,7 +276,7 @@ class Task(Folder):
             return items.shown(text, item, number)
         return quoting.readable((*words[:2], items.shown(text, item, number), *words[3:]))
 
-    @property
+    @functools.cached_property
     def _words(self) -> tuple[str, ...]:
         """The words of the command: of shell text what the shell gets, of others with places."""
         spec = self.spec()
@@ -351,7 +346,7 @@ class Task(Folder):
             return 0
         here, runs = process.hostname(), self._journals.runs()
         selves = self._journals.selves()
-        others = [words for words in selves if len(words) >= 4 and records.text(words[2]) != boot]
+        others = [words for words in selves if records.text(words[2]) != boot]
         if others:
             if any(os.fsdecode(words[3]) != here for words in others):
                 return 0  # it runs on another machine that shares our state directory

@@ -17,6 +17,14 @@ import pytest
 pytest_plugins = ("sshd", "far")
 
 PROGRAM = os.path.join(os.path.dirname(sys.executable), "jobctl")
+ENDS = {
+    "true": ("Completed", "", 0, None),
+    "exit 3": ("Failed", "exit status 3", 3, None),
+    "kill -9 $$": ("Failed", "killed by signal 9 (KILL)", None, 9),
+    "kill -TERM $$": ("Failed", "killed by signal 15 (TERM)", None, 15),
+    "exit 137": ("Failed", "exit status 137", 137, None),
+}
+"""Shell text, and the state, reason, exit status and signal that it ends with."""
 WEIRD = "a'; echo foo $(b) \"\n\\ *"
 """A name that whoever quotes wrongly falls over."""
 
@@ -140,6 +148,23 @@ def at_home(home: Path) -> dict[int, str]:
         except OSError:
             continue
     return {pid: words for pid, words in found.items() if words and pid != os.getpid()}
+
+
+def living_slots(folder: Path) -> list[int]:
+    """Return the processes of the slots that live, of all jobs with items in or below a folder."""
+    found = []
+    for path in folder.glob("**/slots/*/self"):
+        words = path.read_text().split()
+        if not words:
+            continue  # it is about to say who it is
+        pid, start = words[:2]
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue
+        if stat[19] == start and stat[0] != "Z":
+            found.append(int(pid))
+    return found
 
 
 def processes_with(text: str) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, at_rest, wait_until
+from conftest import ENDS, Jobctl, at_rest, living_slots, wait_until
 
 LONGEST = 131_059
 
@@ -32,19 +32,7 @@ def children(jobctl: Jobctl, job: str) -> list[dict[str, Any]]:
 
 def slots(jobctl: Jobctl, job: str) -> list[int]:
     """Return the processes of a job's slots that live."""
-    found = []
-    for name in (jobctl.state_dir / f"jobs/{job}/slots").glob("*/self"):
-        words = name.read_text().split()
-        if not words:
-            continue  # it is about to say who it is
-        pid, start = words[:2]
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        except OSError:
-            continue
-        if stat[19] == start and stat[0] != "Z":
-            found.append(int(pid))
-    return found
+    return living_slots(jobctl.folder(job))
 
 
 def bearing(cookie: str) -> list[int]:
@@ -279,14 +267,7 @@ def test_merge_and_streams(jobctl: Jobctl) -> None:
 
 
 def test_ends(jobctl: Jobctl) -> None:
-    ends = {
-        "true": ("Completed", "", 0, None),
-        "exit 3": ("Failed", "exit status 3", 3, None),
-        "kill -9 $$": ("Failed", "killed by signal 9 (KILL)", None, 9),
-        "kill -TERM $$": ("Failed", "killed by signal 15 (TERM)", None, 15),
-        "exit 137": ("Failed", "exit status 137", 137, None),
-        "exit 255": ("Failed", "exit status 255", 255, None),
-    }
+    ends = ENDS | {"exit 255": ("Failed", "exit status 255", 255, None)}
     job = each(jobctl, "\n".join(ends), "sh", "-c")
     jobctl.run("wait", job, status=1)
     for record, end in zip(children(jobctl, job), ends.values(), strict=True):
@@ -644,12 +625,20 @@ def test_start_killed_at_any_time(jobctl: Jobctl, tmp_path: Path) -> None:
         assert len(children(jobctl, job)) == 500
 
 
-def test_one_slot_killed_is_found_out_at_once(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n60\n", "-t", "2", "-c", "exec sleep {}")
+def kill_the_first_slot(jobctl: Jobctl, job: str) -> None:
+    """Kill the slot that runs the first item, of two; its command goes on."""
     wait_until(lambda: len(slots(jobctl, job)) == 2)
     first = jobctl.job(f"{job}.1")["pid"]
-    (slot,) = [s for s in slots(jobctl, job) if str(first) in child_of(s)]
-    os.kill(slot, signal.SIGKILL)
+    for slot in slots(jobctl, job):
+        if str(first) in Path(f"/proc/{slot}/task/{slot}/children").read_text().split():
+            os.kill(slot, signal.SIGKILL)
+            return
+    pytest.fail(f"no slot runs {first}")
+
+
+def test_one_slot_killed_is_found_out_at_once(jobctl: Jobctl) -> None:
+    job = each(jobctl, "1\n60\n", "-t", "2", "-c", "exec sleep {}")
+    kill_the_first_slot(jobctl, job)
     assert jobctl.job(f"{job}.1")["state"] == "Running"  # its command goes on
     began = time.monotonic()
     jobctl.run("wait", f"{job}.1", status=1)
@@ -658,16 +647,9 @@ def test_one_slot_killed_is_found_out_at_once(jobctl: Jobctl) -> None:
     assert jobctl.job(job)["state"] == "Running"
 
 
-def child_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
 def test_stopping_one_whose_slot_was_killed(jobctl: Jobctl) -> None:
     job = each(jobctl, "1\n2\n", "-t", "2", "-c", "exec sleep 60")
-    wait_until(lambda: len(slots(jobctl, job)) == 2)
-    first = jobctl.job(f"{job}.1")["pid"]
-    (slot,) = [s for s in slots(jobctl, job) if str(first) in child_of(s)]
-    os.kill(slot, signal.SIGKILL)
+    kill_the_first_slot(jobctl, job)
     jobctl.run("stop", f"{job}.1")
     assert jobctl.job(f"{job}.1")["reason"] == "stopped by user"
     jobctl.run("stop", job)

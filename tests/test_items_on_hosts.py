@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import living_slots, wait_until
 from far import Far
 from sshd import Wire, free_port
 
@@ -43,19 +43,7 @@ def guests(far: Far) -> list[Path]:
 
 def slots(far: Far) -> list[int]:
     """Return the processes of the slots on the host that live."""
-    found = []
-    for path in (far.there / "guest").glob("*/slots/*/self"):
-        words = path.read_text().split()
-        if not words:
-            continue  # it is about to say who it is
-        pid, start = words[:2]
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        except OSError:
-            continue
-        if stat[19] == start and stat[0] != "Z":
-            found.append(int(pid))
-    return found
+    return living_slots(far.there / "guest")
 
 
 def test_shared_out(far: Far) -> None:
@@ -178,7 +166,7 @@ def test_stopping(far: Far) -> None:
 
 
 def test_signals(far: Far) -> None:
-    job = each(far, numbers(2), "web1", "--per-host", "2", "-c", "sleep 60")
+    job = each(far, numbers(2), "web1", "--per-host", "2", "-c", "exec sleep 60")
     wait_until(lambda: states(far, job) == {"Running": 2})
     far.run("stop", "--signal", "INT", f"{job}.1")
     wait_until(lambda: far.job(f"{job}.1")["state"] == "Stopped")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from conftest import WEIRD, at_home, wait_until
+from conftest import ENDS, WEIRD, at_home, wait_until
 from far import Far
 from sshd import free_port
 
@@ -21,16 +21,9 @@ IGNORES_TERM = "trap '' TERM; echo ready; sleep 60 & wait; sleep 60; sleep 60"
 
 
 def test_ends(either: Far) -> None:
-    ends = {
-        "true": ("Completed", "", 0, None),
-        "exit 3": ("Failed", "exit status 3", 3, None),
-        "kill -9 $$": ("Failed", "killed by signal 9 (KILL)", None, 9),
-        "kill -TERM $$": ("Failed", "killed by signal 15 (TERM)", None, 15),
-        "exit 137": ("Failed", "exit status 137", 137, None),
-    }
-    jobs = [either.sh(text) for text in ends]
+    jobs = [either.sh(text) for text in ENDS]
     either.run("wait", *jobs, status=1)
-    for job, end in zip(map(either.job, jobs), ends.values(), strict=True):
+    for job, end in zip(map(either.job, jobs), ENDS.values(), strict=True):
         assert (job["state"], job["reason"], job["exit_code"], job["signal"]) == end
         assert isinstance(job["pid"], int)
         assert job["created_at"] <= job["began_at"] <= job["ended_at"]

@@ -386,9 +386,9 @@ class Queue:
 
         def erase_shares(link: Link, shares: list[Carried]) -> None:
             for share in shares:
-                path, far = os.fsencode(share.path), link.opened()
-                far.request("end_items", path, b"1000", b"removed", b"0:", seconds=_GRACE + 60)
-                far.request("erase", path)
+                if isinstance(share, Share):
+                    share.end_items(link.opened(), [0], _GRACE, "removed")
+                link.opened().request("erase", os.fsencode(share.path))
                 link.drop(share.id)
 
         for task in of_items:

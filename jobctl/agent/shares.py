@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from jobctl import items
@@ -31,6 +31,7 @@ _MOST = 250
 _BEAT = 0.5
 _SILENCE = 10.0
 """Seconds without any news from a host that has items, after which it is told of them again."""
+_GRACE = 10.0
 _UNLIMITED = 1 << 31
 
 
@@ -71,9 +72,20 @@ class Share(Carried):
         self.folder.put("accepted", cpus)
         self.doubt()
         if self.task.has("stop"):
-            reason = self.task.get("stop").strip()
-            words = (os.fsencode(self.path), b"1000", reason, b"0:")
-            threading.Thread(target=self.spread.stop_there, args=(self, far, words)).start()
+            threading.Thread(target=self.spread.stop_there, args=(self, far)).start()
+
+    def end_items(self, far: Far, numbers: Iterable[int], grace: float, reason: str) -> bytes:
+        """End what the host runs of some items, 0 meaning all; return those of which some is left.
+
+        :raises JobctlError: it cannot be told, or does not do it.
+        """
+        words = map(str.encode, self.task.stop_targets(numbers))
+        hundredths = b"%.0f" % (grace * 100)
+        path = os.fsencode(self.path)
+        seconds = grace + 60
+        return far.request(
+            "end_items", path, hundredths, os.fsencode(reason), *words, seconds=seconds
+        )
 
     def wish(self, handle: str) -> str:
         """Return how to ask the host for what is not here yet."""
@@ -219,55 +231,42 @@ class Spread:
         self._changed(self.task.id)
         self.conclude()
 
-    def wake(self) -> None:
-        """Look again at what can be given to whom."""
-        with self._change:
-            self._change.notify_all()
-
     def lost(self, share: Share, reason: str) -> None:
         """Give the items of a host that was never reached to others."""
-        with self._change:
-            share.hopeless = True
-            for first, count in share.place.given():
-                self._returned.extend(range(first, first + count))
-            share.place.keep_given([])
-            self._unended[share.number].clear()
-            share.place.put("reason", os.fsencode(reason))
-            self._change.notify_all()
-        if all(other.hopeless for other in self.shares):
-            self.fail_rest()
+        self._take_back(share, reason, share.place.given())
 
-    def refused(self, share: Share, first: int, reason: str) -> None:
-        """Give items to others that a host did not take, and no more to that one."""
+    def _take_back(self, share: Share, reason: str, blocks: list[tuple[int, int]]) -> None:
+        """Give items to others that a host has not got, and no more to that one."""
         with self._change:
-            share.hopeless = True
-            share.place.put("reason", os.fsencode(reason))
-            given = share.place.given()
-            for at, count in given:
-                if at == first:
-                    numbers = range(at, at + count)
-                    self._returned.extend(numbers)
-                    self._unended[share.number].difference_update(numbers)
-            share.place.keep_given([entry for entry in given if entry[0] != first])
+            self._abandon(share, reason)
+            for first, count in blocks:
+                numbers = range(first, first + count)
+                self._returned.extend(numbers)
+                self._unended[share.number].difference_update(numbers)
+            kept = [block for block in share.place.given() if block not in blocks]
+            share.place.keep_given(kept)
             self._change.notify_all()
-        if all(other.hopeless for other in self.shares):
-            self.fail_rest()
+        self._fail_if_alone()
+
+    def _abandon(self, share: Share, reason: str) -> None:
+        share.hopeless = True
+        share.place.put("reason", os.fsencode(reason))
 
     def fail(self, share: Share, reason: str) -> None:
         """Fail all items that a host was given, as it has forgotten them."""
         with self._change:
             numbers, self._unended[share.number] = self._unended[share.number], set()
-            share.hopeless = True
-            share.place.put("reason", os.fsencode(reason))
+            self._abandon(share, reason)
         for number in sorted(numbers):
             if not self.task.ended(number):
                 self.task.note_end(number, State.FAILED, reason)
         self.conclude()
-        if all(other.hopeless for other in self.shares):
-            self.fail_rest()
+        self._fail_if_alone()
 
-    def fail_rest(self) -> None:
-        """Fail all that no host can be given: none is left."""
+    def _fail_if_alone(self) -> None:
+        """Fail all that no host can be given, if none is left."""
+        if not all(share.hopeless for share in self.shares):
+            return
         reasons = [os.fsdecode(share.place.get("reason")) for share in self.shares]
         with self._change:
             numbers = [*self._returned, *range(self._next, self.task.count + 1)]
@@ -294,11 +293,6 @@ class Spread:
     def _begun(self, share: Share) -> bool:
         """Whether something of a share may be running."""
         return share.folder.has("accepted") and bool(self._unended[share.number])
-
-    def give_up(self, share: Share, numbers: set[int]) -> None:
-        """Take down that items given to a host will not be begun there."""
-        with self._change:
-            self._unended[share.number] -= numbers
 
     def _feed(self, share: Share) -> None:
         """In a thread of its own: give a host what it can take."""
@@ -348,7 +342,8 @@ class Spread:
         try:
             share.feed(far, numbers[0], [self.task.item(number) for number in numbers])
         except NotDone as error:
-            self.refused(share, numbers[0], f"{share.host}: {error}")
+            block = numbers[0], len(numbers)
+            self._take_back(share, f"{share.host}: {error}", [block])
 
     def _take(self, room: int) -> list[int]:
         """Return the next items, no more than there is room for, in a row."""
@@ -388,16 +383,9 @@ class Spread:
             if far is None:
                 error = f"{share.host} cannot be reached"
                 continue
-            words = self.task.stop_targets(sorted(mine | ({0} if numbers is None else set())))
             try:
-                answer = far.request(
-                    "end_items",
-                    os.fsencode(share.path),
-                    b"%.0f" % (grace * 100),
-                    os.fsencode(reason),
-                    *map(str.encode, words),
-                    seconds=grace + 60,
-                )
+                chosen = sorted(mine | ({0} if numbers is None else set()))
+                answer = share.end_items(far, chosen, grace, reason)
             except JobctlError as failure:
                 error = str(failure)
                 continue
@@ -412,10 +400,10 @@ class Spread:
         self.conclude()
         return left, error
 
-    def stop_there(self, share: Share, far: Far, words: tuple[bytes, ...]) -> None:
+    def stop_there(self, share: Share, far: Far) -> None:
         """Stop what a host has that could not be reached when the job was stopped."""
         with suppress(JobctlError):
-            far.request("end_items", *words, seconds=60.0)
+            share.end_items(far, [0], _GRACE, os.fsdecode(self.task.get("stop").strip()))
             self._settled(share)
             self.conclude()
 
@@ -436,7 +424,8 @@ class Spread:
             if not running:
                 break
             time.sleep(0.02)
-        self.give_up(share, self._unended[share.number] - self.task.runs_on(share.number))
+        with self._change:
+            self._unended[share.number] &= self.task.runs_on(share.number)
 
     def signal(self, numbers: set[int] | None, name: str) -> str:
         """Send a signal to items, or all; return why a host was not reached."""
