@@ -10,7 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from conftest import ENDS, WEIRD, at_home, wait_until
+from conftest import ENDS, WEIRD, at_home, processes_with, wait_until
 from far import Far
 from sshd import free_port
 
@@ -160,8 +160,8 @@ def test_progress(either: Far) -> None:
 
 def test_stop(either: Far) -> None:
     stubborn = either.sh(IGNORES_TERM)
-    hidden = either.sh("setsid sleep 61 & (setsid sleep 62 &); echo ready; sleep 60")
-    ended = either.sh("setsid sleep 63 >/dev/null 2>&1 & echo ready")
+    hidden = either.sh("setsid sleep 7561 & (setsid sleep 7562 &); echo ready; sleep 60")
+    ended = either.sh("setsid sleep 7563 >/dev/null 2>&1 & echo ready")
     jobs = (stubborn, hidden, ended)
     wait_until(lambda: [either.output(job) for job in jobs] == ["ready\n"] * 3)
     either.run("wait", ended)
@@ -171,8 +171,7 @@ def test_stop(either: Far) -> None:
         assert (record["state"], record["reason"]) == ("Stopped", "stopped by user: en ough")
         assert not Path(f"/proc/{record['pid']}").exists()
     assert either.state(ended) == "Completed"
-    living = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not [n for n in (b"61", b"62", b"63") if b"sleep\0%s\0" % n in living]
+    assert processes_with("sleep 756") == []
 
 
 def test_signals(either: Far) -> None:
