@@ -360,7 +360,7 @@ examine() {
         reason=${reason:-lost: host rebooted}
     fi
     [ "$state" = Disconnected ] ||
-        (cd -- "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new)
+        (cd -- "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new spec.new)
 }
 
 finished() {

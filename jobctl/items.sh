@@ -96,27 +96,6 @@ itself() {
     fi
 }
 
-# Sets now and uptime without a process, where the system tells the latter.
-clock() {
-    read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
-    if [ -z "$uptime" ]; then
-        now=$(date +%s)
-    else
-        hundredths=$((${uptime%.*}${uptime#*.} + since))
-        now=${hundredths%??}.${hundredths#"${hundredths%??}"}
-    fi
-}
-
-# Sets since to the hundredths of a second from 1970 to the start of the system.
-set_clock() {
-    since=0
-    read -r uptime _ 2>/dev/null </proc/uptime || return 0
-    now=$(date +%s.%N)
-    case $now in *[!0-9.]* | *.) now=${now%%.*}.00 ;; esac
-    part=${now#*.}00
-    since=$((${now%.*}${part%"${part#??}"} - ${uptime%.*}${uptime#*.}))
-}
-
 # The last of command_itself before it becomes the command: says which item it is.
 note_begun() {
     JOBCTL_ID=$JOBCTL_ID.$jobctl_number
@@ -205,7 +184,6 @@ slots() {
         next=$((next + 1))
         another "$next"
     done
-    set_clock
     self() { itself; }
     # shellcheck disable=SC2119
     serve_items
@@ -436,7 +414,6 @@ send_items() {
 mend() {
     cd -- "$1" || exit 125
     boot
-    set_clock
     instance_id='' whole=''
     # shellcheck source=/dev/null
     . ./spec

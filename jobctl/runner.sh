@@ -50,6 +50,8 @@
 # 130, 141 and, in bash, 143 are always taken for the signal.
 
 set -u
+newline='
+'
 
 # --- processes ----------------------------------------------------------------
 
@@ -135,13 +137,34 @@ cookies() {
     fi
 }
 
-# Sets instant: a clock in hundredths of a second that nobody sets.
+# Sets instant: a clock in hundredths of a second that nobody sets; and uptime (seconds since
+# boot, where the system tells).
 instant() {
-    if read -r instant _ 2>/dev/null </proc/uptime; then
-        instant=${instant%.*}${instant#*.}
+    if read -r uptime _ 2>/dev/null </proc/uptime; then
+        instant=${uptime%.*}${uptime#*.}
     else
-        instant=$(date +%s)00
+        uptime='' instant=$(date +%s)00
     fi
+}
+
+# Sets now (seconds since 1970), instant and uptime. To ask date takes a process: that is
+# done once a minute, as the clock may be set.
+clock() {
+    instant
+    if [ -z "$uptime" ]; then
+        now=${told_time:-${instant%00}}
+        return
+    fi
+    [ "$instant" -lt "${asked_until:-0}" ] || set_clock "$(date +%s.%N)"
+    now=$((instant + epoch))
+    now=${now%??}.${now#"${now%??}"}
+}
+
+# Takes $1 for the time at $instant.
+set_clock() {
+    case $1 in *[!0-9.]* | *.) set -- "${1%%.*}.00" ;; esac
+    fraction=${1#*.}00
+    epoch=$((${1%.*}${fraction%"${fraction#??}"} - instant)) asked_until=$((instant + 6000))
 }
 
 pause() {
@@ -189,28 +212,27 @@ locate() {
     load_run "$1"
 }
 
-# Sets now (seconds since 1970) and uptime (since boot, where the system tells).
-clock() {
-    now=$(date +%s.%N)
-    case $now in *[!0-9.]*) now=${now%%.*} ;; esac
-    read -r uptime _ 2>/dev/null </proc/uptime || uptime=''
-}
-
-# Writes the file exit, once: state $1, code $2, signal $3, reason $4. A link does
-# not replace what is there, so that finished never changes again.
+# Writes the file exit, once: state $1, code $2, signal $3, reason $4. What is there stays,
+# so that finished never changes again; an empty one is what a full disk has left.
 settle() {
     clock
-    quote "$(printf '%.1000s' "$4")"
+    quoted="''"
+    [ -z "$4" ] || quote "$(printf '%.1000s' "$4")"
+    record="state='$1'${newline}code='$2'${newline}signal='$3'${newline}reason=$quoted
+ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
+    set -C
     until
-        { [ -f exit.new ] || [ ! -e exit.new ]; } &&
-            printf "state='%s'\ncode='%s'\nsignal='%s'\nreason=%s\nended='%s'\nended_uptime='%s'\nboot='%s'\n" \
-                "$1" "$2" "$3" "$quoted" "$now" "$uptime" "$boot_now" 1<>exit.new &&
-            { ln exit.new exit 2>/dev/null || [ -s exit ] || mv -f exit.new exit; }
+        { printf '%s\n' "$record" >./exit; } 2>/dev/null || [ -s exit ] || {
+            { [ -f exit.new ] || [ ! -e exit.new ]; } &&
+                printf '%s\n' "$record" 1<>exit.new &&
+                { ln exit.new exit 2>/dev/null || [ -s exit ] || mv -f exit.new exit; }
+        }
     do
         [ -f spec ] || exit 1 # the folder was removed
         sleep 1
         [ -f exit.new ] || rm -rf exit.new # the job put something in its place
     done
+    set +C
     # Whoever carries the job's files to another computer sleeps until this one grows.
     echo >>run
 }
@@ -316,7 +338,7 @@ await_exit() {
         if alive "$runner" "$runner_ticks" "$boot"; then
             pause
         else
-            (cd -- "$1" && settle Stopped '' '' "$2" && rm -f env env.odd exit.new)
+            (cd -- "$1" && settle Stopped '' '' "$2" && rm -f env env.odd exit.new spec.new)
         fi
     done
 }
@@ -354,10 +376,7 @@ say() {
 run() {
     cd -- "$1" || exit 125
     [ -z "$3" ] || kill -s KILL "$3"
-    dir=$PWD
-    exec 3>&1 >/dev/null 2>>log
-    trap : HUP INT QUIT TERM
-    trap '' PIPE
+    exec 3>&1 >/dev/null
     boot
     if [ "$2" ]; then
         load_run .
@@ -365,22 +384,36 @@ run() {
         exec 9<>lock
         flock -n 9 2>/dev/null
     fi
+    name_runner
+    say ready
+    told_time=''
+    if [ "$2" ]; then
+        ln spec.new spec 2>/dev/null || exit 0
+    else
+        read -r told_time || told_time=''
+        [ -f spec ] || exit 0
+        [ -z "$told_time" ] || { instant && set_clock "$told_time"; }
+    fi
+    exec </dev/null
+    do_job
+}
+
+# Makes this very process the runner of the job in the current folder, and writes that down.
+name_runner() {
+    dir=$PWD
+    exec 2>>log
+    trap : HUP INT QUIT TERM
+    trap '' PIPE
     self
     read -r host 2>/dev/null </proc/sys/kernel/hostname || host=$(uname -n)
     printf "runner='%s'\nrunner_ticks='%s'\nboot='%s'\nhost='%s'\n" \
         "$own" "$born" "$boot_now" "$host" >run || exit 125
     # Its place on the disk is taken now: a full disk shall not swallow the exit status.
     echo >exit.new || exit 125
-    say ready
-    told_time=''
-    if [ "$2" ]; then
-        ln spec.new spec 2>/dev/null || exit 0
-        rm -f spec.new
-    else
-        read -r told_time || told_time=''
-        [ -f spec ] || exit 0
-    fi
-    exec </dev/null
+}
+
+# Runs the job of which there is a spec.
+do_job() {
     instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish=''
     # shellcheck source=/dev/null
@@ -398,10 +431,11 @@ run() {
     conclude
     settle "$state" "$code" "$signal" "$reason"
     exec 3>&- 9>&-
+    [ -z "${at_end-}" ] || echo "$at_end" >&7
     if [ -n "$on_finish" ]; then
         announce >>log 2>&1 &
     else
-        rm -f env env.odd exit.new
+        exec rm -f env env.odd exit.new spec.new
     fi
 }
 
@@ -527,7 +561,7 @@ caller_has_ended() {
 
 # In a subshell of its own: becomes the command.
 command_itself() {
-    exec 9>&-
+    exec 7>&- 9>&-
     [ -z "$merge" ] || exec 2>&1
     eval "set -- $argv"
     case $script in
@@ -545,8 +579,7 @@ command_itself() {
 exec \"\$@\"" sh "$@"
     fi
     self
-    now=$told_time
-    if [ -z "$now" ]; then clock; else read -r uptime _ 2>/dev/null </proc/uptime || uptime=''; fi
+    clock
     jobctl_dir=$dir jobctl_own=$own jobctl_born=$born jobctl_leader=''
     jobctl_now=$now jobctl_uptime=$uptime jobctl_attempt=$attempt
     jobctl_failure=$dir/${failures-}failure
@@ -558,7 +591,9 @@ exec \"\$@\"" sh "$@"
     CDPATH='' cd -- "${cwd:-.}" 2>/dev/null || refuse 126 "cannot enter directory: $cwd"
     umask "$umask"
     # From here on any variable but jobctl_* may have the caller's value.
-    export PWD
+    jobctl_pwd=$PWD
+    eval "${jobctl_exports-}"
+    export PWD="$jobctl_pwd"
     unset LC_ALL OLDPWD SHLVL JOBCTL_RUNNER
     [ -z "${caller_locale+set}" ] || export LC_ALL="$caller_locale"
     if [ -n "${caller_path+set}" ]; then PATH=$caller_path; else unset PATH; fi
@@ -679,7 +714,7 @@ announce() {
     CDPATH='' cd -- "$cwd" || cd /
     # shellcheck source=/dev/null
     . "$jobctl_dir/env"
-    /bin/rm -f "$jobctl_dir/env" "$jobctl_dir/env.odd" "$jobctl_dir/exit.new"
+    (cd "$jobctl_dir" && exec /bin/rm -f env env.odd exit.new spec.new)
     # Without the cookie: to remove the job shall not end what it says at its end.
     unset JOBCTL_INSTANCE_ID JOBCTL_PROGRESS JOBCTL_RUNNER
     export JOBCTL_STATE="$jobctl_state" JOBCTL_EXIT_CODE="$jobctl_code"

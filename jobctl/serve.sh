@@ -258,7 +258,7 @@ note_loss() {
     [ ! -s "$1/exit" ] && [ -n "$boot" ] || return 0
     reason='lost: runner was killed'
     [ "$boot" = "$boot_now" ] || reason='lost: host rebooted'
-    (cd "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new)
+    (cd "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new spec.new)
 }
 
 # --- carry --------------------------------------------------------------------
