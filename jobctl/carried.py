@@ -43,6 +43,8 @@ class Carried:
         """All that the host had for us at one time is here."""
         self.brings_output = False
         """Whether what it writes comes here now."""
+        self.bulky = False
+        """Whether there was so much of it at once that it has a way of its own."""
         self.gone = False
         """Whether the host has it no more."""
         self._fds: dict[str, int] = {}
@@ -70,11 +72,16 @@ class Carried:
         """Whether it was not removed."""
         return self.folder.exists()
 
-    def wish(self, handle: str) -> str:
+    def wish(self, handle: bytes) -> str:
         """Return how to ask the host for what is not here yet."""
+        number, out, err = map(bytes.decode, self.wanted_from(handle))
+        return f"carry {number} {self.path} {out} {err}"
+
+    def wanted_from(self, handle: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return the number and from where each stream is to come, "-" if it is to stay there."""
         self.brings_output = self.wanted
         out, err = self.sizes()
-        return f"carry {handle} {self.path} {f'{out} {err}' if self.brings_output else '- -'}"
+        return (handle, b"%d" % out, b"%d" % err) if self.brings_output else (handle, b"-", b"-")
 
     # --- setting it going ---
 

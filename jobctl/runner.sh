@@ -160,11 +160,11 @@ clock() {
     now=${now%??}.${now#"${now%??}"}
 }
 
-# Takes $1 for the time at $instant.
+# Takes $1 for the time at $instant. Both are cut to hundredths: hence one more.
 set_clock() {
     case $1 in *[!0-9.]* | *.) set -- "${1%%.*}.00" ;; esac
     fraction=${1#*.}00
-    epoch=$((${1%.*}${fraction%"${fraction#??}"} - instant)) asked_until=$((instant + 6000))
+    epoch=$((${1%.*}${fraction%"${fraction#??}"} + 1 - instant)) asked_until=$((instant + 6000))
 }
 
 pause() {
@@ -431,7 +431,7 @@ do_job() {
     conclude
     settle "$state" "$code" "$signal" "$reason"
     exec 3>&- 9>&-
-    [ -z "${at_end-}" ] || echo "$at_end" >&7
+    [ -z "${at_end-}" ] || echo "$at_end" >&7 # see serve.sh
     if [ -n "$on_finish" ]; then
         announce >>log 2>&1 &
     else

@@ -5,22 +5,22 @@
 # Needs what runner.sh needs, which lies beside it, and mkdir, mkfifo and dd; stat and a
 # tail that the kernel wakes spare it looking again and again.
 #
-#   sh serve.sh control STATE        does what the lines of standard input say
-#   sh serve.sh carry STATE          sends what jobs write, as standard input says
-#   sh serve.sh put STATE ID NAME    makes a file of job ID from standard input, and
-#                                    prints its length
+#   sh serve.sh control STATE [MOST]  does what the lines of standard input say, and sends what
+#                                     jobs write, but not MOST bytes or more of one at a time
+#   sh serve.sh put STATE ID NAME     makes a file of job ID from standard input, and
+#                                     prints its length
 #
-# STATE is the state directory.
+# STATE is the state directory. It is the current one; the jobs of other computers are in
+# guest/, each in a folder called by its instance id and of the shape that runner.sh describes.
+#
+# control says "serving BOOT KILLS HOST" first; KILLS is "kills" where jobs end at logout.
 #
 # A line of standard input is a command of sh: one of the functions below with its words,
-# quoted; $nl stands for a newline. Replies are lines. The state directory is the current
-# one; the jobs of other computers are in guest/, each in a folder called by its instance
-# id and of the shape that runner.sh describes.
+# quoted; $nl stands for a newline. Those with a TAG are answered once, in any order, by the
+# line "TAG ok ..." or "TAG no REASON"; before, there may be lines "TAG more ...".
 #
-# control says "serving BOOT KILLS HOST" first; KILLS is "kills" where jobs end at logout. Each request begins with a tag, and is answered
-# once, in any order, by "TAG ok ...", or "TAG no REASON".
-#
-#   accept TAG ID SPEC ENV ODD         start a job, unless that was done already
+#   accept TAG ID SPEC ENV ODD H OUT ERR   start a job, unless that was done already, and carry
+#                                      it: see there
 #   share TAG ID SPEC ENV ODD          be ready for items of a job; prints how many CPUs there are
 #   feed TAG ID SLOTS COUNT N LINE     take so many items from the Nth on, as items.sh has them
 #   end_items TAG FOLDER GRACE REASON ITEM...   stop items, as items.sh names them, or with
@@ -34,7 +34,18 @@
 #   survey TAG                         print all jobs: "job PATH ALIVE OUT ERR LENGTH", then
 #                                      spec, run, exit and received, LENGTH bytes, a newline
 #
-# carry sends, of the jobs that it was told, each by a number H of the other side's choice:
+# Without TAG, and without an answer:
+#
+#   carry H PATH OUT ERR               send what the job in folder PATH writes, its streams from
+#                                      these bytes on; with OUT -, no streams. H is a number of
+#                                      the other side's choice
+#   carry_items H PATH SLOTS JOURNALS ITEMS    the same for items: JOURNALS are words K:OFFSET,
+#                                      ITEMS are N:OUT:ERR, where any of it was sent before;
+#                                      SLOTS are to live while there are items
+#   drop H                             carry it no longer
+#   look                               look soon what is new
+#
+# What is sent of these jobs:
 #
 #   out H OFFSET LENGTH, err H ...     bytes of a stream follow, and a newline
 #   run H LENGTH, progress H LENGTH    what the file holds now follows, and a newline
@@ -42,27 +53,31 @@
 #   exit H LENGTH                      the file exit follows, and a newline. All output that
 #                                      there was at the end was sent before. H is free again.
 #   gone H                             the job is not there (any more). H is free again.
+#   much H                             there is MOST or more to be sent. H is free again.
 #   item H N STREAM OFFSET LENGTH      bytes of an item's output follow, and a newline
 #   self H K LENGTH                    what the file self of a slot holds follows, and a newline
 #   journal H K OFFSET LENGTH          lines of the journal of slot K follow, and a newline. What
 #                                      the items that end in them wrote was sent before.
 #
-#   carry H PATH OUT ERR               carry the job in folder PATH, its streams from these
-#                                      bytes on; with OUT -, no streams
-#   carry_items H PATH SLOTS JOURNALS ITEMS    the same for items: JOURNALS are words K:OFFSET,
-#                                      ITEMS are N:OUT:ERR, where any of it was sent before;
-#                                      SLOTS are to live while there are items
-#   drop H                             carry it no longer
+# control is two processes. The first one reads the requests. The second one, which is the only
+# one to write to standard output, reads from a pipe, descriptor 7, what the first one has to
+# say; what it is to do; when it is time to look; and which jobs have ended: their runners,
+# begun by the first one, say so.
+
+# The login's own variables, some of which may have the names of ours.
+# shellcheck disable=SC2034  # runner.sh asks
+jobctl_exports=$(export -p)
 
 set -u
 
 nl='
 '
 here=${0%/*}
-# Set by functions of runner.sh: load_run, alive, instant, boot.
+# Set by functions of runner.sh, or for them.
+# shellcheck disable=SC2034
 runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now='' own=''
+born='' host='' told_time=''
 export jobctl_sourced=1
-[ "${PATH+set}" ] && given_path=$PATH
 given_umask=$(umask)
 # shellcheck source=/dev/null
 . "$here/runner.sh"
@@ -73,55 +88,113 @@ for program in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
     [ ! -x "$program" ] || leader=$program
 done
 
-# --- control ------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------
+
+# Answers a request: $1 is its tag, and what there is to say.
+answer() {
+    printf 'say %s\n' "$1" >&7
+}
+
+# Has the other process do $1.
+pass() {
+    printf 'do %s\n' "$1" >&7
+}
+
+# Runs $@ in a shell beside this one, with one more word: the process that it is to kill.
+# Not in the background, where sh has INT and QUIT ignored for good: what is run ends the
+# subshell that waits for it.
+beside() {
+    (self && ("$@" "$own"); :) 2>/dev/null
+}
 
 # Runs our script $1 with the words after it in a session of its own, with the login's own
 # environment. Its process is no part of any job.
 detached() {
-    (
-        script=$here/$1
-        shift
-        [ -z "${given_path+set}" ] || PATH=$given_path
-        if [ -n "${caller_locale+set}" ]; then LC_ALL=$caller_locale; else unset LC_ALL; fi
-        umask "$given_umask"
-        unset JOBCTL_INSTANCE_ID
-        export JOBCTL_RUNNER=1
-        if [ -n "$leader" ]; then
-            exec "$leader" /bin/sh "$script" "$@"
-        elif [ -x /usr/bin/perl ]; then
-            # shellcheck disable=SC2016  # of perl
-            exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV' \
-                /bin/sh "$script" "$@"
-        fi
-        exec /bin/sh "$script" "$@"
-    )
+    jobctl_script=$here/$1
+    shift
+    if [ -n "$leader" ]; then
+        set -- "$leader" /bin/sh "$jobctl_script" "$@"
+    elif [ -x /usr/bin/perl ]; then
+        # shellcheck disable=SC2016  # of perl
+        set -- /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV' \
+            /bin/sh "$jobctl_script" "$@"
+    else
+        set -- /bin/sh "$jobctl_script" "$@"
+    fi
+    umask "$given_umask"
+    unset PATH LC_ALL
+    eval "$jobctl_exports"
+    exec </dev/null >/dev/null 6>&- 7>&-
+    exec "$@"
 }
 
-# The same, and does not wait for it. Not in the background, where sh has INT and QUIT
-# ignored for good: what is run ends the subshell that waits for it.
-let_go() {
-    (self && detached "$@" "$own" </dev/null >/dev/null 2>&1; :) 2>/dev/null
+accept() {
+    ours='' refused=''
+    if [ ! -s "guest/$2/spec" ]; then
+        if ! { mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress; }; then
+            refused=1
+        elif claim; then
+            ours=1
+            if ! { echo >exit.new && write_environment "$4" "$5" && add_umask "$3" >spec; }; then
+                refused=1
+                rm -f spec run
+            fi
+        elif alive "$runner" "$runner_ticks" "$boot"; then
+            :
+        elif describe "$3" "$4" "$5"; then
+            # Whoever had claimed it was killed. Of several that come now, one begins it.
+            beside detached runner.sh begin "$PWD"
+        else
+            refused=1
+        fi
+    fi
+    if [ "$refused" ]; then
+        answer "$1 no cannot write in $PWD: is the disk full?"
+    elif [ "$ours" ]; then
+        clock
+        pass "carry_new $6 guest/$2 $7 $8"
+        answer "$1 ok"
+        beside run_here "$6"
+    else
+        answer "$1 ok"
+        carry "$6" "guest/$2" "$7" "$8"
+    fi
+    cd "$state" || exit
+}
+
+# Succeeds if the job in the current folder is ours to begin, as only one can make the file
+# run; else loads that.
+claim() {
+    set -C
+    { printf "runner='%s'\nrunner_ticks='%s'\nboot='%s'\nhost='%s'\n" \
+        "$served" "$served_ticks" "$boot_now" "$host" >run; } 2>/dev/null
+    set -- $?
+    set +C
+    [ "$1" -eq 0 ] || { load_run .; false; }
+}
+
+# Becomes the runner of the job in the current folder, which is carried by number $1. Here
+# and not in a session of its own, as that takes two processes more.
+run_here() {
+    kill -s KILL "$2"
+    exec 3>/dev/null </dev/null >/dev/null
+    # shellcheck disable=SC2034  # runner.sh asks
+    at_end="end $1"
+    name_runner
+    do_job
 }
 
 # Writes down a job in the current folder: what its spec says, its environment, the odd part.
 describe() {
-    printf '%s' "$2" >./env && { [ -z "$3" ] || printf '%s' "$3" >env.odd; } &&
-        printf '%s' "${1}umask='$given_umask'$nl" >spec.new
+    write_environment "$2" "$3" && add_umask "$1" >spec.new
 }
 
-accept() {
-    if [ -s "guest/$2/spec" ]; then
-        echo "$1 ok"
-        return
-    fi
-    if mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress &&
-        describe "$3" "$4" "$5"; then
-        let_go runner.sh begin "$PWD"
-        echo "$1 ok"
-    else
-        echo "$1 no cannot write in $PWD: is the disk full?"
-    fi
-    cd "$state" || exit
+add_umask() {
+    printf '%s' "${1}umask='$given_umask'$nl"
+}
+
+write_environment() {
+    printf '%s' "$1" >./env && { [ -z "$2" ] || printf '%s' "$2" >env.odd; }
 }
 
 share() {
@@ -131,19 +204,19 @@ share() {
         cd "$state" || exit
     fi
     if [ ! -s "guest/$2/spec" ]; then
-        echo "$1 no cannot write in guest/$2: is the disk full?"
+        answer "$1 no cannot write in guest/$2: is the disk full?"
         return
     fi
-    echo "$1 ok $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"
+    answer "$1 ok $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"
 }
 
 feed() {
     file=guest/$2/items/$5
     if [ -e "$file" ] || { printf '%s\n' "$6" >"guest/$2/next" && mv -f "guest/$2/next" "$file"; }; then
         more_slots "guest/$2" "$3" "$4"
-        echo "$1 ok"
+        answer "$1 ok"
     else
-        echo "$1 no cannot write in guest/$2: is the disk full?"
+        answer "$1 no cannot write in guest/$2: is the disk full?"
     fi
 }
 
@@ -167,7 +240,7 @@ more_slots() {
         made="$made $1/slots/$highest"
     done
     # shellcheck disable=SC2086  # without spaces
-    mkdir $made && let_go items.sh slots "$PWD/$1" "$first" "$last"
+    mkdir $made && beside detached items.sh slots "$PWD/$1" "$first" "$last"
 }
 
 end_items() {
@@ -193,8 +266,13 @@ signal_items() {
 told_to() {
     verb=$1 script=$2 tag=$3
     shift 3
-    printed=$(JOBCTL_RUNNER=1 sh "$here/$script" "$verb" "$@" </dev/null | tr '\n' ' ')
-    echo "$tag ok $printed"
+    printed=''
+    for word in $(sh "$here/$script" "$verb" "$@" </dev/null 7>&-); do
+        printed="$printed $word"
+        # What several write into a pipe stays whole to 4096 bytes.
+        [ "${#printed}" -lt 3000 ] || { answer "$tag more$printed" && printed=''; }
+    done
+    answer "$tag ok$printed"
 }
 
 end() {
@@ -212,7 +290,7 @@ hit() {
         group=$(ps -o pgid= -p "$3" | tr -d ' ')
         [ "${group:-1}" -le 1 ] || kill -s "$2" -- "-$group"
     }
-    echo "$1 ok"
+    answer "$1 ok"
 }
 
 erase() {
@@ -220,16 +298,42 @@ erase() {
     shift
     for path in "$@"; do
         if [ -f "$path/spec" ] && [ ! -s "$path/exit" ] && [ ! -d "$path/items" ]; then
-            echo "$tag no it is not finished"
+            answer "$tag no it is not finished"
             return
         fi
         rm -f "$path/spec"
         rm -rf "$path"
     done
-    echo "$tag ok"
+    answer "$tag ok"
 }
 
+# The answer may be long.
 survey() {
+    pass "list_jobs $1"
+}
+
+carry() {
+    pass "take_up $*"
+}
+
+carry_items() {
+    # One by one, as the lists may be long.
+    for entry in $4; do pass "sent_of_slot $1 ${entry%%:*} ${entry#*:}"; done
+    for entry in $5; do pass "sent_of_item $1 ${entry%%:*} ${entry#*:}"; done
+    pass "take_items $1 $2 $3"
+}
+
+drop() {
+    pass "let_be $1"
+}
+
+look() {
+    pass :
+}
+
+# --- what is sent -------------------------------------------------------------
+
+list_jobs() {
     tag=$1
     [ "$size" ] || learn_sizes
     for spec in guest/*/spec jobs/*/spec; do
@@ -261,8 +365,6 @@ note_loss() {
     (cd "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new spec.new)
 }
 
-# --- carry --------------------------------------------------------------------
-
 # The numbers of the jobs carried, $carried, name variables: path_H, out_H and err_H (bytes
 # sent), run_H and progress_H (sizes seen) and letter_H.
 carried='' path='' out='' err='' run='' progress=''
@@ -271,26 +373,35 @@ carried='' path='' out='' err='' run='' progress=''
 # what an item wrote.
 growing='' handle='' active='' wanted='' keeper='' started='' since=''
 
-carry() {
+take_up() {
     eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1="
     carried="$carried $1"
 }
 
-carry_items() {
-    eval "path_$1=\$2 slots_$1=\$3 out_$1=items active_$1=''"
-    carried="$carried $1" handle=$1
-    for entry in $4; do
-        eval "journal_${handle}_${entry%%:*}=${entry#*:}"
-    done
-    for entry in $5; do
-        number=${entry%%:*} entry=${entry#*:}
-        eval "out_${handle}_$number=${entry%:*} err_${handle}_$number=${entry#*:}"
-        eval "active_$handle=\"\$active_$handle \$number\""
-    done
+# Takes up a job that is just being begun: it may end soon, and will say so.
+carry_new() {
+    take_up "$@"
+    [ -z "$soon" ] || return 0
+    end_of "$ticker"
+    tick_in 0.05
+    soon=1
+}
+
+sent_of_slot() {
+    eval "journal_$1_$2=$3"
+}
+
+sent_of_item() {
+    eval "out_$1_$2=${3%:*} err_$1_$2=${3#*:} active_$1=\"\${active_$1-} \$2\""
+}
+
+take_items() {
+    eval "path_$1=\$2 slots_$1=\$3 out_$1=items active_$1=\"\${active_$1-}\""
+    carried="$carried $1"
     quiet=9 # have it mended
 }
 
-drop() {
+let_be() {
     rest=''
     for other in $carried; do
         [ "$other" = "$1" ] || rest="$rest $other"
@@ -389,14 +500,14 @@ send_file() {
     printf '%s\n' "$content"
 }
 
-# Looks once at all jobs carried, and sends what is new. Sets moved if there was output,
-# and more if there is.
-look() {
+# Looks once at the jobs $@, and sends what is new. Sets moved if there was output, and more
+# if there is.
+look_at_all() {
     moved='' more='' files='' looked='' growing=''
-    for h in $carried; do
+    for h in "$@"; do
         eval "path=\$path_$h out=\$out_$h"
         if [ "$out" = items ]; then
-            if [ -f "$path/spec" ]; then look_at_items "$h"; else echo "gone $h" && drop "$h"; fi
+            if [ -f "$path/spec" ]; then look_at_items "$h"; else end_with "gone" "$h"; fi
         elif [ -f "$path/spec" ] && [ -f "$path/stdout" ] && [ -f "$path/stderr" ]; then
             [ -f "$path/progress" ] || : >"$path/progress"
             [ -f "$path/run" ] || : >>"$path/run"
@@ -405,9 +516,8 @@ look() {
             [ ! -s "$path/exit" ] || ended=1
             looked="$looked $h:$ended"
             files="$files $path/stdout $path/stderr $path/run $path/progress"
-        elif [ ! -d "$path" ] || [ ! -f "$path/spec.new" ]; then
-            echo "gone $h"
-            drop "$h"
+        elif [ ! -d "$path" ] || [ ! -f "$path/run" ]; then
+            end_with "gone" "$h"
         fi
     done
     # shellcheck disable=SC2086,SC2046  # without spaces, all of them
@@ -418,6 +528,12 @@ look() {
         look_at "$h" "${entry#*:}" "$@"
         shift 4
     done
+}
+
+# Says $1 of job $2, which ends its being carried.
+end_with() {
+    echo "$1 $2"
+    let_be "$2"
 }
 
 # Sends what is new of the items of job $1.
@@ -433,7 +549,7 @@ look_at_items() {
         fi
     done
     if [ -n "$dead" ]; then
-        sh "$here/items.sh" mend "$path" </dev/null
+        sh "$here/items.sh" mend "$path" </dev/null 6>&- 7>&-
         more_slots "$path" "$wanted" "$wanted"
     fi
     [ -n "$journals" ] || return 0
@@ -471,11 +587,15 @@ EOF
     done
     # shellcheck disable=SC2086,SC2046  # without spaces, all of them
     [ -z "$files_of" ] || set -- $($size $files_of 2>/dev/null)
-    unsent=''
+    unsent='' room=$most
     for number in $listed; do
         [ $# -ge 2 ] || break
         send_item "$number" out "$path/children/$number.stdout" "$1"
         send_item "$number" err "$path/children/$number.stderr" "$2"
+        if [ "$room" -le 0 ]; then
+            end_with much "$handle"
+            return
+        fi
         case " $ended " in *" $number "*) ;; *) lives="$lives $number" ;; esac
         shift 2
     done
@@ -510,7 +630,8 @@ send_item() {
     eval "from=\${$2_${handle}_$1:-0}"
     length=$(($4 - from))
     [ "$length" -gt 0 ] || return 0
-    moved=1
+    room=$((room - length)) moved=1
+    [ "$room" -gt 0 ] || return 0
     if small_text "$3" "$from" "$length"; then
         echo "item $handle $1 $2 0 $length"
         printf '%s\n' "$content"
@@ -536,6 +657,11 @@ look_at() {
     }
     unsent=0
     if [ "$out" != - ]; then
+        if [ $(($3 - out + $4 - err)) -ge "$most" ]; then
+            moved=1
+            end_with much "$1"
+            return
+        fi
         send_stream "$1" out "$path/stdout" "$3" "$out"
         send_stream "$1" err "$path/stderr" "$4" "$err"
         eval "unsent=\$(($3 - out_$1 + $4 - err_$1))"
@@ -554,7 +680,7 @@ look_at() {
         [ ! -s "$path/exit" ] || more=1
     elif [ "$unsent" -le 0 ]; then
         send_file "$1" exit "$path/exit" 10000 0
-        drop "$1"
+        let_be "$1"
     else
         more=1
     fi
@@ -577,7 +703,7 @@ arm() {
 learn_wakes() {
     wakes=no
     case $(uname)$(tail --version 2>/dev/null) in
-    Linux*GNU* | Darwin* | *BSD*) wakes=yes ;;
+    Linux*GNU* | Darwin* | *BSD*) wakes=yes && own_pipe 6 ;;
     esac
 }
 
@@ -605,16 +731,27 @@ tick_in() {
     ticker=$!
 }
 
+# Makes descriptor $1 a pipe that we both read and write. Where its two ends can be had of a
+# here-document, that takes no process.
+own_pipe() {
+    eval "exec $1<<E${nl}nothing${nl}E$nl"
+    if [ -p "/proc/self/fd/$1" ] && [ -w "/proc/self/fd/$1" ]; then
+        eval "exec $1<>/proc/self/fd/$1; read -r nothing <&$1"
+    else
+        mkfifo "fifo.$$.$1" && eval "exec $1<>fifo.$$.$1" || exit 125
+        rm -f "fifo.$$.$1"
+    fi
+}
+
+# Sends what jobs write, until it is told that it is over. $1 is a process to kill.
 carry_all() {
-    exec 8<&0 </dev/null
-    mkfifo "fifo.$$" "wake.$$" && exec 7<>"fifo.$$" 6<>"wake.$$" || exit 125
-    rm -f "fifo.$$" "wake.$$"
+    kill -s KILL "$1"
+    exec </dev/null
     trap leave PIPE TERM HUP INT
-    wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144
-    { while IFS= read -r line; do printf 'do %s\n' "$line"; done; echo over; } <&8 >&7 &
-    exec 8<&-
+    wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144 soon=''
     while :; do
-        look
+        # shellcheck disable=SC2086  # without spaces, all of them
+        look_at_all $carried
         # Soon again while something comes; then we sleep until the kernel wakes us, but
         # for a look now and then: not everything that can happen makes a file grow.
         if [ "$more" ]; then
@@ -628,6 +765,7 @@ carry_all() {
             3) arm && tick_in 0.05 ;;
             4) tick_in 0.2 ;;
             *)
+                kill -s 0 "$served" || leave
                 arm
                 if [ "$wakes" != yes ]; then
                     tick_in 0.2
@@ -647,13 +785,22 @@ carry_all() {
 hear() {
     while read -r word rest <&7; do
         case $word in
-        do) eval "$rest" && quiet=0 ;;
+        say) printf '%s\n' "$rest" && continue ;;
+        do)
+            eval "$rest"
+            quiet=0
+            case $rest in carry_new*) continue ;; esac
+            ;;
+        end)
+            case " $carried " in *" $rest "*) look_at_all "$rest" ;; *) continue ;; esac
+            [ "$more" ] || continue
+            ;;
         wake) listening='' quiet=0 && disarm ;;
         tick) [ "$rest" = "$serial" ] || continue ;;
         over) leave ;;
         esac
         end_of "$ticker"
-        ticker=''
+        ticker='' soon=''
         return
     done
 }
@@ -665,6 +812,7 @@ state=$PWD
 case $1 in
 control)
     exec 2>/dev/null
+    most=${3:-99999999999999999}
     read -r host </proc/sys/kernel/hostname || host=$(uname -n)
     kills=spares
     if [ -d /run/systemd/system ] && grep -qs '^ *KillUserProcesses *= *\(yes\|true\|on\|1\)' \
@@ -673,13 +821,16 @@ control)
         kills=kills
     fi
     echo "serving $boot_now $kills $host"
+    own_pipe 7
+    self
+    served=$own served_ticks=$born
+    beside carry_all
+    # If the other one ends, so does the output.
+    exec >/dev/null
     while IFS= read -r line; do
         eval "$line"
     done
-    ;;
-carry)
-    exec 2>/dev/null
-    carry_all
+    echo over >&7
     ;;
 put)
     # Aside: the job may be reading it already, if only the answer to accept was lost.

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from jobctl import quoting
 from jobctl.agent.channels import Another, Channels
@@ -43,6 +43,8 @@ _MOST_NOISE = 1 << 20
 _PATIENCE = 60.0
 """Seconds that the far end may take for an answer to what it has only to look up."""
 _PIECE = 1 << 20
+_LITTLE = 1 << 16
+"""Bytes of a job's output, or less, for which no other channel is made."""
 _MUCH = 1 << 18
 """Bytes that are better taken at once than packet by packet, at a system call or two each."""
 _A_MOMENT = 0.001
@@ -66,49 +68,44 @@ class Far:
         self._connection = Channels(connection, another)
         self._tags = itertools.count(1)
         self._answers: dict[bytes, SimpleQueue[bytes | None]] = {}
+        self._surveyed = list[bytes]()
         self._lock = threading.Lock()
         self._spare: _Channel | None = None
         self._control = self._serving()
-        words = self._control.line().split(b" ", 3)
-        if len(words) != 4 or words[0] != b"serving":
-            raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
+        """Where requests are made and answered, and output comes while there is little."""
+        self._bulk: _Channel | None = None
+        """Where it comes when there is much, which others are not to wait for."""
+        words = _greeting(self._control)
         self.host = words[3].strip().decode("utf-8", "replace")
         self.warning = _KILLS if words[2] == b"kills" else ""
         """What the user should know of this host."""
-        self._carry = self._channel(self._line("carry"))
-        threading.Thread(target=self._listen, daemon=True).start()
 
     def _serving(self) -> _Channel:
         """Return a channel to `serve.sh control`, brought there first if need be."""
+        control = _line(b'"$d"', "control", str(_LITTLE))
         channel = self._channel(
-            f'{_FIND}; umask 077; if ! {{ [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
-            ' mkdir -p -- "$d/lib" "$d/guest"; }; then'
+            f'{_FIND}; if ! {{ [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
+            ' (umask 077; mkdir -p -- "$d/lib" "$d/guest"); }; then'
             ' printf "no cannot make %s\\n" "$d"; exit; fi;'
             ' case $(ls -ldL -- "$d") in d????w*|d???????w*)'
             ' printf "no others can write to %s; chmod go-w it\\n" "$d"; exit;; esac;'
             f" v={_version()};"
-            ' if [ -f "$d/lib/$v/enter.sh" ]; then w=have; else w=need; fi;'
-            ' printf "%s %s\\n" "$w" "$d"; IFS= read -r l && eval "$l"'.encode()
+            ' if [ ! -f "$d/lib/$v/enter.sh" ]; then'
+            ' printf "need %s\\n" "$d"; IFS= read -r l && eval "$l";'
+            ' else printf "have %s\\n" "$d"; fi; '.encode()
+            + control
         )
         word, _, self._state = channel.line().rstrip(b"\n").partition(b" ")
         if word == b"no":
             raise Denied(self._state.decode("utf-8", "replace"))
         if word not in (b"have", b"need"):
             raise Denied(f"the shell of this host does not answer as a POSIX sh: {word!r:.80}")
-        bring = _scripts() if word == b"need" else b""
-        channel.stream.write(bring + self._line("control") + b"\n")
+        if word == b"need":
+            channel.stream.write(_scripts() + b"\n")
         return channel
 
-    def _line(self, *words: str) -> bytes:
-        """Return the line that makes a channel one to serve.sh."""
-        verb, rest = os.fsencode(words[0]), [os.fsencode(word) for word in words[1:]]
-        return b"exec /bin/sh %s/lib/%s/serve.sh %s %s %s" % (
-            quoting.quote(self._state),
-            _version().encode(),
-            verb,
-            quoting.quote(self._state),
-            quoting.join(rest),
-        )
+    def _line(self, verb: str, *words: str) -> bytes:
+        return _line(quoting.quote(self._state), verb, *words)
 
     def _channel(self, line: bytes) -> _Channel:
         return _Channel(self._connection.open(_BEGIN), line)
@@ -126,38 +123,35 @@ class Far:
         answer = self._answers[tag] = SimpleQueue()
         text = quoting.join((tag, *words)).replace(b"\n", b"'\"$nl\"'")
         try:
-            with self._lock:
-                _tell(self._control, verb.encode() + b" " + text + b"\n")
+            self._tell(self._control, verb.encode() + b" " + text)
             if not self._connection.alive():
                 raise Lost("the connection broke")
-            reply = _wait(answer, seconds)
+            parts = list[bytes]()
+            word = b"more"
+            while word == b"more":
+                word, _, rest = _wait(answer, seconds).partition(b" ")
+                parts.append(rest)
         finally:
             del self._answers[tag]
-        if reply is None:
-            raise Lost("the connection broke before the host answered")
-        word, _, rest = reply.partition(b" ")
         if word != b"ok":
             raise NotDone(rest.decode("utf-8", "replace"))
-        return rest
+        return b" ".join(parts)
 
-    def _listen(self) -> None:
-        """Hand answers to those who wait for them, until the connection ends."""
-        lines = list[bytes]()
-        with suppress(Lost, ValueError):  # the latter where it sends no sense
-            while line := self._control.line():
-                words = line.rstrip(b"\n").split(b" ")
-                if words[0] == b"job":
-                    lines.append(line + self._control.exactly(int(words[-1]) + 1))
-                    continue
-                tag, _, rest = line.rstrip(b"\n").partition(b" ")
-                if rest == b"ok":
-                    rest = b"ok " + b"".join(lines)
-                    lines.clear()
-                if (waiting := self._answers.get(tag)) is not None:
-                    waiting.put(rest)
-        self.close()
-        for waiting in list(self._answers.values()):
-            waiting.put(None)
+    def _tell(self, channel: _Channel, line: bytes) -> None:
+        try:
+            with self._lock:
+                channel.stream.write(line + b"\n")
+        except BrokenPipeError:
+            raise Lost("the host ended the conversation") from None
+
+    def _answered(self, line: bytes) -> None:
+        """Hand an answer to who waits for it."""
+        tag, _, rest = line.rstrip(b"\n").partition(b" ")
+        if rest == b"ok":
+            rest = b"ok " + b"".join(self._surveyed)
+            self._surveyed.clear()
+        if (waiting := self._answers.get(tag)) is not None:
+            waiting.put(rest)
 
     def put(self, instance_id: str, name: str, source: int) -> None:
         """Make a file of a job on the host from an open one, to its end.
@@ -181,31 +175,63 @@ class Far:
 
     # --- output ---
 
-    def carry(self, line: str) -> None:
-        """Tell `serve.sh carry` something."""
-        _tell(self._carry, line.encode() + b"\n")
+    def carry(self, line: str, bulk: bool = False) -> None:
+        """Tell `serve.sh control` which job to carry, or which one no longer.
 
-    def frames(self) -> Iterator[tuple[list[bytes], Callable[[], bytes]]]:
-        """Yield what `serve.sh carry` sends: words, and what gives the next bytes that follow.
+        :param bulk: the job is one of those of which there is much; see open_bulk().
+        """
+        channel = self._bulk if bulk else self._control
+        if channel:
+            self._tell(channel, line.encode())
 
-        All of these are to be taken (until b"") before the next frame.
+    def look(self) -> None:
+        """Have the host look soon whether there is something new."""
+        for bulk in (False, True):
+            self.carry("look", bulk)
 
+    def open_bulk(self) -> bool:
+        """Make a way for jobs with much output; return False if there is one already.
+
+        :raises Unreachable: the server takes no further channel or connection.
+        """
+        if self._bulk:
+            return False
+        channel = self._channel(self._line("control"))
+        _greeting(channel)
+        self._bulk = channel
+        return True
+
+    def frames(self, bulk: bool = False) -> Iterator[tuple[list[bytes], Callable[[], bytes]]]:
+        """Yield what the host sends: words, and what gives the next bytes that follow.
+
+        All of these are to be taken (until b"") before the next frame. Meanwhile, requests
+        are answered.
+
+        :param bulk: that of jobs with much output.
         :raises Lost: the connection broke, or what came makes no sense.
         """
-        while line := self._carry.line():
+        channel = self._bulk if bulk else self._control
+        assert channel
+        while line := channel.line():
+            if line[:1].isdigit():
+                self._answered(line)
+                continue
             words = line.split()
             left = _length(words)
+            if words[0] == b"job":
+                self._surveyed.append(line + channel.exactly(left + 1))
+                continue
 
             def more() -> bytes:
                 nonlocal left
-                piece = self._carry.some(left) if left else b""
+                piece = channel.some(left) if left else b""
                 left -= len(piece)
                 if left >= _MUCH and len(piece) < _MUCH:
                     time.sleep(_A_MOMENT)
                 return piece
 
             yield words, more
-            if words[0] in _WITH_BYTES and (left or self._carry.exactly(1) != b"\n"):
+            if words[0] in _WITH_BYTES and (left or channel.exactly(1) != b"\n"):
                 raise Lost("the host sent fewer bytes than it said")
         raise Lost("the host ended the conversation")
 
@@ -259,17 +285,29 @@ class Far:
     def close(self) -> None:
         """End the connection, and all that goes over it."""
         self._connection.close()
+        for waiting in list(self._answers.values()):
+            waiting.put(None)
 
 
-_WITH_BYTES = {b"out", b"err", b"run", b"progress", b"exit", b"item", b"self", b"journal"}
+_WITH_BYTES = {b"job", b"out", b"err", b"run", b"progress", b"exit", b"item", b"self", b"journal"}
 _FIELDS = {b"item": 6, b"self": 4, b"journal": 5}
 
 
-def _tell(channel: _Channel, data: bytes) -> None:
-    try:
-        channel.stream.write(data)
-    except BrokenPipeError:
-        raise Lost("the host ended the conversation") from None
+def _line(state: bytes, verb: str, *words: str) -> bytes:
+    """Return what makes a shell one of serve.sh; state is the directory there, quoted."""
+    script = b"%s/lib/%s/serve.sh" % (state, _version().encode())
+    rest = quoting.join(map(os.fsencode, words))
+    # It is no part of the job that it may be called from.
+    runner = b"unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
+    return b"%s; exec /bin/sh %s %s %s %s" % (runner, script, verb.encode(), state, rest)
+
+
+def _greeting(channel: _Channel) -> list[bytes]:
+    """Return the words that serve.sh begins with; raise Denied."""
+    words = channel.line().split(b" ", 3)
+    if len(words) != 4 or words[0] != b"serving":
+        raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
+    return words
 
 
 def _length(words: list[bytes]) -> int:
@@ -278,7 +316,7 @@ def _length(words: list[bytes]) -> int:
         raise Lost("the host sends what makes no sense")
     if words[0] not in _WITH_BYTES:
         return 0
-    most = 18 if words[0] in (b"out", b"err") else 9 if words[0] in _FIELDS else 7
+    most = 18 if words[0] in (b"out", b"err") else 9 if len(words) > 3 else 7
     fields = words[2:] if words[0] in _FIELDS else words[-1:]
     numbers = [word for word in fields if word not in (b"out", b"err")]
     if len(words) < _FIELDS.get(words[0], 2) or not all(map(bytes.isdigit, numbers)):
@@ -288,13 +326,14 @@ def _length(words: list[bytes]) -> int:
     return int(words[-1])
 
 
-def _wait(answer: SimpleQueue[bytes | None], seconds: float | None) -> bytes | None:
-    from queue import Empty
-
+def _wait(answer: SimpleQueue[bytes | None], seconds: float | None) -> bytes:
     try:
-        return answer.get(timeout=seconds)
+        reply = answer.get(timeout=seconds)
     except Empty:
         raise Lost("the host did not answer in time") from None
+    if reply is None:
+        raise Lost("the connection broke before the host answered")
+    return reply
 
 
 class _Channel:

@@ -69,7 +69,7 @@ class Link:
         self._connect = connect
         self._book = book
         self._company = company
-        self._mirror = Mirror(self._ended, company.changed)
+        self._mirror = Mirror(self._ended, company.changed, self._follow_again)
         self._change = threading.Condition()
         self._begin: deque[Carried] = deque()
         self._jobs: dict[str, Carried] = {}
@@ -345,13 +345,14 @@ class Link:
 
     def _serve(self, far: Far) -> None:
         """Do the jobs, until the connection breaks or nobody wants it."""
-        mover = threading.Thread(target=self._move, args=(far,), daemon=True)
-        mover.start()
+        movers = [self._moving(far)]
         if not self.temporary:
             # For commands run over it; a connection that is made for a job has none.
             threading.Thread(target=far.stand_by, daemon=True).start()
         try:
             while (job := self._next(far)) is not None:
+                if job.bulky and far.open_bulk():
+                    movers.append(self._moving(far, bulk=True))
                 self._hand_over(far, job)
         except Unreachable as error:
             self._lost(far, error)
@@ -360,7 +361,8 @@ class Link:
         except OSError as error:
             self._lost(far, Lost(f"cannot read here: {error.strerror}"))
         far.close()
-        mover.join()
+        for mover in movers:
+            mover.join()
         self._mirror.clear()
 
     def _next(self, far: Far) -> Carried | None:
@@ -390,8 +392,8 @@ class Link:
             if new:
                 job.note_sent()
         try:
-            if new:
-                self._accept(far, job)
+            if new and self._begun_there(far, job):
+                return
         except NotDone as error:
             with self._change:
                 self._jobs.pop(job.id, None)
@@ -405,20 +407,26 @@ class Link:
         if job.end("Failed", reason):
             self._company.ended(job)
 
-    def _accept(self, far: Far, job: Carried) -> None:
+    def _begun_there(self, far: Far, job: Carried) -> bool:
+        """Have the host take a job; return whether it is followed already."""
         for name in job.attached():
             with open(job.folder.file(name), "rb") as source:
                 far.put(job.instance_id, name, source.fileno())
         if isinstance(job, Share):
             job.hand_over(far)
-            return
-        spec, environment, odd = job.parts()
-        far.request("accept", job.instance_id.encode(), spec, environment, odd)
+            return False
+        self._mirror.begin(far, job)
+        return True
 
-    def _move(self, far: Far) -> None:
-        """In a thread of its own: write down what comes from the host."""
+    def _moving(self, far: Far, bulk: bool = False) -> threading.Thread:
+        """Return a new thread that writes down what comes from the host."""
+        mover = threading.Thread(target=self._move, args=(far, bulk), daemon=True)
+        mover.start()
+        return mover
+
+    def _move(self, far: Far, bulk: bool) -> None:
         try:
-            self._mirror.work(far)
+            self._mirror.work(far, bulk)
         except Unreachable as error:
             self._lost(far, error)
         except OSError as error:
@@ -435,6 +443,9 @@ class Link:
             self._note(LinkState.BROKEN, error)
             self._change.notify_all()
         far.close()
+
+    def _follow_again(self, job: Carried) -> None:
+        self.add(job, anew=True)
 
     def _ended(self, job: Carried, first: bool) -> None:
         with self._change:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from jobctl.agent.far import Far
+from jobctl.agent.far import Far, NotDone
 from jobctl.agent.shares import Share
 from jobctl.carried import Carried
 from jobctl.transport.base import Lost
@@ -17,15 +17,20 @@ class Mirror:
     """Writes what comes from a host into job folders."""
 
     def __init__(
-        self, ended: Callable[[Carried, bool], None], changed: Callable[[Carried], None]
+        self,
+        ended: Callable[[Carried, bool], None],
+        changed: Callable[[Carried], None],
+        again: Callable[[Carried], None],
     ) -> None:
         """Write for nobody yet.
 
         :param ended: is told a job whose end has come, and whether that was news.
         :param changed: is told a job that goes on differently.
+        :param again: is told a job that is to be followed anew.
         """
         self._ended = ended
         self._changed = changed
+        self._again = again
         self._lock = threading.Lock()
         self._jobs: dict[bytes, Carried] = {}
         self._last = 0
@@ -36,12 +41,30 @@ class Mirror:
         :raises Lost: the connection broke.
         """
         with self._lock:
-            self._last += 1
-            handle = b"%d" % self._last
-            self._drop(far, job)
-            self._jobs[handle] = job
-            wish = job.wish(handle.decode())
-        far.carry(wish)
+            wish = job.wish(self._enlist(far, job))
+        far.carry(wish, job.bulky)
+
+    def begin(self, far: Far, job: Carried) -> None:
+        """Have a host start a job, and send what it writes.
+
+        :raises NotDone: it cannot.
+        :raises Lost: the connection broke.
+        """
+        with self._lock:
+            handle = self._enlist(far, job)
+        try:
+            far.request("accept", job.instance_id.encode(), *job.parts(), *job.wanted_from(handle))
+        except NotDone:
+            self._forget(handle)
+            raise
+
+    def _enlist(self, far: Far, job: Carried) -> bytes:
+        """Return the number by which a job is followed from now on."""
+        self._last += 1
+        handle = b"%d" % self._last
+        self._drop(far, job)
+        self._jobs[handle] = job
+        return handle
 
     def leave(self, far: Far, job: Carried) -> None:
         """Have a host send no more of what a job writes.
@@ -56,15 +79,16 @@ class Mirror:
             if known.id == job.id:
                 del self._jobs[handle]
                 known.close()
-                far.carry(f"drop {handle.decode()}")
+                far.carry(f"drop {handle.decode()}", known.bulky)
 
-    def work(self, far: Far) -> None:
+    def work(self, far: Far, bulk: bool = False) -> None:
         """Write down what comes, until the connection breaks.
 
+        :param bulk: of the jobs with much output.
         :raises Lost: it did.
         :raises OSError: the disk here is full, say.
         """
-        for words, more in far.frames():
+        for words, more in far.frames(bulk):
             job = self._jobs.get(words[1])
             try:
                 self._take(words, job, more)
@@ -82,6 +106,11 @@ class Mirror:
             return
         if words[0] in _STREAMS:
             self._stream(words, job, more)
+            return
+        if words[0] == b"much":
+            self._forget(words[1])
+            job.bulky = True
+            self._again(job)
             return
         content = b"".join(iter(more, b""))
         if isinstance(job, Share):

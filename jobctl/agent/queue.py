@@ -369,7 +369,7 @@ class Queue:
         def act(link: Link, jobs: list[Carried]) -> None:
             for folder, group in _by_folder(jobs).items():
                 link.opened().request("signal", folder, name.encode(), *group)
-            link.opened().carry(":")  # to look at them now
+            link.opened().look()
 
         ids, of_items = self._apart(ids)
         errors = dict[str, str]()

@@ -87,13 +87,13 @@ class Share(Carried):
             "end_items", path, hundredths, os.fsencode(reason), *words, seconds=seconds
         )
 
-    def wish(self, handle: str) -> str:
+    def wish(self, handle: bytes) -> str:
         """Return how to ask the host for what is not here yet."""
         task = self.task
         journals = " ".join(f"{k}:{size}" for k, size in task.journal_sizes(self.number))
         partly = " ".join(f"{n}:{out}:{err}" for n, out, err in task.partly_here(self.number))
         slots = self.slots or 1
-        return f"carry_items {handle} {self.path} {slots} '{journals}' '{partly}'"
+        return f"carry_items {handle.decode()} {self.path} {slots} '{journals}' '{partly}'"
 
     def take(self, words: list[bytes], content: bytes) -> bool:
         """Write down what came; return False if it is not what was asked for."""
@@ -152,7 +152,7 @@ class Share(Carried):
         line = items.line(block).rstrip(b"\n")
         far.request("feed", self.instance_id.encode(), *(b"%d" % word for word in words), line)
         self._sent.add(first)
-        far.carry(":")  # to look at them soon
+        far.look()
 
     def unsure(self) -> list[tuple[int, int]]:
         """Return the blocks that the host may not have got, as it was not told of them since."""
