@@ -32,6 +32,7 @@ class Folder:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._spec: dict[str, bytes] = {}
 
     @property
     def id(self) -> str:
@@ -133,8 +134,9 @@ class Folder:
         """Return the name of the connection over which a job on a host is reached."""
         from jobctl import links
 
+        spec = self.spec()
         host, session, config = (
-            os.fsdecode(self.spec().get(key, b"")) for key in ("host", "session", "ssh_config")
+            os.fsdecode(spec.get(key, b"")) for key in ("host", "session", "ssh_config")
         )
         return session or links.temporary(host, config)
 
@@ -315,8 +317,9 @@ class Folder:
     # --- its files ---
 
     def spec(self) -> dict[str, bytes]:
-        """Return what the job was to be."""
-        return records.load(self.file("spec"))
+        """Return what the job was to be, which is read once: it does not change."""
+        self._spec = self._spec or records.load(self.file("spec"))
+        return self._spec
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""

@@ -277,9 +277,14 @@ def _ours(about: os.stat_result) -> bool:
 
 
 def _replace(path: str, record: dict[str, str]) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     aside = f"{os.path.dirname(path)}/.{os.getpid()}.{threading.get_ident()}.new"
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        fd = os.open(aside, flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        fd = os.open(aside, flags, 0o600)
+    with open(fd, "wb") as file:
         file.write(quoting.dump({key: os.fsencode(value) for key, value in record.items()}))
     os.replace(aside, path)
 

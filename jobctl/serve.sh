@@ -378,13 +378,10 @@ take_up() {
     carried="$carried $1"
 }
 
-# Takes up a job that is just being begun: it may end soon, and will say so.
+# Takes up a job that is just being begun: it may end soon, and will say so. If it does not,
+# the other side says when to look: sleep would be one more process for each job.
 carry_new() {
     take_up "$@"
-    [ -z "$soon" ] || return 0
-    end_of "$ticker"
-    tick_in 0.05
-    soon=1
 }
 
 sent_of_slot() {
@@ -409,9 +406,18 @@ let_be() {
     carried=$rest
 }
 
-# Sets size to a command that prints the sizes of files, one a line. It and the next
-# function find out only once, when that is needed, what the host's utilities can do:
-# each process costs.
+# Sets sizes to those of the files $1, in bytes. It and others find out only once, when that
+# is needed, what the host's utilities can do: each process costs.
+sizes_of() {
+    sizes=''
+    [ -n "$1" ] || return 0
+    # shellcheck disable=SC2086  # without spaces, all of them
+    sizes=$(${size:-stat -L -c %s --} $1 2>/dev/null)
+    [ -z "$size" ] || return 0
+    if [ -n "$sizes" ]; then size='stat -L -c %s --'; else learn_sizes && sizes_of "$1"; fi
+}
+
+# Sets size to a command that prints the sizes of files, one a line.
 learn_sizes() {
     if [ "$(stat -L -c %s / 2>/dev/null)" ]; then
         size='stat -L -c %s --'
@@ -520,8 +526,9 @@ look_at_all() {
             end_with "gone" "$h"
         fi
     done
-    # shellcheck disable=SC2086,SC2046  # without spaces, all of them
-    [ -z "$files" ] || { [ "$size" ] || learn_sizes; set -- $($size $files 2>/dev/null); }
+    sizes_of "$files"
+    # shellcheck disable=SC2086  # numbers
+    set -- $sizes
     for entry in $looked; do
         h=${entry%:*}
         [ $# -ge 4 ] || break
@@ -553,9 +560,9 @@ look_at_items() {
         more_slots "$path" "$wanted" "$wanted"
     fi
     [ -n "$journals" ] || return 0
-    [ "$size" ] || learn_sizes
-    # shellcheck disable=SC2086,SC2046  # without spaces, all of them
-    set -- $($size $journals 2>/dev/null)
+    sizes_of "$journals"
+    # shellcheck disable=SC2086  # numbers
+    set -- $sizes
     for journal in $journals; do
         [ $# -gt 0 ] || break
         slot=${journal%/journal}
@@ -585,8 +592,9 @@ EOF
         listed="$listed $number"
         files_of="$files_of $path/children/$number.stdout $path/children/$number.stderr"
     done
-    # shellcheck disable=SC2086,SC2046  # without spaces, all of them
-    [ -z "$files_of" ] || set -- $($size $files_of 2>/dev/null)
+    sizes_of "$files_of"
+    # shellcheck disable=SC2086  # numbers
+    set -- $sizes
     unsent='' room=$most
     for number in $listed; do
         [ $# -ge 2 ] || break
@@ -748,7 +756,7 @@ carry_all() {
     kill -s KILL "$1"
     exec </dev/null
     trap leave PIPE TERM HUP INT
-    wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144 soon=''
+    wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144
     while :; do
         # shellcheck disable=SC2086  # without spaces, all of them
         look_at_all $carried
@@ -800,7 +808,7 @@ hear() {
         over) leave ;;
         esac
         end_of "$ticker"
-        ticker='' soon=''
+        ticker=''
         return
     done
 }

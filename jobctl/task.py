@@ -35,7 +35,6 @@ class Task(Folder):
         self._journals = Journals(f"{path}/slots")
         self.part_marks = PartMarks(path)
         """What was received of the children."""
-        self._spec: dict[str, bytes] = {}
         self._block: tuple[int, list[bytes]] = (0, [])
         self._firsts: list[int] = []
 
@@ -47,12 +46,6 @@ class Task(Folder):
     def child(self, number: int) -> Folder:
         """Return the files of a child that need not exist."""
         return Part(self, number)
-
-    def spec(self) -> dict[str, bytes]:
-        """Return what the job was to be."""
-        if not self._spec:
-            self._spec = super().spec()
-        return self._spec
 
     @property
     def count(self) -> int:

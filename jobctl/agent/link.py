@@ -27,6 +27,8 @@ _PAUSES = (1.0, 60.0)
 """Seconds between attempts to get a broken connection back: the first, and the longest."""
 _STEADY = 10.0
 """Seconds after which a connection that breaks is made anew without a pause."""
+_FIRST_LOOK = 0.05
+"""Seconds after which the host is to see what a job has written that has not ended by then."""
 _MOST_LOSSES = 3
 """Connections that break before all is set up, until a job that waits for one has failed."""
 
@@ -85,6 +87,9 @@ class Link:
         self._users = 0
         self._idle_since = time.monotonic()
         self._connected_at: float | None = None
+        self._noted: links.Link | None = None
+        self._begun_at: float | None = None
+        """When the last job began that the host was not told to look at since."""
         self.state = LinkState.OPENING
         self.error: Unreachable | None = None
         self._note(LinkState.OPENING)
@@ -367,16 +372,30 @@ class Link:
 
     def _next(self, far: Far) -> Carried | None:
         """Return the next job to begin or to carry on; None when the connection is to end."""
-        with self._change:
-            while not self._closed and self._far is far:
+        while True:
+            with self._change:
+                if self._closed or self._far is not far:
+                    return None
                 if self._begin:
                     return self._begin.popleft()
-                idle = self.temporary and not self._jobs and not self._users
-                left = self._idle_since + _LINGER - time.monotonic() if idle else None
-                if left is not None and left <= 0:
+                left = self._left()
+                if left is None or left > 0:
+                    self._change.wait(left)
+                    continue
+                if self._begun_at is None:
                     self._shut()
-                    break
-                self._change.wait(left)
+                    return None
+                self._begun_at = None
+            far.look()
+
+    def _left(self) -> float | None:
+        """Return the seconds until there is something to do of which nobody tells; None: never."""
+        if not self._jobs:
+            self._begun_at = None
+        if self._begun_at is not None:
+            return self._begun_at + _FIRST_LOOK - time.monotonic()
+        if self.temporary and not self._jobs and not self._users:
+            return self._idle_since + _LINGER - time.monotonic()
         return None
 
     def _hand_over(self, far: Far, job: Carried) -> None:
@@ -416,6 +435,7 @@ class Link:
             job.hand_over(far)
             return False
         self._mirror.begin(far, job)
+        self._begun_at = time.monotonic()
         return True
 
     def _moving(self, far: Far, bulk: bool = False) -> threading.Thread:
@@ -464,10 +484,12 @@ class Link:
                 reason = self._far.warning if self._far else ""
             else:
                 reason = str(error or "")
+            now = links.Link(state, reason, self._connected_at, self._users > 0)
+            if now == self._noted:
+                return
             try:
-                self._book.note(
-                    self.name, links.Link(state, reason, self._connected_at, self._users > 0)
-                )
+                self._book.note(self.name, now)
+                self._noted = now
             except OSError:  # the disk is full: then others see an older state
                 os.write(2, b"cannot write the state of a connection\n")
 

@@ -27,6 +27,7 @@ from jobctl.errors import BadUsage, JobctlError, Refused, Unreachable
 from jobctl.links import Links
 from jobctl.model import printable
 from jobctl.target import Target, parse_target
+from jobctl.transport import config as configuration
 from jobctl.transport.base import Ask, Connection
 
 _IDLE = 5.0
@@ -162,10 +163,12 @@ class Agent:
             return link
 
     def _connect(self, target: Target, ask: Ask) -> Connection:
-        # Not before it is needed: paramiko takes a while to load.
+        environ, config = self._environ, target.config or None
+        settings = configuration.read(target, config, environ)
+        # Not before it is needed: paramiko takes a while to load, and others can ask meanwhile.
         from jobctl.transport.ssh import connect
 
-        return connect(target, ask, target.config or None, self._environ)
+        return connect(target, ask, config, environ, settings)
 
     def op_stop(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Stop jobs; return the ids of those of which something is left, and errors by id."""

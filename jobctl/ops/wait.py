@@ -75,12 +75,18 @@ class Ends:
             if _NEWS in keys and self._news:
                 # What happened before we were heard is seen by one more look.
                 changed = self._news.changed(self._watch)
-                keys = (keys - {_NEWS}) | (self._far if changed is None else changed & self._far)
+                changed = self._far if changed is None else changed & self._far
+                keys = (keys - {_NEWS}) | {job_id for job_id in changed if self._matters(job_id)}
             self._watched -= keys
             self._far -= keys
             self._others |= keys
             ended = self._look()
         return ended
+
+    def _matters(self, job_id: str) -> bool:
+        """Whether the news of a job on a host may be what is waited for."""
+        folder = self._jobs.folder(job_id)
+        return folder.finished() or not folder.exists() or bool(folder.spec().get("session"))
 
     def _look_at_items(self) -> list[tuple[str, Job | None]]:
         ended = list[tuple[str, Job | None]]()

@@ -34,22 +34,32 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def connect(
-    target: Target, ask: Ask, config: str | None, environ: Mapping[str, str] | None = None
+    target: Target,
+    ask: Ask,
+    config: str | None,
+    environ: Mapping[str, str] | None = None,
+    settings: Settings | None = None,
 ) -> Connection:
     """Return a connection to target, logged in, over the machines that lie between.
 
     config is a file that OpenSSH's configuration is read from instead, as with `ssh -F`;
     environ the environment of whoever wants the connection, where the agent's socket is
-    named. Raises Denied for what another try would not change, NoConnection for what it may.
+    named; settings what the configuration says of target, if that was read. Raises Denied for
+    what another try would not change, NoConnection for what it may.
     """
-    return _connect(target, ask, config, os.environ if environ is None else environ, "", 0)
+    environ = os.environ if environ is None else environ
+    settings = settings or configuration.read(target, config, environ)
+    return _connect(target.label, settings, ask, config, environ, 0)
 
 
 def _connect(
-    target: Target, ask: Ask, config: str | None, environ: Mapping[str, str], jump: str, depth: int
+    label: str,
+    settings: Settings,
+    ask: Ask,
+    config: str | None,
+    environ: Mapping[str, str],
+    depth: int,
 ) -> SshConnection:
-    settings = configuration.read(target, config, environ, jump)
-    label = target.label
     jumps = settings.word("proxyjump")
     below = None
     if jumps:
@@ -58,7 +68,8 @@ def _connect(
         before, _, last = jumps.rpartition(",")
         try:
             hop = parse_target(last.removeprefix("ssh://"))
-            below = _connect(hop, ask, config, environ, before, depth + 1)
+            way = configuration.read(hop, config, environ, before)
+            below = _connect(hop.label, way, ask, config, environ, depth + 1)
         except BadUsage as error:
             raise Denied(f"cannot connect to {label}: its ProxyJump: {error}") from None
         except Unreachable as error:
