@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jobctl.target import Target, check_identity, check_option
-from jobctl.transport import plainconfig
+from jobctl.transport import alike, plainconfig
 from jobctl.transport.base import Denied
 
 DEFAULT_CONNECT_TIMEOUT = 15.0
@@ -173,7 +173,14 @@ def read(
         options.insert(0, f"ProxyJump={jump}")
     program = shutil.which("ssh", path=environ.get("PATH"))
     if program:
-        lines = _ask_ssh([program, "-G", *_words(target, config, options)], target, environ)
+        command = [program, "-G", *_words(target, config, options)]
+        files = [config] if config else [f"{_home()}/.ssh/config", "/etc/ssh/ssh_config"]
+        lines = alike.lines_for(
+            target,
+            [path for path in files if config or os.path.exists(path)],
+            (*command[:-1], environ.get("HOME")),
+            lambda: _ask_ssh(command, target, environ),
+        )
     else:
         lines = plainconfig.read(target, config, options)
     return _settings(target, lines, environ)

@@ -23,7 +23,7 @@ _WHOLE_LINE = ("proxycommand", "localcommand", "remotecommand")
 _MOST_INCLUDES = 16
 
 
-class _Reader:
+class Reader:
     """Collects what holds for one machine: of each keyword the first value, as ssh does."""
 
     def __init__(self, host: str) -> None:
@@ -108,7 +108,7 @@ def read(target: Target, config: str | None, options: list[str]) -> list[tuple[s
 
     Raises Denied for a file that cannot be read, or that needs ssh to be understood.
     """
-    reader = _Reader(target.host)
+    reader = Reader(target.host)
     for keyword, value in (("port", target.port), ("user", target.user)):
         if value:
             reader.set(keyword, str(value))
