@@ -19,6 +19,8 @@ _NOT_SENT = (
     *("host", "session", "ssh_config", "results", "caller_cwd"),
 )
 """What of a spec is the business of this computer."""
+_ALSO_EMPTY = ("cwd",)
+"""What means something else where it is empty than where it is not there."""
 # What is taken from a host: a runner here reads the files with these in them as sh does.
 _END = ("state", "code", "signal", "reason", "ended", "ended_uptime", "boot")
 _RUN = ("runner", "runner_ticks", "boot", "host", "attempt", "pid", "ticks", "began")
@@ -101,7 +103,8 @@ class Carried:
 
     def parts(self) -> tuple[bytes, bytes, bytes]:
         """Return what makes up the job there: spec, environment, and odd environment."""
-        spec = {k: v for k, v in self.folder.spec().items() if k not in _NOT_SENT}
+        own = {key: value for key, value in self.folder.spec().items() if key not in _NOT_SENT}
+        spec = {key: value for key, value in own.items() if value or key in _ALSO_EMPTY}
         spec |= {"type": b"BackgroundJob", "location": b"localhost"}
         return quoting.dump(spec), self.folder.get("far.env"), self.folder.get("far.env.odd")
 

@@ -64,21 +64,20 @@
 # say; what it is to do; when it is time to look; and which jobs have ended: their runners,
 # begun by the first one, say so.
 
-# The login's own variables, some of which may have the names of ours.
-# shellcheck disable=SC2034  # runner.sh asks
-jobctl_exports=$(export -p)
+# The login's own variables, some of which may have the names of ours, and its umask.
+jobctl_exports=$(export -p && umask)
 
 set -u
 
 nl='
 '
+given_umask=${jobctl_exports##*"$nl"} jobctl_exports=${jobctl_exports%"$nl"*}
 here=${0%/*}
 # Set by functions of runner.sh, or for them.
-# shellcheck disable=SC2034
 runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now='' own=''
+# shellcheck disable=SC2034
 born='' host='' told_time=''
 export jobctl_sourced=1
-given_umask=$(umask)
 # shellcheck source=/dev/null
 . "$here/runner.sh"
 unset jobctl_sourced
@@ -104,7 +103,19 @@ pass() {
 # Not in the background, where sh has INT and QUIT ignored for good: what is run ends the
 # subshell that waits for it.
 beside() {
-    (self && ("$@" "$own"); :) 2>/dev/null
+    from=$PWD
+    # To read the pid would take a system call for each byte of a long line.
+    (
+        if cd -P /proc/self; then
+            above=${PWD##*/}
+            cd "$from" || exit
+        else
+            self
+            above=$own
+        fi
+        ("$@" "$above")
+        :
+    ) 2>/dev/null
 }
 
 # Runs our script $1 with the words after it in a session of its own, with the login's own

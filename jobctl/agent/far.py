@@ -24,11 +24,9 @@ from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Termina
 
 SCRIPTS = ("runner.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
 _READY = b"jobctl-ready"
-_BEGIN = (
-    "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2;"
-    ' IFS= read -r jobctl && eval "$jobctl"\''
-)
-"""Without anything that csh or fish would read differently than sh."""
+_BEGIN = "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2; {}'"
+"""With nothing in it that csh or fish would read differently than sh: no quote, ! or newline."""
+_OBEY = _BEGIN.format('IFS= read -r jobctl && eval "$jobctl"')
 _FIND = (
     "case ${JOBCTL_STATE_DIR-} in /*) d=$JOBCTL_STATE_DIR;; *) case ${XDG_STATE_HOME-} in"
     " /*) d=$XDG_STATE_HOME/jobctl;; *) d=$HOME/.local/state/jobctl;; esac;; esac"
@@ -82,19 +80,7 @@ class Far:
 
     def _serving(self) -> _Channel:
         """Return a channel to `serve.sh control`, brought there first if need be."""
-        control = _line(b'"$d"', "control", str(_LITTLE))
-        channel = self._channel(
-            f'{_FIND}; if ! {{ [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
-            ' (umask 077; mkdir -p -- "$d/lib" "$d/guest"); }; then'
-            ' printf "no cannot make %s\\n" "$d"; exit; fi;'
-            ' case $(ls -ldL -- "$d") in d????w*|d???????w*)'
-            ' printf "no others can write to %s; chmod go-w it\\n" "$d"; exit;; esac;'
-            f" v={_version()};"
-            ' if [ ! -f "$d/lib/$v/enter.sh" ]; then'
-            ' printf "need %s\\n" "$d"; IFS= read -r l && eval "$l";'
-            ' else printf "have %s\\n" "$d"; fi; '.encode()
-            + control
-        )
+        channel = _Channel(self._connection.open(_BEGIN.format(_serve())), None)
         word, _, self._state = channel.line().rstrip(b"\n").partition(b" ")
         if word == b"no":
             raise Denied(self._state.decode("utf-8", "replace"))
@@ -104,11 +90,15 @@ class Far:
             channel.stream.write(_scripts() + b"\n")
         return channel
 
-    def _line(self, verb: str, *words: str) -> bytes:
-        return _line(quoting.quote(self._state), verb, *words)
+    def _line(self, *words: str) -> bytes:
+        """Return the line that makes a channel one to serve.sh."""
+        verb, rest = os.fsencode(words[0]), quoting.join(map(os.fsencode, words[1:]))
+        state = quoting.quote(self._state)
+        script = b"%s/lib/%s/serve.sh" % (state, _version().encode())
+        return b"%s; exec /bin/sh %s %s %s %s" % (_RUNNER.encode(), script, verb, state, rest)
 
     def _channel(self, line: bytes) -> _Channel:
-        return _Channel(self._connection.open(_BEGIN), line)
+        return _Channel(self._connection.open(_OBEY), line)
 
     # --- requests ---
 
@@ -253,7 +243,7 @@ class Far:
         except BrokenPipeError:  # somebody there has ended it
             channel = None
         if channel is None:
-            channel = _Channel(self._connection.open(_BEGIN, ask=ask), None)
+            channel = _Channel(self._connection.open(_OBEY, ask=ask), None)
             channel.stream.write(data)
         threading.Thread(target=self.stand_by, daemon=True).start()
         return channel
@@ -262,7 +252,7 @@ class Far:
         """Have a channel stand ready for run(), so that it takes one round trip only."""
         if self._spare is None:
             with suppress(JobctlError):
-                channel = _Channel(self._connection.spare(_BEGIN), None)
+                channel = _Channel(self._connection.spare(_OBEY), None)
                 with self._lock:
                     self._spare, channel = channel, self._spare
                 if channel:  # another one was faster
@@ -293,13 +283,25 @@ _WITH_BYTES = {b"job", b"out", b"err", b"run", b"progress", b"exit", b"item", b"
 _FIELDS = {b"item": 6, b"self": 4, b"journal": 5}
 
 
-def _line(state: bytes, verb: str, *words: str) -> bytes:
-    """Return what makes a shell one of serve.sh; state is the directory there, quoted."""
-    script = b"%s/lib/%s/serve.sh" % (state, _version().encode())
-    rest = quoting.join(map(os.fsencode, words))
-    # It is no part of the job that it may be called from.
-    runner = b"unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
-    return b"%s; exec /bin/sh %s %s %s %s" % (runner, script, verb.encode(), state, rest)
+_RUNNER = "unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
+"""It is no part of the job that it may be called from."""
+
+
+def _serve() -> str:
+    """Return what makes a shell one of `serve.sh control`, if that is there, or else brought.
+
+    A shell reads its input byte by byte, at a system call each, but not its arguments.
+    """
+    return (
+        f'{_FIND}; [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
+        ' (umask 077; mkdir -p -- "$d/lib" "$d/guest") ||'
+        ' { printf "no cannot make %s\\n" "$d"; exit; };'
+        ' case $(ls -ldL -- "$d") in d????w*|d???????w*)'
+        ' printf "no others can write to %s; chmod go-w it\\n" "$d"; exit;; esac;'
+        f' v={_version()}; if [ -f "$d/lib/$v/enter.sh" ]; then printf "have %s\\n" "$d";'
+        ' else printf "need %s\\n" "$d"; IFS= read -r l && eval "$l"; fi;'
+        f' {_RUNNER}; exec /bin/sh "$d/lib/$v/serve.sh" control "$d" {_LITTLE}'
+    )
 
 
 def _greeting(channel: _Channel) -> list[bytes]:
@@ -337,7 +339,7 @@ def _wait(answer: SimpleQueue[bytes | None], seconds: float | None) -> bytes:
 
 
 class _Channel:
-    """A stream that began with _BEGIN: the bytes of the command, without the shell's noise."""
+    """A stream that began as _BEGIN does: the bytes of the command, without the shell's noise."""
 
     def __init__(self, stream: Stream, line: bytes | None) -> None:
         self.stream = stream

@@ -301,6 +301,9 @@ class Transport(paramiko.Transport):
             answer.add_byte(common.cMSG_REQUEST_FAILURE)
             self._send_user_message(answer)
 
+    def _parse_debug(self, m: Message) -> None:
+        """Pass over what a server says for debugging; paramiko spends a millisecond on it."""
+
     def _parse_disconnect(self, m: Message) -> None:
         m.get_int()
         self.farewell = printable(m.get_text())
