@@ -9,6 +9,7 @@ Nothing but the standard library is imported here, as each command pays for it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ from jobctl.errors import BadUsage, JobctlError, NotFound, Refused, Unreachable
 from jobctl.links import agent_alive
 from jobctl.paths import ssh_config
 
+_LOCK = 3
 _PATIENCE = 20.0
 """Seconds that an agent gets to start."""
 _LONGEST_PATH = 90
@@ -114,6 +116,16 @@ def call(state_dir: str, request: dict[str, Any], **options: Any) -> dict[str, A
         talk.close()
 
 
+_started = set[str]()
+"""The state directories for which this process has started an agent."""
+
+
+def begin(state_dir: str) -> None:
+    """Start an agent, if there is none, for what wake() will tell it of."""
+    if not agent_alive(state_dir):
+        _spawn(state_dir)
+
+
 def wake(state_dir: str) -> None:
     """Have an agent look at the job folders soon, without waiting for that."""
     try:
@@ -123,7 +135,10 @@ def wake(state_dir: str) -> None:
                 return
     except OSError:
         pass
-    _spawn(state_dir)  # there is none, or it is about to end
+    # One that we have started looks as soon as it listens. Else there is none, or it is about to
+    # end.
+    if state_dir not in _started or not agent_alive(state_dir):
+        _spawn(state_dir)
 
 
 def _encoded(request: dict[str, Any]) -> bytes:
@@ -197,15 +212,22 @@ def _short(path: str) -> Iterator[str]:
 
 
 def _spawn(state_dir: str) -> None:
-    """Start an agent; if another one is starting too, one of both ends."""
+    """Start an agent; if another one is starting too, one of both ends.
+
+    If it can be had it holds the lock from now on, by which others know that it is there.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JOBCTL_")}
     environment["JOBCTL_STATE_DIR"] = state_dir
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
-    words = [sys.executable, "-m", "jobctl.agent", state_dir]
+    words = [sys.executable, "-m", "jobctl.agent", state_dir, str(_LOCK)]
     null = os.open(os.devnull, os.O_RDWR)
     log = os.open(f"{state_dir}/agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    lock = os.open(f"{state_dir}/agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _started.add(state_dir)
         pid = os.fork()
         if pid:
             os.waitpid(pid, 0)
@@ -215,12 +237,13 @@ def _spawn(state_dir: str) -> None:
             # Python looks for modules where it is started, which may be anybody's folder.
             os.chdir("/")
             if not os.fork():
-                for fd, theirs in ((null, 0), (null, 1), (log, 2)):
+                for fd, theirs in ((null, 0), (null, 1), (log, 2), (lock, _LOCK)):
                     os.dup2(fd, theirs)
-                os.closerange(3, 256)
+                    os.set_inheritable(theirs, True)
+                os.closerange(_LOCK + 1, 256)
                 os.execve(sys.executable, words, environment)
         finally:
             os._exit(0)
     finally:
-        os.close(null)
-        os.close(log)
+        for fd in (null, log, lock):
+            os.close(fd)

@@ -34,6 +34,7 @@ _IDLE = 5.0
 """Seconds without anything to do after which the agent ends."""
 _LONGEST_LOG = 1 << 20
 _BEAT = 1.0
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT
 
 
 class Agent:
@@ -55,6 +56,7 @@ class Agent:
         """Answer whoever connects, until there has been nothing to do for a while."""
         idle_since = time.monotonic()
         listener.settimeout(_BEAT)
+        threading.Thread(target=_load, daemon=True).start()
         threading.Thread(target=self._look, daemon=True).start()
         while True:
             try:
@@ -165,7 +167,7 @@ class Agent:
     def _connect(self, target: Target, ask: Ask) -> Connection:
         environ, config = self._environ, target.config or None
         settings = configuration.read(target, config, environ)
-        # Not before it is needed: paramiko takes a while to load, and others can ask meanwhile.
+        # Not at the top: paramiko takes a while to load.
         from jobctl.transport.ssh import connect
 
         return connect(target, ask, config, environ, settings)
@@ -255,6 +257,11 @@ class Agent:
         return self._passing(target)
 
 
+def _load() -> None:
+    """Load what takes a while and will be needed, while others have something else to do."""
+    import jobctl.transport.ssh  # noqa: F401
+
+
 def log(text: str) -> None:
     """Write a line to the agent's log, which begins anew when it has become long."""
     with suppress(OSError):
@@ -292,11 +299,15 @@ def _served() -> bool:
 
 
 def main() -> None:
-    """Serve the state directory that is the first argument, unless somebody does so."""
+    """Serve the state directory that is the first argument, unless somebody does so.
+
+    The second may be a descriptor of its lock, which may be held already.
+    """
     state_dir = sys.argv[1]
     os.umask(0o077)
     os.chdir(state_dir)
-    lock = os.open("agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = int(sys.argv[2]) if len(sys.argv) > 2 else os.open("agent.lock", _LOCK_FLAGS, 0o600)
+    os.set_inheritable(lock, False)
     while not _locked(lock):
         # Another one that is about to end will not hear what we were started for.
         # And whoever asks whether there is an agent holds the lock for a moment.

@@ -69,6 +69,7 @@ def _entrust(folder: Folder, spec: JobSpec) -> None:
     """Have the agent begin the job on its hosts, as soon as they are reached."""
     from jobctl.agent import client
 
+    client.begin(folder.state_dir)  # it starts up while the files are written
     draft.write(folder, spec)
     draft.commit(folder)
     client.wake(folder.state_dir)
