@@ -222,7 +222,7 @@ settle() {
 ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
     set -C
     until
-        { printf '%s\n' "$record" >./exit; } 2>/dev/null || [ -s exit ] || {
+        { [ ! -e exit ] && printf '%s\n' "$record" >./exit; } 2>/dev/null || [ -s exit ] || {
             { [ -f exit.new ] || [ ! -e exit.new ]; } &&
                 printf '%s\n' "$record" 1<>exit.new &&
                 { ln exit.new exit 2>/dev/null || [ -s exit ] || mv -f exit.new exit; }
@@ -436,8 +436,8 @@ do_job() {
     elif [ -n "${at_end-}" ]; then
         echo "$at_end" >&7 # see serve.sh
         # To empty them takes no process, and no person looks into this folder.
-        : >./env
-        [ ! -e env.odd ] || : >env.odd
+        [ ! -f env ] || : >./env
+        [ ! -f env.odd ] || : >env.odd
     else
         exec rm -f env env.odd exit.new spec.new
     fi

@@ -451,8 +451,8 @@ def _version() -> str:
 def _scripts() -> bytes:
     """Return a piece of a line of sh that makes the scripts in $d/lib/$v, as a whole."""
     parts = [
-        b"nl=$(printf '\\n.'); nl=${nl%.}; ",
-        b't="$d/lib/$v.$$"; mkdir "$t" "$t/bin"; cd "$t" || exit; ',
+        b"(nl=$(printf '\\n.'); nl=${nl%.}; ",
+        b'umask 077; t="$d/lib/$v.$$"; mkdir "$t" "$t/bin"; cd "$t" || exit; ',
     ]
     for name, content in _contents().items():
         text = quoting.quote(content).replace(b"\n", b"'\"$nl\"'")
@@ -460,6 +460,6 @@ def _scripts() -> bytes:
     parts.append(
         b'printf "#!/bin/sh\\nexec /bin/sh \\"\\${0%%/*}/../bare.sh\\" \\"\\$@\\"\\n" >bin/jobctl;'
         b' chmod 700 bin/jobctl; cd "$d" &&'
-        b' if [ -d "lib/$v" ]; then rm -rf "$t"; else mv "$t" "lib/$v"; fi; '
+        b' if [ -d "lib/$v" ]; then rm -rf "$t"; else mv "$t" "lib/$v"; fi);'
     )
     return b"".join(parts)

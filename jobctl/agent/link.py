@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import threading
@@ -71,7 +72,8 @@ class Link:
         self._connect = connect
         self._book = book
         self._company = company
-        self._mirror = Mirror(self._ended, company.changed, self._follow_again)
+        again = functools.partial(self.add, anew=True)
+        self._mirror = Mirror(self._ended, company.changed, again)
         self._change = threading.Condition()
         self._begin: deque[Carried] = deque()
         self._jobs: dict[str, Carried] = {}
@@ -82,7 +84,7 @@ class Link:
         self._unheard = False
         """There was a question, and nobody to answer it."""
         self._losses = 0
-        """How many connections broke, one after the other, before they could be used."""
+        """How many connections broke in a row before they could be used."""
         self._closed = False
         self._users = 0
         self._idle_since = time.monotonic()
@@ -161,7 +163,7 @@ class Link:
                 return self._far
             self._far = None  # it broke, and its thread has yet to find out
             if self._closed:
-                raise Unreachable(f"the connection to {self.target.label} was closed")
+                raise self.error or Unreachable(f"{self.target.label} was disconnected")
             self._ask = ask or Nobody()
             self._asked = True
             self.error = None
@@ -254,8 +256,7 @@ class Link:
             if self._closed:
                 far.close()
                 raise Unreachable("it was closed")
-            self._far, self.error, self._asked = far, None, False
-            self._losses = 0
+            self._far, self.error, self._asked, self._losses = far, None, False, 0
             # What had begun is carried on from where it ends here.
             self._begin.clear()
             self._begin.extend(self._jobs.values())
@@ -274,8 +275,7 @@ class Link:
             late.set()
             connection.close()
 
-        limit = threading.Timer(seconds, give_up)
-        limit.start()
+        (limit := threading.Timer(seconds, give_up)).start()
         try:
             return Far(connection, lambda ask: self._connect(self.target, ask or Nobody()))
         except Lost:
@@ -411,8 +411,7 @@ class Link:
             if new:
                 job.note_sent()
         try:
-            if new and self._begun_there(far, job):
-                return
+            followed = new and self._begun_there(far, job)
         except NotDone as error:
             with self._change:
                 self._jobs.pop(job.id, None)
@@ -420,7 +419,8 @@ class Link:
         except FileNotFoundError:
             self.drop(job.id)  # it was removed meanwhile
         else:
-            self._mirror.follow(far, job)
+            if not followed:
+                self._mirror.follow(far, job)
 
     def _give_up(self, job: Carried, reason: str) -> None:
         if job.end("Failed", reason):
@@ -463,9 +463,6 @@ class Link:
             self._note(LinkState.BROKEN, error)
             self._change.notify_all()
         far.close()
-
-    def _follow_again(self, job: Carried) -> None:
-        self.add(job, anew=True)
 
     def _ended(self, job: Carried, first: bool) -> None:
         with self._change:

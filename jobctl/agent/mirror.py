@@ -20,7 +20,7 @@ class Mirror:
         self,
         ended: Callable[[Carried, bool], None],
         changed: Callable[[Carried], None],
-        again: Callable[[Carried], None],
+        again: Callable[[Carried], object],
     ) -> None:
         """Write for nobody yet.
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 
+from jobctl.errors import JobctlError
 from jobctl.target import Target
 from jobctl.transport import plainconfig
 from jobctl.transport.base import Denied
@@ -81,7 +82,7 @@ def lines_for(target: Target, files: list[str], asked: Hashable, ask: Callable[[
     if not first:
         try:
             name, lines = known.result()
-        except Exception:
+        except (JobctlError, OSError):
             return ask()
         return [_renamed(line, name, target.host) for line in lines]
     try:
