@@ -34,6 +34,7 @@
 # Descriptor 9 holds the lock of the job, which is free when no slot lives; 5 is the journal.
 
 # shellcheck disable=SC2317,SC2034  # runner.sh calls the functions, and uses the variables
+jobctl_exports=$(export -p) # some of it may have the names of our variables
 set -u
 
 here=${0%/*}
@@ -229,10 +230,10 @@ another() {
             exec >/dev/null 3>&- 5>&-
             # As we were begun: what is ignored then, sh never changes.
             trap - PIPE
-            [ -z "${caller_path+set}" ] || PATH=$caller_path
-            if [ -n "${caller_locale+set}" ]; then LC_ALL=$caller_locale; else unset LC_ALL; fi
-            for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
-                [ ! -x "$leader" ] || exec "$leader" "$@"
+            unset PATH LC_ALL
+            eval "$jobctl_exports"
+            for jobctl_leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
+                [ ! -x "$jobctl_leader" ] || exec "$jobctl_leader" "$@"
             done
             [ ! -x /usr/bin/perl ] ||
                 exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec @ARGV' "$@"

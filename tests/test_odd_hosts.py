@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -128,3 +129,61 @@ def test_a_host_that_sleeps(make_far: Make, sshd: Sshd) -> None:
     assert far.out("receive", "-w", job, status=5) == "".join(f"{n}\n" for n in range(1, 401))
     assert lines < 400
     far.run("session", "remove", "web1")
+
+
+def test_what_the_login_exports_and_its_umask(make_far: Make, make_sshd: MakeSshd) -> None:
+    names = "line path host out err run size now code signal word rest nl own state".split()
+    far = make_far(make_sshd(environ={name: f"of {name}" for name in names}))
+    text = "umask; " + "; ".join(f'echo "${name}"' for name in names)
+    expected = far.out("session", "run", "web1", "-c", text)
+    assert expected.splitlines()[1:] == [f"of {name}" for name in names]
+    assert far.out("receive", far.done("-H", "web1", "-c", text)) == expected
+    items = far.out("start", "-q", "-H", "web1", "--foreach", "-", "-c", text, input=b"1\n2\n")
+    far.run("wait", items.strip())
+    assert far.out("receive", items.strip()) == expected * 2
+
+
+def test_much_output_and_little(make_far: Make, sshd: Sshd) -> None:
+    far = make_far(sshd)
+    far.run("session", "new", "web1")
+    text = "echo begin; head -c 50000000 /dev/zero; echo end; sleep 60"
+    much = [far.on("web1", "sh", "-c", text) for _ in range(3)]
+    small = far.on("web1", "echo", "hi")
+    assert far.outcome(small) == ("Completed", "", 0)
+    for job in much:
+        home = far.folder(job) / "stdout"
+        wait_until(lambda home=home: home.stat().st_size == 50_000_010)  # type: ignore[misc]
+    far.run("stop", *much)
+    for job in much:
+        assert far.outcome(job)[:2] == ("Stopped", "stopped by user")
+        assert far.run("receive", job).stdout == b"begin\n" + b"\0" * 50_000_000 + b"end\n"
+
+
+def test_items_with_much_output(make_far: Make, sshd: Sshd) -> None:
+    far = make_far(sshd)
+    text = "head -c 300000 /dev/zero | tr '\\0' {}; exit {}"
+    words = ("-H", "web1", "--per-host", "2", "--foreach", "-", "-c", text)
+    job = far.out("start", "-q", *words, input=b"1\n2\n3\n").strip()
+    far.run("wait", job, status=1)
+    for number in "123":
+        child = far.job(f"{job}.{number}")
+        assert (child["state"], child["exit_code"]) == ("Failed", int(number))
+        output = far.run("receive", f"{job}.{number}").stdout
+        assert output == number.encode() * 300_000
+
+
+def test_a_start_that_was_killed_on_the_host_is_made_again(make_far: Make, sshd: Sshd) -> None:
+    far = make_far(sshd)
+    far.run("session", "new", "web1")
+    far.run("session", "disconnect", "web1")
+    job = far.out("start", "-q", "--session", "web1", "sh", "-c", "echo hi; exit 3").strip()
+    guest = far.guest(job)
+    guest.mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    claim = f"runner='{ended.pid}'\nrunner_ticks='1'\nboot='{boot.read_text().strip()}'\n"
+    (guest / "run").write_text(claim if boot.exists() else "")
+    far.run("session", "connect", "web1")
+    assert far.outcome(job) == ("Failed", "exit status 3", 3)
+    assert far.out("receive", job) == "hi\n"

@@ -147,11 +147,12 @@ def run(text: str | None, to: str, words: tuple[str, ...]) -> int:
     _check(to)
     if text is not None:
         words = ("/bin/sh", "-c", text, "sh", *words)
-    command_line = quoting.join(map(os.fsencode, words)).replace(b"\n", b"'\"$nl\"'")
+    command_line = quoting.join(map(os.fsencode, words)).replace(b"\n", b"'\"$jobctl_nl\"'")
     # The shell stays, to tell by which signal the command ended, and is itself ended by none.
     # It would also say that, which nobody is to see.
     line = (
-        b"nl=$(printf '\\n.'); nl=${nl%.}; cd; trap : INT TERM HUP QUIT; exec 3>&2 2>/dev/null;"
+        b"jobctl_nl=$(printf '\\n.'); jobctl_nl=${jobctl_nl%.};"
+        b" cd; trap : INT TERM HUP QUIT; exec 3>&2 2>/dev/null;"
         b" (exec 2>&3 3>&-; exec " + command_line + b"); exit $?"
     )
     return terminal.run(state_dir(), to, line)
