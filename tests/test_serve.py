@@ -1,0 +1,164 @@
+"""The far end of a connection by itself, under each shell that a host may have as its sh."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+
+import jobctl
+from jobctl import quoting
+
+SCRIPT = Path(jobctl.__file__).with_name("serve.sh")
+MOST = 65536
+
+
+class Served:
+    """`serve.sh control`, spoken to as the agent does."""
+
+    def __init__(self, shell: list[str], state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.process = subprocess.Popen(
+            [*shell, str(SCRIPT), "control", str(state_dir), str(MOST)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(state_dir), "JOBCTL_RUNNER": "1"},
+        )
+        assert self.line().startswith(b"serving ")
+
+    def line(self) -> bytes:
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+    def send(self, verb: str, *words: str | bytes) -> None:
+        given = (word if isinstance(word, bytes) else word.encode() for word in words)
+        text = quoting.join(given).replace(b"\n", b"'\"$nl\"'")
+        assert self.process.stdin
+        self.process.stdin.write(verb.encode() + b" " + text + b"\n")
+        self.process.stdin.flush()
+
+    def accept(self, handle: str, text: str, job: str = "") -> str:
+        """Have a shell text run and carried; return its folder."""
+        job = job or str(uuid.uuid4())
+        argv = quoting.join((b"sh", b"-c", text.encode()))
+        spec = quoting.dump({"instance_id": job.encode(), "argv": argv, "cwd": b""})
+        self.send("accept", handle, job, spec, b"export 'A=b'\n", b"", handle, b"0", b"0")
+        return job
+
+    def frames(self, last: bytes) -> dict[bytes, bytes]:
+        """Return what comes with the frame that begins so, by their first words."""
+        assert self.process.stdout
+        found = dict[bytes, bytes]()
+        while True:
+            head = self.line()
+            assert head, found
+            words = head.split()
+            content = b""
+            if words[0] in (b"out", b"err", b"run", b"exit", b"progress", b"job"):
+                content = self.process.stdout.read(int(words[-1]))
+                assert self.process.stdout.read(1) == b"\n"
+            found[words[0]] = found.get(words[0], b"") * (words[0] in (b"out", b"err")) + content
+            if head.startswith(last):
+                return found
+
+    def close(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        assert self.process.stdout.read() == b""
+        self.process.stdout.close()
+        assert self.process.wait(10) == 0
+
+
+@pytest.fixture(params=["dash", "bash", "busybox"], name="served")
+def _served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+    path = shutil.which(request.param)
+    assert path, f"{request.param} is not installed; tests/run.sh installs it"
+    if request.param == "bash":  # is another shell by another name
+        (tmp_path / "sh").symlink_to(path)
+        path = str(tmp_path / "sh")
+    (tmp_path / "state").mkdir()
+    made = Served([path, "sh"] if request.param == "busybox" else [path], tmp_path / "state")
+    yield made
+    made.close()
+
+
+def test_ends(served: Served) -> None:
+    for number, (text, state, code, ended) in enumerate(
+        [
+            ("echo $A; echo err >&2", b"Completed", b"0", b""),
+            ("exit 3", b"Failed", b"3", b"exit status 3"),
+            ("kill -INT $$; sleep 60", b"Failed", b"", b"killed by signal 2 (INT)"),
+        ],
+        1,
+    ):
+        served.accept(str(number), text)
+        frames = served.frames(b"exit %d " % number)
+        end = quoting.load(frames[b"exit"])
+        assert (end["state"], end["code"], end["reason"]) == (state, code, ended)
+        assert frames[b"%d" % number] == b""
+        assert frames.get(b"out", b"") == (b"b\n" if number == 1 else b"")
+        assert frames.get(b"err", b"") == (b"err\n" if number == 1 else b"")
+
+
+def test_what_goes_on_is_sent_when_asked_for(served: Served) -> None:
+    served.accept("1", "echo first; sleep 0.5; echo second")
+    time.sleep(0.2)
+    served.send("look")
+    assert served.frames(b"state 1 R")[b"out"] == b"first\n"
+    frames = served.frames(b"exit 1 ")
+    assert frames[b"out"] == b"second\n"
+
+
+def test_much_is_left_to_another(served: Served) -> None:
+    job = served.accept("1", f"head -c {MOST} /dev/zero")
+    assert b"out" not in served.frames(b"much 1")
+    served.send("carry", "2", f"guest/{job}", str(MOST - 10), "0")
+    assert served.frames(b"exit 2 ")[b"out"] == b"\0" * 10
+
+
+def test_a_job_begins_once(served: Served) -> None:
+    job = served.accept("1", "echo once")
+    for number in (2, 3):
+        served.accept(str(number), "echo once", job)
+    for number in (1, 2, 3):
+        frames = served.frames(b"exit %d " % number)
+    served.send("survey", "4")
+    listed = served.frames(b"4 ok")[b"job"]
+    assert quoting.load(listed)["instance_id"] == job.encode()
+    assert (served.state_dir / "guest" / job / "stdout").read_bytes() == b"once\n"
+    assert frames[b"exit"]
+
+
+@pytest.mark.parametrize("claimed", ["runner='1'\nrunner_ticks='1'\nboot='another'\n", ""])
+def test_a_claim_of_the_dead_counts_for_nothing(served: Served, claimed: str) -> None:
+    job = str(uuid.uuid4())
+    (served.state_dir / "guest" / job).mkdir(parents=True)
+    (served.state_dir / "guest" / job / "run").write_text(claimed)
+    served.accept("1", "echo hi", job)
+    assert served.frames(b"exit 1 ")[b"out"] == b"hi\n"
+
+
+def test_no_descriptor_of_ours_gets_to_a_command(served: Served) -> None:
+    served.accept("1", "ls -l /proc/self/fd")
+    output = served.frames(b"exit 1 ")[b"out"].decode()
+    open_ones = re.findall(r" (\d+) -> (\S+)", output)
+    assert {fd: path for fd, path in open_ones if int(fd) > 3} == {}
+
+
+def test_it_ends_with_its_input_and_jobs_go_on(served: Served) -> None:
+    job = served.accept("1", "sleep 0.5; echo late")
+    served.frames(b"1 ok")
+    again = Served(["sh"], served.state_dir)
+    again.send("carry", "1", f"guest/{job}", "0", "0")
+    served.process.stdin.close()  # type: ignore[union-attr]
+    wait_until(lambda: served.process.poll() is not None)
+    assert again.frames(b"exit 1 ")[b"out"] == b"late\n"
+    again.close()
