@@ -213,7 +213,8 @@ locate() {
 }
 
 # Writes the file exit, once: state $1, code $2, signal $3, reason $4. What is there stays,
-# so that finished never changes again; an empty one is what a full disk has left.
+# so that finished never changes again; an empty one is what a full disk has left. A short one
+# any sh writes at once, so that nobody sees a part of it; that takes no process.
 settle() {
     clock
     quoted="''"
@@ -222,7 +223,8 @@ settle() {
 ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
     set -C
     until
-        { [ ! -e exit ] && printf '%s\n' "$record" >./exit; } 2>/dev/null || [ -s exit ] || {
+        { [ "${#record}" -lt 1000 ] && [ ! -e exit ] && printf '%s\n' "$record" >./exit; } \
+            2>/dev/null || [ -s exit ] || {
             { [ -f exit.new ] || [ ! -e exit.new ]; } &&
                 printf '%s\n' "$record" 1<>exit.new &&
                 { ln exit.new exit 2>/dev/null || [ -s exit ] || mv -f exit.new exit; }
