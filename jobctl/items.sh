@@ -185,6 +185,7 @@ slots() {
         next=$((next + 1))
         another "$next"
     done
+    clock # before the items, each of which is run in a shell of its own
     self() { itself; }
     # shellcheck disable=SC2119
     serve_items

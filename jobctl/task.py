@@ -133,9 +133,15 @@ class Task(Folder):
         return runs
 
     def _lost(self, number: int, run: Run, boot: str) -> bool:
-        """Write down the end of an item whose slot was killed, if its command has ended."""
+        """Write down the end of an item whose slot was killed, if its command has ended.
+
+        Returns whether it runs no more.
+        """
         if self._journals.keeper(run.slot, boot) or not self._journals.is_of(run.slot, boot):
             return False
+        self._journals.catch_up()  # the slot may have ended by itself since we looked
+        if number in self._journals.ends:
+            return True
         if self._journals.sight(run, self._variable(number), boot):
             return False
         for name in (f"children/{number}.stop", "stop"):

@@ -568,8 +568,8 @@ def test_slots_that_are_killed(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_all_slots_killed_go_on(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n3\n4\n", "-t", "2", "-c", "echo {}; sleep 0.5; echo {}")
-    wait_until(lambda: len(slots(jobctl, job)) == 2)
+    job = each(jobctl, "1\n2\n3\n4\n", "-t", "2", "-c", "echo {}; sleep 2; echo {}")
+    wait_until(lambda: sum(r["state"] == "Running" for r in children(jobctl, job)) == 2)
     for pid in slots(jobctl, job):
         os.kill(pid, signal.SIGKILL)
     waiting = jobctl.popen("wait", job, stdout=subprocess.DEVNULL)
@@ -706,7 +706,7 @@ def test_a_missing_command_is_told(jobctl: Jobctl) -> None:
 
 
 def test_two_terminals(jobctl: Jobctl) -> None:
-    job = each(jobctl, "\n".join(map(str, range(30))), "-t", "3", "-c", "sleep 0.1")
+    job = each(jobctl, "\n".join(map(str, range(30))), "-t", "3", "-c", "sleep 0.3")
     commands = [jobctl.popen("wait", job, stdout=subprocess.DEVNULL) for _ in range(3)]
     interrupted = jobctl.popen("wait", job, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     at_rest(interrupted)
