@@ -8,6 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import probe
 from figures import Effort
@@ -262,13 +263,13 @@ def _shares(far: Host) -> tuple[float, float]:
 
 
 def _used_there(far: Host) -> float:
-    """Return the processor time of what sshd started, without the jobs, which left it."""
+    """Return the processor time of what serves us there, jobs' runners included."""
     used = 0.0
-    for pid in probe.descendants(far.server.pid):
-        try:
-            used += probe.processor_seconds(pid, children=True)
-        except OSError:  # it has just ended: then it is in its parent's
-            continue
+    ours = b"serve.sh\0control\0" + os.fsencode(far.server.home)
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+            if ours in file.read():
+                used += probe.processor_seconds(int(name), children=True)
     return used
 
 
