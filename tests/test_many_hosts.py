@@ -185,10 +185,14 @@ def test_node_sets_that_make_no_sense(far: Far) -> None:
 
 
 def test_no_more_hosts_at_once_than_asked_for(far: Far, tmp_path: Path) -> None:
-    text = f"echo + >>{tmp_path}/log; sleep 0.4; echo - >>{tmp_path}/log"
+    text = f"echo + >>{tmp_path}/log; sleep 1; echo - >>{tmp_path}/log"
     job = far.on("web[1-4]", "-t", "2", "-c", text)
-    wait_until(lambda: far.job(f"{job}.4")["reason"] == "waiting for a slot")
-    assert far.job(f"{job}.4")["state"] == "NotStarted"
+
+    def waits() -> bool:
+        last = far.job(f"{job}.4")
+        return (last["state"], last["reason"]) == ("NotStarted", "waiting for a slot")
+
+    wait_until(waits)
     far.kill_agent()
     far.run("wait", job)
     running = most = 0
