@@ -28,8 +28,9 @@ _PAUSES = (1.0, 60.0)
 """Seconds between attempts to get a broken connection back: the first, and the longest."""
 _STEADY = 10.0
 """Seconds after which a connection that breaks is made anew without a pause."""
-_FIRST_LOOK = 0.05
-"""Seconds after which the host is to see what a job has written that has not ended by then."""
+_LOOKS = (0.05, 60.0)
+"""Seconds until the host is told to see what a new job has written, and between later looks,
+should what wakes the host by itself have been killed."""
 _MOST_LOSSES = 3
 """Connections that break before all is set up, until a job that waits for one has failed."""
 
@@ -84,14 +85,13 @@ class Link:
         self._unheard = False
         """There was a question, and nobody to answer it."""
         self._losses = 0
-        """How many connections broke in a row before they could be used."""
-        self._closed = False
-        self._users = 0
+        """How many connections broke in a row while they were set up."""
+        self._closed, self._users = False, 0
         self._idle_since = time.monotonic()
         self._connected_at: float | None = None
         self._noted: links.Link | None = None
-        self._begun_at: float | None = None
-        """When the last job began that the host was not told to look at since."""
+        self._look_at: float | None = None
+        """When the host is to be told to look; None while there are no jobs."""
         self.state = LinkState.OPENING
         self.error: Unreachable | None = None
         self._note(LinkState.OPENING)
@@ -382,21 +382,21 @@ class Link:
                 if left is None or left > 0:
                     self._change.wait(left)
                     continue
-                if self._begun_at is None:
+                if self._look_at is None:
                     self._shut()
                     return None
-                self._begun_at = None
+                self._look_at = None
             far.look()
 
     def _left(self) -> float | None:
         """Return the seconds until there is something to do of which nobody tells; None: never."""
-        if not self._jobs:
-            self._begun_at = None
-        if self._begun_at is not None:
-            return self._begun_at + _FIRST_LOOK - time.monotonic()
-        if self.temporary and not self._jobs and not self._users:
-            return self._idle_since + _LINGER - time.monotonic()
-        return None
+        now = time.monotonic()
+        if self._jobs:
+            self._look_at = self._look_at or now + _LOOKS[1]
+            return self._look_at - now
+        self._look_at = None
+        idle = self.temporary and not self._users
+        return self._idle_since + _LINGER - now if idle else None
 
     def _hand_over(self, far: Far, job: Carried) -> None:
         with self._change:
@@ -435,7 +435,7 @@ class Link:
             job.hand_over(far)
             return False
         self._mirror.begin(far, job)
-        self._begun_at = time.monotonic()
+        self._look_at = time.monotonic() + _LOOKS[0]
         return True
 
     def _moving(self, far: Far, bulk: bool = False) -> threading.Thread:
