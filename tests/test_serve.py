@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ class Served:
             stdout=subprocess.PIPE,
             env={"PATH": "/usr/bin:/bin", "HOME": str(state_dir), "JOBCTL_RUNNER": "1"},
         )
+        self.limit = threading.Timer(60, self.process.kill)
+        self.limit.start()
         assert self.line().startswith(b"serving ")
 
     def line(self) -> bytes:
@@ -75,6 +78,7 @@ class Served:
         assert self.process.stdout.read() == b""
         self.process.stdout.close()
         assert self.process.wait(10) == 0
+        self.limit.cancel()
 
 
 @pytest.fixture(params=["dash", "bash", "busybox"], name="served")
@@ -128,8 +132,8 @@ def test_a_job_begins_once(served: Served) -> None:
     job = served.accept("1", "echo once")
     for number in (2, 3):
         served.accept(str(number), "echo once", job)
-    for number in (1, 2, 3):
-        frames = served.frames(b"exit %d " % number)
+    for _ in range(3):  # in any order
+        frames = served.frames(b"exit ")
     served.send("survey", "4")
     listed = served.frames(b"4 ok")[b"job"]
     assert quoting.load(listed)["instance_id"] == job.encode()
