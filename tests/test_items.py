@@ -332,7 +332,7 @@ def test_timeout_and_retries(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_after_and_after_ok(jobctl: Jobctl) -> None:
-    first = jobctl.start("-c", "sleep 0.5; exit 3")
+    first = jobctl.start("-c", "sleep 4; exit 3")
     job = each(jobctl, "1\n2\n", "--after", first, "echo")
     assert {r["state"] for r in children(jobctl, job)} == {"NotStarted"}
     assert jobctl.job(job)["reason"] == f"waiting for job {first}"
