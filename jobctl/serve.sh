@@ -163,7 +163,7 @@ accept() {
         answer "$1 no cannot write in $PWD: is the disk full?"
     elif [ "$ours" ]; then
         clock
-        pass "carry_new $6 guest/$2 $7 $8"
+        printf 'new %s\n' "$6 guest/$2 $7 $8" >&7
         answer "$1 ok"
         beside run_here "$6"
     else
@@ -387,12 +387,6 @@ growing='' handle='' active='' wanted='' keeper='' started='' since=''
 take_up() {
     eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1="
     carried="$carried $1"
-}
-
-# Takes up a job that is just being begun: it may end soon, and will say so. If it does not,
-# the other side says when to look: sleep would be one more process for each job.
-carry_new() {
-    take_up "$@"
 }
 
 sent_of_slot() {
@@ -805,10 +799,11 @@ hear() {
     while read -r word rest <&7; do
         case $word in
         say) printf '%s\n' "$rest" && continue ;;
-        do)
-            eval "$rest"
-            quiet=0
-            case $rest in carry_new*) continue ;; esac
+        do) eval "$rest" && quiet=0 ;;
+        new)
+            # It may end soon, and will say so. If it does not, the other side says when to
+            # look: sleep would be one more process for each job.
+            eval "take_up $rest" && quiet=0 && continue
             ;;
         end)
             case " $carried " in *" $rest "*) look_at_all "$rest" ;; *) continue ;; esac
