@@ -37,8 +37,9 @@ def write(folder: Folder, spec: JobSpec) -> None:
     if spec.stdin is not None:
         _copy(folder, spec.stdin, "stdin")
     name = spec.name or f"Job{folder.id}"
+    common = _common(spec, name, script)
     if spec.items is not None:
-        _write_task(folder, spec, name, script, spec.items)
+        _write_task(folder, spec, name, common, spec.items)
     elif len(spec.places) > 1:
         for number, place in enumerate(spec.places, 1):
             child = folder.child(number)
@@ -46,7 +47,7 @@ def write(folder: Folder, spec: JobSpec) -> None:
             for shared in ("script", "stdin"):
                 with suppress(FileNotFoundError):
                     os.link(folder.file(shared), child.file(shared))
-            _write_one(child, spec, name, place, script)
+            _write_one(child, spec, name, common, place)
             commit(child, durably=False)
         _write(folder, "received", records.dump_marks(Marks()))
         whole = {"instance_id": str(uuid.uuid4()), "children": str(len(spec.places))}
@@ -55,13 +56,13 @@ def write(folder: Folder, spec: JobSpec) -> None:
             told = {"JOBCTL_ID": folder.id, "JOBCTL_NAME": name}
             told["JOBCTL_INSTANCE_ID"] = whole["instance_id"]
             _write_environment(folder, "env", {**spec.env, **told})
-        _write_spec(folder, spec, name, None, script, whole)
+        _write_spec(folder, spec, common, None, whole)
     else:
-        _write_one(folder, spec, name, spec.places[0] if spec.places else None, script)
+        _write_one(folder, spec, name, common, spec.places[0] if spec.places else None)
 
 
 def _write_task(
-    folder: Folder, spec: JobSpec, name: str, script: str, every: Iterable[bytes]
+    folder: Folder, spec: JobSpec, name: str, common: bytes, every: Iterable[bytes]
 ) -> None:
     """Write down a command for each of many items."""
     for directory in ("items", "children", "slots", *(("hosts",) if spec.places else ())):
@@ -103,12 +104,14 @@ def _write_task(
         here = {"JOBCTL_HOST": place.host}
         _write_environment(share, "far.env", {**spec.variables, **told, **here})
         own = {"share": "1", "children": "0", "instance_id": str(uuid.uuid4())}
-        _write_spec(share, spec, name, place, script, more | own | {"whole": instance_id})
+        _write_spec(share, spec, common, place, more | own | {"whole": instance_id})
         commit(share, durably=False)
-    _write_spec(folder, spec, name, None, script, more)
+    _write_spec(folder, spec, common, None, more)
 
 
-def _write_one(folder: Folder, spec: JobSpec, name: str, place: Place | None, script: str) -> None:
+def _write_one(
+    folder: Folder, spec: JobSpec, name: str, common: bytes, place: Place | None
+) -> None:
     """Write down one command in one place: here if that is None."""
     instance_id = str(uuid.uuid4())
     told = {
@@ -124,23 +127,38 @@ def _write_one(folder: Folder, spec: JobSpec, name: str, place: Place | None, sc
     for stream in (*STREAMS, "lock"):
         _write(folder, stream, b"")
     _write(folder, "received", records.dump_marks(Marks()))
-    _write_spec(folder, spec, name, place, script, {"instance_id": instance_id})
+    _write_spec(folder, spec, common, place, {"instance_id": instance_id})
 
 
 def _write_spec(
-    folder: Folder,
-    spec: JobSpec,
-    name: str,
-    place: Place | None,
-    script: str,
-    more: dict[str, str],
+    folder: Folder, spec: JobSpec, common: bytes, place: Place | None, more: dict[str, str]
 ) -> None:
-    hosts = spec.location or ",".join(place.host for place in spec.places)
+    """Write down what is to be run here, or there; common is what _common() returned."""
+    if place:
+        record = {
+            "location": place.host,
+            "host": place.host,
+            "session": place.session,
+            "ssh_config": place.config,
+            "results": "remote" if spec.results_stay else "local",
+        }
+    else:
+        hosts = spec.location or ",".join(place.host for place in spec.places)
+        record = {"location": hosts or LOCALHOST}
+    if not folder.is_child:
+        record["on_finish"] = spec.on_finish
+    fields = {key: os.fsencode(value) for key, value in (record | more).items()}
+    _write(folder, "spec.new", common + quoting.dump(fields))
+    if not folder.is_child:
+        _sync(folder.file("spec.new"))
+
+
+def _common(spec: JobSpec, name: str, script: str) -> bytes:
+    """Return what the specs of a job and of all its children have in common."""
     record = {
         "format": "1",
         "name": name,
         "type": _type(spec),
-        "location": place.host if place else hosts or LOCALHOST,
         "command": spec.command,
         "text": spec.text,
         "script": script,
@@ -155,25 +173,15 @@ def _write_spec(
         "after": " ".join(spec.after),
         "after_ok": " ".join(spec.after_ok),
         "caller": "" if spec.caller is None else _caller(spec.caller),
-        "on_finish": "" if folder.is_child else spec.on_finish,
         "created": f"{time.time():.6f}",
         "variables": os.fsdecode(quoting.join(map(os.fsencode, spec.variables))),
     }
     if spec.places:
         record["caller_cwd"] = spec.caller_cwd
-    if place:
-        record |= {
-            "host": place.host,
-            "session": place.session,
-            "ssh_config": place.config,
-            "results": "remote" if spec.results_stay else "local",
-        }
-    fields = {key: os.fsencode(value) for key, value in (record | more).items()}
+    fields = {key: os.fsencode(value) for key, value in record.items()}
     fields["argv"] = quoting.join(map(os.fsencode, spec.argv))
     fields["words"] = quoting.join(map(os.fsencode, spec.words))
-    _write(folder, "spec.new", quoting.dump(fields))
-    if not folder.is_child:
-        _sync(folder.file("spec.new"))
+    return quoting.dump(fields)
 
 
 def _type(spec: JobSpec) -> str:

@@ -16,10 +16,10 @@ from jobctl import paths, timing
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, JobctlError, ReaderLeft
 from jobctl.folder import STREAMS
-from jobctl.model import Job, State, printable
+from jobctl.model import Job, State, order, printable
 from jobctl.ops.find import parts
 from jobctl.ops.receive import Listener, Manner, Receiver
-from jobctl.ops.stop import ask_hosts, on_hosts
+from jobctl.ops.stop import ask_hosts
 from jobctl.ops.wait import finished
 from jobctl.store import Store
 
@@ -141,10 +141,8 @@ def command(
 def deliver(jobs: list[Job], manner: Manner) -> int:
     """Deliver the output there is; return the exit status."""
     store = Store(paths.state_dir())
+    errors = _fetched(store, jobs)
     pieces = parts(store, jobs)
-    errors = _fetched(store, pieces)
-    if on_hosts(pieces):
-        pieces = parts(store, jobs)
     ids = [job.id for job in pieces]
     with _doubting(ids):
         receiver = Receiver(store.jobs, manner, Listener(_tell_failure))
@@ -154,8 +152,16 @@ def deliver(jobs: list[Job], manner: Manner) -> int:
 
 def _fetched(store: Store, jobs: list[Job]) -> list[JobctlError]:
     """Bring home what was to stay on hosts; return an error for each that is out of reach."""
-    there = [job for job in on_hosts(jobs) if store.jobs.folder(job.id).stays_there()]
+    some = parts(store, [job for job in jobs if _leaves_results(store, job)])
+    there = [job for job in some if store.jobs.folder(job.id).stays_there()]
     return ask_hosts(store.jobs, "fetch", there)
+
+
+def _leaves_results(store: Store, job: Job) -> bool:
+    """Whether the output of a job was to stay where it ran."""
+    folder = store.jobs.folder(job.id)
+    one = folder.child(1) if job.child_count else folder
+    return one.spec().get("results") == b"remote"
 
 
 def follow(
@@ -171,13 +177,12 @@ def follow(
     That of one job's command is passed on, and every failure of our own is then 125.
     """
     store = Store(paths.state_dir())
-    pieces = parts(store, jobs)
-    ids = [job.id for job in pieces]
+    ids = sorted({part for job in jobs for part in job.children or (job.id,)}, key=order)
     alone = len(jobs) == 1 and not jobs[0].children
     listener = Listener(_tell_failure, _write_event if events else None)
     receiver = Receiver(store.jobs, manner, listener)
     try:
-        for error in _fetched(store, pieces):
+        for error in _fetched(store, jobs):
             raise error
         with _doubting(ids):
             ended = receiver.follow(ids, deadline, force)

@@ -26,6 +26,8 @@ from jobctl.ops.wait import Ends
 _LIVELY = 0.01
 _QUIET = 0.04
 """Seconds between looks for new output: right after some came, and otherwise."""
+_ALL = 1.0
+"""Seconds between looks at jobs that have not grown: what a reader gave back is theirs, too."""
 _AT_ONCE = 1 << 20
 """Bytes to hand over before others get their turn."""
 _NOWHERE = 1 << 62
@@ -82,6 +84,8 @@ class Receiver:
         """The marks of this process alone, where those in the folder are to stay."""
         self._states: dict[str, State] = {}
         self._tags: dict[str, bytes] = {}
+        self._sizes: dict[str, list[int]] = {}
+        self._all_seen_at = 0.0
         self.errors: dict[str, JobctlError] = {}
         """Why nothing more of a job was delivered, by its id."""
 
@@ -152,24 +156,44 @@ class Receiver:
 
     def _follow(self, ids: list[str], deadline: float | None, force: bool) -> Iterator[Job]:
         ends = Ends(self._jobs, ids, force)
-        pause = 0.0
+        pause, look_at = 0.0, 0.0
         while ends.unfinished:
+            now = time.monotonic()
+            late = deadline is not None and now >= deadline
             # A job removed meanwhile has nothing more to deliver.
-            ended = [job for _, job in ends.wait(pause) if job is not None]
-            moved = False
-            for job_id in sorted(ends.lively, key=order):
-                moved = self._collect(self._current(job_id)) or moved
+            ended = [job for _, job in ends.wait(max(0.0, look_at - now)) if job is not None]
+            # Not with each piece of news: there may be many, and many jobs.
+            if late or time.monotonic() >= look_at:
+                moved = False
+                for job_id in self._stirring(ends.lively):
+                    moved = self._collect(self._current(job_id)) or moved
+                pause = _LIVELY if moved else min(_QUIET, pause * 1.5 + 0.001)
+                look_at = time.monotonic() + pause
+                if deadline is not None:
+                    look_at = min(look_at, deadline)
             for job in ended:
                 self._note(job)
                 self._collect(job)
+                self._sizes.pop(job.id, None)
                 yield job
             for sink in self._sinks.values():
                 sink.check()
-            pause = _LIVELY if moved else min(_QUIET, pause * 1.5 + 0.001)
-            if deadline is not None:
-                if time.monotonic() >= deadline:
-                    return
-                pause = min(pause, deadline - time.monotonic())
+            if late:
+                return
+
+    def _stirring(self, ids: set[str]) -> list[str]:
+        """Return the ids of those of some jobs at which it is time to look, in order."""
+        now = time.monotonic()
+        if self._listener.changed or now > self._all_seen_at + _ALL:
+            self._all_seen_at = now
+            return sorted(ids, key=order)
+        return [job_id for job_id in sorted(ids, key=order) if self._has_grown(job_id)]
+
+    def _has_grown(self, job_id: str) -> bool:
+        folder = self._jobs.folder(job_id)
+        sizes = [folder.size(stream) for stream in self._manner.streams]
+        before, self._sizes[job_id] = self._sizes.get(job_id), sizes
+        return sizes != before
 
     def _current(self, job_id: str) -> Job:
         """Return a job that may be unfinished, with no more read than is needed."""
@@ -200,9 +224,9 @@ class Receiver:
 
     def _deliver(self, job: Job) -> bool:
         folder = self._jobs.folder(job.id)
-        moved = False
+        marks, moved = self._marks(folder), False
         for stream in self._manner.streams:
-            if self._manner.output_dir or self._marks(folder).next(stream, folder.size(stream)):
+            if self._manner.output_dir or marks.next(stream, folder.size(stream)):
                 # A job removed meanwhile has nothing more to deliver.
                 with (
                     suppress(FileNotFoundError),
