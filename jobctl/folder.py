@@ -53,6 +53,17 @@ class Folder:
         up = os.path.dirname(os.path.dirname(self.path))
         return os.path.dirname(os.path.dirname(up)) if self.is_child else up
 
+    @property
+    def is_far(self) -> bool:
+        """Whether this is the folder of one command on a host."""
+        spec = self.spec()
+        return spec.get("type") == TYPE_REMOTE.encode() and not spec.get("children")
+
+    @property
+    def session(self) -> str:
+        """The name of the session through which it runs, if any."""
+        return os.fsdecode(self.spec().get("session", b""))
+
     def child(self, number: int) -> Folder:
         """Return the folder of a child that need not exist."""
         return Folder(f"{self.path}/children/{number}")
@@ -82,26 +93,29 @@ class Folder:
         """
         if not self.exists():
             return None
+        job = self.planned()
+        if job.child_count:
+            return parent_of(job, self._children(job.child_count, boot))
+        return self._one(job, boot)
+
+    def planned(self) -> Job:
+        """Return what the job is to be, without a look at what became of it."""
         spec = self.spec()
-        known: dict[str, Any] = {
-            "name": os.fsdecode(spec.get("name", b"")),
-            "instance_id": _cookie(spec.get("instance_id")),
-            "command": os.fsdecode(spec.get("command", b"")),
-            "argv": tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
-            "cwd": os.fsdecode(spec.get("cwd", b"")),
-            "created_at": records.number(spec.get("created")),
-        }
-        if spec.get("type") == TYPE_REMOTE.encode():
-            known |= {
-                "type": TYPE_REMOTE,
-                "location": os.fsdecode(spec.get("location", b"")),
-                "session": os.fsdecode(spec.get("session", b"")) or None,
-            }
-        if self.is_child:
-            known["parent"] = self.id.partition(".")[0]
-        if count := records.integer(spec.get("children")):
-            return parent_of(Job(self.id, **known, child_count=count), self._children(count, boot))
-        return self._one(known, boot)
+        job = Job(
+            self.id,
+            name=os.fsdecode(spec.get("name", b"")),
+            instance_id=_cookie(spec.get("instance_id")),
+            command=os.fsdecode(spec.get("command", b"")),
+            argv=tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
+            cwd=os.fsdecode(spec.get("cwd", b"")),
+            created_at=records.number(spec.get("created")),
+            child_count=records.integer(spec.get("children")) or 0,
+            parent=self.id.partition(".")[0] if self.is_child else None,
+        )
+        if spec.get("type") != TYPE_REMOTE.encode():
+            return job
+        location = os.fsdecode(spec.get("location", b""))
+        return job._replace(type=TYPE_REMOTE, location=location, session=self.session or None)
 
     def children(self, boot: str) -> list[Job]:
         """Return its children as they are now."""
@@ -111,13 +125,13 @@ class Folder:
         read = (self.child(number).read(boot) for number in range(1, count + 1))
         return [child for child in read if child]
 
-    def _one(self, known: dict[str, Any], boot: str) -> Job:
-        """Return a job without children, of which spec's part is known."""
-        remote = known.get("type") == TYPE_REMOTE
+    def _one(self, planned: Job, boot: str) -> Job:
+        """Return a job without children as it is now."""
+        remote = planned.type == TYPE_REMOTE
         unfinished = None
         if not self.finished():
-            unfinished = self._unfinished_there(known) if remote else self._unfinished(boot)
-        known |= unfinished or self._finished()
+            unfinished = self._unfinished_there(planned) if remote else self._unfinished(boot)
+        known = unfinished or self._finished()
         run = records.load(self.file("run"))
         known |= {
             "pid": records.integer(run.get("pid")),
@@ -125,7 +139,7 @@ class Folder:
             "began_uptime": None if remote else records.number(run.get("began_uptime")),
         }
         known["percent"], known["message"] = self.progress()
-        job = Job(self.id, **known)
+        job = planned._replace(**known)
         if unfinished:
             return job
         return job._replace(elapsed=job.took(records.text(run.get("boot")) == job.ended_boot))
@@ -135,12 +149,10 @@ class Folder:
         from jobctl import links
 
         spec = self.spec()
-        host, session, config = (
-            os.fsdecode(spec.get(key, b"")) for key in ("host", "session", "ssh_config")
-        )
-        return session or links.temporary(host, config)
+        host, config = (os.fsdecode(spec.get(key, b"")) for key in ("host", "ssh_config"))
+        return self.session or links.temporary(host, config)
 
-    def _unfinished_there(self, known: dict[str, Any]) -> dict[str, Any]:
+    def _unfinished_there(self, planned: Job) -> dict[str, Any]:
         """Return what is known of an unfinished job on a host: what that host last said."""
         from jobctl import links
 
@@ -154,10 +166,10 @@ class Folder:
             why = f"waiting for job {other}" if other else link.reason
             if "held" in run:
                 why = "waiting for a slot"
-            return {"state": State.NOT_STARTED, "reason": why or f"waiting for {known['location']}"}
+            return {"state": State.NOT_STARTED, "reason": why or f"waiting for {planned.location}"}
         if not opened:
-            reason = link.reason or f"connecting to {known['location']}"
-            if known["session"] and book.disconnected(name):
+            reason = link.reason or f"connecting to {planned.location}"
+            if planned.session and book.disconnected(name):
                 reason = f"session {name} was disconnected by user"
             return {"state": State.DISCONNECTED, "reason": reason}
         if self.has("stop"):

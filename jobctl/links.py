@@ -63,6 +63,8 @@ class Links:
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir
         self._alive: bool | None = None
+        self._read: dict[str, tuple[tuple[int, ...], Session | None]] = {}
+        """Sessions by name as they were read, and what tells their files from later ones."""
 
     def agent_alive(self) -> bool:
         """Return whether there is an agent; asked once."""
@@ -122,22 +124,17 @@ class Links:
         """Return the session called name, if there is one."""
         if not name:
             return None
-        record = {k: os.fsdecode(v) for k, v in _load(self._path("sessions", name)).items()}
-        if not record.get("host") or not record.get("id", "").isdigit():
+        path = self._path("sessions", name)
+        try:
+            about = os.lstat(path)
+        except OSError:
             return None
-        port, limit = record.get("port", ""), record.get("connect_timeout", "")
-        target = Target(
-            record["host"],
-            record.get("user", ""),
-            int(port) if port.isdigit() else None,
-            tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("identities", ""))))),
-            tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("options", ""))))),
-            _number(limit.encode()),
-            record.get("accept_new") == "1",
-            record.get("config", ""),
-        )
-        created = _number(record.get("created", "").encode())
-        return Session(record["id"], name, target, record.get("wanted") == "1", created)
+        seen = about.st_ino, about.st_mtime_ns, about.st_ctime_ns
+        before, session = self._read.get(name, (None, None))
+        if seen != before:
+            session = _session(name, _load(path))
+            self._read[name] = seen, session
+        return session
 
     def disconnected(self, name: str) -> bool:
         """Whether there is a session of that name which is not to be connected."""
@@ -176,13 +173,10 @@ class Links:
             if not _ours(os.lstat(path)):
                 raise Refused(f"{path} is not a file that only you can write to; remove it")
 
-    def to(self, label: str, config: str) -> Session | None:
-        """Return the oldest wanted session to the machine that this configuration calls so."""
-        for session in self.sessions():
-            to = session.target
-            if session.wanted and (to.label, to.config) == (label, config):
-                return session
-        return None
+    def to(self, config: str) -> dict[str, Session]:
+        """Return the oldest wanted session to each machine, as this configuration calls it."""
+        wanted = [s for s in self.sessions() if s.wanted and s.target.config == config]
+        return {session.target.label: session for session in reversed(wanted)}
 
     def create(self, name: str, target: Target) -> Session:
         """Make a session.
@@ -237,6 +231,26 @@ class Links:
         if file.startswith("."):
             file = "%2E" + file[1:]
         return f"{self._state_dir}/{kind}/{file}"
+
+
+def _session(name: str, told: dict[str, bytes]) -> Session | None:
+    """Return the session that a record tells of, if it does."""
+    record = {key: os.fsdecode(value) for key, value in told.items()}
+    if not record.get("host") or not record.get("id", "").isdigit():
+        return None
+    port, limit = record.get("port", ""), record.get("connect_timeout", "")
+    target = Target(
+        record["host"],
+        record.get("user", ""),
+        int(port) if port.isdigit() else None,
+        tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("identities", ""))))),
+        tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("options", ""))))),
+        _number(limit.encode()),
+        record.get("accept_new") == "1",
+        record.get("config", ""),
+    )
+    created = _number(record.get("created", "").encode())
+    return Session(record["id"], name, target, record.get("wanted") == "1", created)
 
 
 def agent_alive(state_dir: str) -> bool:

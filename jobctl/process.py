@@ -8,6 +8,7 @@ come round. runner.sh writes the same three down.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import sys
@@ -34,6 +35,7 @@ class Sight(NamedTuple):
     parent: int
 
 
+@functools.cache
 def boot_id() -> str:
     """Return what differs after each start of the system."""
     try:

@@ -181,7 +181,6 @@ class ShareFolder(Folder):
         self.number = number
         spec = self.spec()
         self.host = os.fsdecode(spec.get("host", b""))
-        self.session = os.fsdecode(spec.get("session", b""))
         self._away: tuple[bool, str] | None = None
         self._given: list[tuple[int, int]] = []
         self._given_size = -1

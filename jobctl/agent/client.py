@@ -126,11 +126,11 @@ def begin(state_dir: str) -> None:
         _spawn(state_dir)
 
 
-def wake(state_dir: str) -> None:
-    """Have an agent look at the job folders soon, without waiting for that."""
+def wake(state_dir: str, *jobs: str) -> None:
+    """Have an agent look at these jobs' folders soon, or else at all, without waiting for that."""
     try:
         with _attempt(state_dir) as connection:
-            connection.sendall(_encoded({"op": "look"}))
+            connection.sendall(_encoded({"op": "look", "jobs": jobs}))
             if connection.recv(2) == b"{}":
                 return
     except OSError:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from jobctl import process, quoting
+from jobctl import process, quoting, records
 from jobctl.agent.far import Far
 from jobctl.agent.link import Link
 from jobctl.agent.shares import Share, Spread
 from jobctl.agent.slots import Slots
 from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
+from jobctl.folder import Folder
 from jobctl.jobs import Jobs
 from jobctl.links import Links
 from jobctl.model import TYPE_REMOTE, State, printable
@@ -27,6 +29,8 @@ from jobctl.store import Store
 
 _HOSTS_AT_ONCE = 32
 _UNLIMITED = 1 << 31
+_WHOLES = 64
+"""Jobs with children that end at the same time, usually."""
 _BEAT = 1.0
 """Seconds between looks at whether a process that a job depends on is still there."""
 _AGAIN = 5.0
@@ -52,6 +56,8 @@ class Queue:
         """
         self._state_dir = state_dir
         self._jobs = Jobs(state_dir)
+        self._folder = functools.lru_cache(_WHOLES)(self._jobs.folder)
+        """Gives a whole job's folder, which may have read its spec already."""
         self._book = Links(state_dir)
         self._boot = process.boot_id()
         self._link_of = link_of
@@ -72,38 +78,47 @@ class Queue:
 
     # --- finding what there is to do ---
 
-    def look(self) -> None:
-        """Have a link look after each unfinished job on a host."""
+    def look(self, ids: Collection[str] = ()) -> None:
+        """Have a link look after each unfinished job on a host.
+
+        :param ids: look at these jobs only.
+        """
         with self._looking:
+            if ids:
+                for job_id in ids:
+                    self._look_at(job_id)
+                return
             # One of this thread's own: SQLite's connections belong to one.
             store = Store(self._state_dir)
             store.refresh()
             waiting, self.waiting = self.waiting, set()
             try:
-                jobs = store.select("NOT final AND type = ?", [TYPE_REMOTE])
-                self._slots.keep({job.id for job in jobs})
-                for job in jobs:
-                    task = self._jobs.folder(job.id)
-                    if isinstance(task, FarTask):
-                        with suppress(JobctlError, OSError):
-                            self._spread_out(task)
-                        continue
-                    most = self._most(job.id) if job.children else 1
-                    for part in job.children or (job.id,):
-                        # One with a damaged folder is not to keep the others waiting.
-                        with suppress(JobctlError, OSError):
-                            self._look_after(part, most)
+                found = list(map(str, store.ids("NOT finished AND type = ?", [TYPE_REMOTE])))
+                self._slots.keep(set(found))
+                for job_id in found:
+                    self._look_at(job_id)
             except BaseException:
                 self.waiting |= waiting
                 raise
 
-    def _most(self, job_id: str) -> int:
-        """Return how many children of a job may run at once."""
-        throttle = self._jobs.folder(job_id).spec().get("throttle", b"")
-        return int(throttle) if throttle.isdigit() else _UNLIMITED
+    def _look_at(self, job_id: str) -> None:
+        whole = self._jobs.folder(job_id)
+        if isinstance(whole, FarTask):
+            with suppress(JobctlError, OSError):
+                self._spread_out(whole)
+            return
+        spec = whole.spec()
+        if spec.get("type") != TYPE_REMOTE.encode():
+            return  # it was removed
+        count = records.integer(spec.get("children")) or 0
+        throttle = records.integer(spec.get("throttle"))
+        most = 1 if not count else _UNLIMITED if throttle is None else throttle
+        for part in [whole.child(number) for number in range(1, count + 1)] or [whole]:
+            # One with a damaged folder is not to keep the others waiting.
+            with suppress(JobctlError, OSError):
+                self._look_after(part, most)
 
-    def _look_after(self, job_id: str, most: int) -> None:
-        folder = self._jobs.folder(job_id)
+    def _look_after(self, folder: Folder, most: int) -> None:
         if not folder.exists() or folder.finished():
             return
         job = Carried(folder)
@@ -218,7 +233,7 @@ class Queue:
         """Begin what waited for the end of a job, and say that it has come if it was the whole."""
         if self.waiting:
             threading.Thread(target=self.look, daemon=True).start()
-        folder = self._jobs.folder(job_id)
+        folder = self._folder(job_id)
         if not folder.spec().get("on_finish"):
             return
         whole = folder.read(self._boot)

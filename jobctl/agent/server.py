@@ -116,8 +116,11 @@ class Agent:
     # --- jobs ---
 
     def op_look(self, client: Client, request: dict[str, Any]) -> None:
-        """Find what there is to do in the job folders."""
+        """Find what there is to do in the job folders, all of them or those of some jobs."""
         client.say({})
+        if request.get("jobs"):
+            self._queue.look(request["jobs"])
+            return
         for link in list(self._links.values()):
             link.sweep()
         self._look()
@@ -138,11 +141,11 @@ class Agent:
             client.tell({"job": job_id})
 
     def op_subscribe(self, client: Client, request: dict[str, Any]) -> None:
-        """Tell of each change of a job until the client leaves."""
+        """Tell of each change of a job until the client leaves, who waits for some."""
         with self._lock:
             self._listeners.add(client)
         client.say({})
-        self._look()
+        self._queue.look(request["jobs"])
         client.until_gone(lambda message: None)
 
     def _link_of(self, job: Carried) -> Link:
@@ -252,7 +255,7 @@ class Agent:
             return self._link(session.name, session.target)
         config = request["environ"].get("JOBCTL_SSH_CONFIG", "")
         target = parse_target(request["to"])._replace(config=config)
-        if session := self._book.to(target.label, config):
+        if session := self._book.to(config).get(target.label):
             return self._link(session.name, session.target)
         return self._passing(target)
 

@@ -217,14 +217,15 @@ def command(wait: bool, form: str, quiet: bool, singleton: bool, **values: Any) 
 def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> int:
     spec = _spec(values)
     state_dir = paths.state_dir()
+    brief = wait or form == "ids"
     if singleton:
         if not spec.name:
             raise BadUsage("--singleton needs --name, to tell which jobs are the same")
         from jobctl.ops.others import unless_running
 
-        job, begun = unless_running(state_dir, spec.name, lambda: start(state_dir, spec))
+        job, begun = unless_running(state_dir, spec.name, lambda: start(state_dir, spec, brief))
     else:
-        job, begun = start(state_dir, spec), True
+        job, begun = start(state_dir, spec, brief), True
     unable = _why_not(state_dir, job) if begun else ""
     if not wait:
         render.records([job], form)
@@ -363,9 +364,10 @@ def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[Place
     for name in names:
         known = book.known(name)
         places.append(Place(known.target.label, known.name))
+    sessions = book.to(config) if hosts else {}
     for host in (part for text in hosts for part in nodes.expand(text)):
         label = parse_target(host).label
-        session = book.to(label, config)
+        session = sessions.get(label)
         places.append(Place(label, session.name) if session else Place(label, config=config))
     folds = any(map(nodes.is_set, hosts)) and not any("[" in place.host for place in places)
     return tuple(dict.fromkeys(places)), nodes.fold(p.host for p in places) if folds else ""

@@ -268,7 +268,7 @@ def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
             if entry.job.state.finished:
                 over.append(folder.id)
     if new:
-        client.wake(state_dir)
+        client.wake(state_dir, *new)
     for error in client.call(state_dir, {"op": "fetch", "jobs": over})["errors"].values():
         raise Unreachable(error)
     return new

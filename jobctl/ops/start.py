@@ -11,10 +11,12 @@ from jobctl.runner import Runner, begin_slots
 from jobctl.task import Task
 
 
-def start(state_dir: str, spec: JobSpec) -> Job:
+def start(state_dir: str, spec: JobSpec, brief: bool = False) -> Job:
     """Return the new job: durably recorded, and, if it runs here, begun unless it waits.
 
     Killed at any instant, this leaves either no job or a whole one.
+
+    :param brief: without a look at how it goes on hosts, which may be many.
 
     :raises JobctlError: it could not be recorded; then there is no job.
     """
@@ -33,6 +35,8 @@ def start(state_dir: str, spec: JobSpec) -> Job:
         if folder and not folder.exists():
             folder.delete()
         raise
+    if brief and spec.places:
+        return folder.planned()
     job = Jobs(state_dir).folder(folder.id).read(process.boot_id())
     if job is None:
         raise JobctlError(f"job {folder.id} was removed while it started")
@@ -72,4 +76,4 @@ def _entrust(folder: Folder, spec: JobSpec) -> None:
     client.begin(folder.state_dir)  # it starts up while the files are written
     draft.write(folder, spec)
     draft.commit(folder)
-    client.wake(folder.state_dir)
+    client.wake(folder.state_dir, folder.id)

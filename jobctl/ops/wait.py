@@ -39,12 +39,15 @@ class Ends:
         """The items that were not told yet, of which there may be many."""
         self._told: dict[Task, int] = {}
         self._others = set[str]()
+        self._folders = dict[str, Folder]()
+        """Of all but items, until they are told."""
         for job_id in ids:
             folder = jobs.folder(job_id)
             if isinstance(folder, Part):
                 self._items.setdefault(folder.task, set()).add(folder.number)
             else:
                 self._others.add(job_id)
+                self._folders[job_id] = folder
         self._news: News | None = None
         self._book = None if force else Links(jobs.state_dir)
 
@@ -85,8 +88,10 @@ class Ends:
 
     def _matters(self, job_id: str) -> bool:
         """Whether the news of a job on a host may be what is waited for."""
-        folder = self._jobs.folder(job_id)
-        return folder.finished() or not folder.exists() or bool(folder.spec().get("session"))
+        folder = self._folders[job_id]
+        if folder.finished() or not folder.exists():
+            return True
+        return self._book is not None and bool(folder.session)
 
     def _look_at_items(self) -> list[tuple[str, Job | None]]:
         ended = list[tuple[str, Job | None]]()
@@ -110,15 +115,18 @@ class Ends:
     def _look(self) -> list[tuple[str, Job | None]]:
         ended = self._look_at_items()
         for job_id in sorted(self._others, key=order):
-            folder = self._jobs.folder(job_id)
-            job = folder.read(self._boot)
-            if job is None or job.state.finished:
+            folder = self._folders[job_id]
+            # Its files tell that it goes on: to read the whole takes longer.
+            far = folder.is_far and folder.exists() and not folder.finished()
+            job = None if far else folder.read(self._boot)
+            if not far and (job is None or job.state.finished):
                 self._others.discard(job_id)
+                del self._folders[job_id]
                 ended.append((job_id, job))
-            elif job.type == TYPE_REMOTE:
-                if self._book and job.session and self._book.disconnected(job.session):
+            elif far or (job and job.type == TYPE_REMOTE):
+                if self._book and folder.session and self._book.disconnected(folder.session):
                     raise Refused(
-                        f"job {job_id}: session {job.session} was disconnected; connect it, or"
+                        f"job {job_id}: session {folder.session} was disconnected; connect it, or"
                         " wait all the same with --force"
                     )
                 self._others.discard(job_id)
@@ -127,9 +135,11 @@ class Ends:
                 self._watch.add(job_id, keeper)
                 self._others.discard(job_id)
                 self._watched.add(job_id)
-        far = self._far or any(isinstance(task, FarTask) for task in self._items)
-        if far and self._news is None:
-            self._news = News(self._jobs.state_dir, self._watch)
+        if self._news is None:
+            ids = {job_id.partition(".")[0] for job_id in self._far}
+            ids |= {task.id for task in self._items if isinstance(task, FarTask)}
+            if ids:
+                self._news = News(self._jobs.state_dir, self._watch, ids)
         return ended
 
 
@@ -144,14 +154,19 @@ def _resumed(folder: Folder, boot: str) -> Identity | None:
 class News:
     """What the agent tells of jobs on hosts, until we end."""
 
-    def __init__(self, state_dir: str, watch: Watch) -> None:
+    def __init__(self, state_dir: str, watch: Watch, ids: Iterable[str]) -> None:
+        """Begin to listen.
+
+        :param ids: what the agent is to look after, should it not know.
+        """
         self._state_dir = state_dir
+        self._ids = sorted(ids)
         self._listen(watch)
 
     def _listen(self, watch: Watch) -> None:
         from jobctl.agent.client import Talk
 
-        self._talk = Talk(self._state_dir, {"op": "subscribe"})
+        self._talk = Talk(self._state_dir, {"op": "subscribe", "jobs": self._ids})
         watch.listen(_NEWS, self._talk.socket.fileno())
 
     def changed(self, watch: Watch) -> set[str] | None:
