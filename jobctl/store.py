@@ -112,6 +112,18 @@ class Store:
         )
         return [number for (number,) in rows]
 
+    def unsettled(self, where: str, values: Iterable[object] = ()) -> list[int]:
+        """Return the ids of the jobs that are unfinished, as far as the index knows.
+
+        :param where: the SQL condition that holds for them. Jobs that the index has never seen
+            are among them, whatever they are: that spares reading them whole.
+        """
+        seen = self._attempt(lambda db: _filled(db).execute("SELECT boot FROM seen").fetchone())
+        if seen not in (None, (self.boot,)):
+            self.refresh()  # see _refresh()
+        settled = set(self.ids("1")).difference(self.ids(f"NOT finished AND {where}", values))
+        return sorted(set(self.jobs.numbers()) - settled)
+
     def doubt(self, ids: Iterable[str]) -> None:
         """Have the next refresh() read these jobs' folders again."""
         chosen = ",".join({job_id.partition(".")[0] for job_id in ids})

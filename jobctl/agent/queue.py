@@ -90,10 +90,9 @@ class Queue:
                 return
             # One of this thread's own: SQLite's connections belong to one.
             store = Store(self._state_dir)
-            store.refresh()
             waiting, self.waiting = self.waiting, set()
             try:
-                found = list(map(str, store.ids("NOT finished AND type = ?", [TYPE_REMOTE])))
+                found = list(map(str, store.unsettled("type = ?", [TYPE_REMOTE])))
                 self._slots.keep(set(found))
                 for job_id in found:
                     self._look_at(job_id)
