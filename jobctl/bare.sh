@@ -359,8 +359,7 @@ examine() {
         fi
         reason=${reason:-lost: host rebooted}
     fi
-    [ "$state" = Disconnected ] ||
-        (cd -- "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new spec.new)
+    [ "$state" = Disconnected ] || settle_for "$1" Failed "$reason"
 }
 
 finished() {

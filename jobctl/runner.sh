@@ -13,8 +13,7 @@
 #                                                 something is left all the same
 #   sh runner.sh signal JOBS NAME JOB...          send one signal
 #   sh runner.sh announce DIR STATE CODE          say here that a job has ended elsewhere
-#   sh runner.sh cookies                          print "pid instance-id" of every process
-#                                                 that a job started, directly or not
+#   sh runner.sh cookies                          print "pid instance-id" of jobs' processes
 #
 # JOBS is the folder of job folders, JOB is NUMBER:ID: a folder in there and the job's
 # instance id, which is its cookie. DIR is a job folder. Whoever makes it writes
@@ -239,6 +238,11 @@ ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
     echo >>run
 }
 
+# The same for the job in folder $1, whose runner is dead: state $2, reason $3.
+settle_for() {
+    (cd -- "$1" && settle "$2" '' '' "$3" && rm -f env env.odd exit.new spec.new)
+}
+
 # --- stop ---------------------------------------------------------------------
 
 # The jobs to act on are words NUMBER:ID; the folder of job folders is the current one.
@@ -340,7 +344,7 @@ await_exit() {
         if alive "$runner" "$runner_ticks" "$boot"; then
             pause
         else
-            (cd -- "$1" && settle Stopped '' '' "$2" && rm -f env env.odd exit.new spec.new)
+            settle_for "$1" Stopped "$2"
         fi
     done
 }
@@ -638,18 +642,15 @@ note_begun() {
 # Ends with status $1 and reason $2 before the command began.
 refuse() {
     umask 077
-    jobctl_reason=$2 jobctl_line='
+    jobctl_status=$1
+    set -f
+    IFS='
 '
-    while :; do
-        case $jobctl_reason in
-        *"$jobctl_line"*)
-            jobctl_reason="${jobctl_reason%%"$jobctl_line"*} ${jobctl_reason#*"$jobctl_line"}"
-            ;;
-        *) break ;;
-        esac
-    done
-    printf '%s\n' "$jobctl_reason" >"$jobctl_failure"
-    exit "$1"
+    # shellcheck disable=SC2086  # one line of it
+    set -- $2
+    IFS=' '
+    printf '%s\n' "$*" >"$jobctl_failure"
+    exit "$jobctl_status"
 }
 
 # Returns if the command $1 can be executed, else refuses. exec would find out only
@@ -715,8 +716,7 @@ conclude() {
 # Runs the shell text of --on-finish, in the job's directory and environment.
 announce() {
     trap - HUP INT QUIT TERM PIPE
-    jobctl_hook=$on_finish jobctl_dir=$dir jobctl_state=$state
-    jobctl_code=$code
+    jobctl_hook=$on_finish jobctl_dir=$dir jobctl_state=$state jobctl_code=$code
     CDPATH='' cd -- "$cwd" || cd /
     # shellcheck source=/dev/null
     . "$jobctl_dir/env"

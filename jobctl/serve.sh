@@ -373,7 +373,7 @@ note_loss() {
     [ ! -s "$1/exit" ] && [ -n "$boot" ] || return 0
     reason='lost: runner was killed'
     [ "$boot" = "$boot_now" ] || reason='lost: host rebooted'
-    (cd "$1" && settle Failed '' '' "$reason" && rm -f env env.odd exit.new spec.new)
+    settle_for "$1" Failed "$reason"
 }
 
 # The numbers of the jobs carried, $carried, name variables: path_H, out_H and err_H (bytes
