@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import probe
 from figures import Effort
 from host import Host, available, host
-from probe import PYTHON, Broken
+from probe import PYTHON
 from report import Row
 
 _HOSTS = 64
@@ -22,10 +22,11 @@ _SESSIONS, _QUEUED = 128, 10_000
 _MB = 2**20
 _MOST_ROUNDS = 3
 
+# Logs in everywhere at once and runs one command.
 _BARE = """
 import socket, sys, threading
 import paramiko
-host, port, user, key, count = sys.argv[1:]
+host, port, user, key, count, command = sys.argv[1:]
 pkey = paramiko.Ed25519Key.from_private_key_file(key)
 said = []
 def one():
@@ -34,7 +35,7 @@ def one():
     transport = paramiko.Transport(plug)
     transport.connect(username=user, pkey=pkey)
     channel = transport.open_session()
-    channel.exec_command("echo hi")
+    channel.exec_command(command)
     said.append(channel.makefile("rb").read())
     channel.recv_exit_status()
     transport.close()
@@ -42,6 +43,26 @@ threads = [threading.Thread(target=one) for _ in range(int(count))]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert said == [b"hi\\n"] * int(count)
+"""
+
+
+# The least that a job needs there to outlive its connection, with its output and exit status.
+_BY_HAND = """exec /bin/sh -c '
+d=~/by-hand/$$; mkdir -p $d && cd $d && {
+setsid sh -c "echo hi >stdout 2>stderr; echo \\$? >exit.new; mv exit.new exit" </dev/null \\
+>/dev/null 2>&1 & wait; cat stdout; }'"""
+
+_PARALLEL_SSH = """
+import sys
+from pssh.clients import ParallelSSHClient
+host, port, user, key, count = sys.argv[1:]
+hosts = [host] * int(count)
+client = ParallelSSHClient(
+    hosts, user=user, port=int(port), pkey=key, pool_size=len(hosts), allow_agent=False
+)
+output = client.run_command("echo hi")
+client.join(output)
+assert [list(host.stdout) for host in output] == [["hi"]] * len(hosts)
 """
 
 
@@ -61,21 +82,23 @@ def _hosts(rounds: int) -> list[Row]:
     with host() as far:
         far.start_and_end("true")  # our scripts are there
         cold: dict[str, Callable[[], float]] = {"jobctl": lambda: _on_all(far, cold=True)}
-        cold["paramiko"] = lambda: _run((PYTHON, "-c", _BARE, *_login(far), str(_HOSTS)), far)
+        login = (*_login(far), str(_HOSTS))
+        cold["bare paramiko"] = lambda: _run((PYTHON, "-c", _BARE, *login, "echo hi"), far)
+        cold["the same, durable"] = lambda: _run((PYTHON, "-c", _BARE, *login, _BY_HAND), far)
         for name, words in _peers(far).items():
             cold[name] = lambda words=words: _run(words, far)  # type: ignore[misc]
         time_of = probe.medians(cold, rounds)
         far.open(*(f"web{number}" for number in range(1, _HOSTS + 1)))
         warm = {"jobctl": lambda: _on_all(far, cold=False)}
         if "clush" in time_of:
-            with suppress(Broken):  # it does not take all options of ssh
-                shared = _shared(far)
-                warm["clush"] = lambda: _run(_clush(far, *shared), far)
+            shared = _shared(far)
+            warm["clush"] = lambda: _run(_clush(far, *shared), far)
         warm_time_of = probe.medians(warm, rounds)
     what = f"echo on {_HOSTS} hosts, all output home"
-    bare = time_of.pop("paramiko")
     ours = time_of.pop("jobctl")
-    rows = [Row(f"{what}, cold", ours, "s", "bare paramiko", bare, 1.3)]
+    rows = [Row(f"{what}, cold", ours, "s", "bare paramiko", time_of.pop("bare paramiko"), 1.3)]
+    durable = "the same, durable"
+    rows.append(Row(f"{what}, cold", ours, "s", durable, time_of.pop(durable)))
     fastest = min(time_of, key=lambda name: time_of[name], default="")
     for name, seconds in time_of.items():
         limit = 0.4 if name == fastest else None
@@ -109,7 +132,10 @@ def _login(far: Host) -> tuple[str, str, str, str]:
 
 def _peers(far: Host) -> dict[str, tuple[str, ...]]:
     """Return how others run the command, those that are installed."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
+    if importlib.util.find_spec("pssh"):
+        login = (*_login(far), str(_HOSTS))
+        found["parallel-ssh"] = (PYTHON, "-c", _PARALLEL_SSH, *login)
     if shutil.which("clush", path=_PATHS):
         found["clush"] = _clush(far)
     if ansible := shutil.which("ansible", path=_PATHS):
@@ -134,9 +160,13 @@ def _clush(far: Host, *options: str) -> tuple[str, ...]:
 
 def _shared(far: Host) -> tuple[str, ...]:
     """Open shared connections to all hosts; return the options to use them."""
-    options = ("-o", "ControlMaster=auto", "-o", f"ControlPath={far.place.file('c')}-%n")
-    _run(_clush(far, *options, "-o", "ControlPersist=600"), far)
-    return options
+    path = far.place.file("c")
+    options = ("-M", "-N", "-f", "-o", f"ControlPath={path}-%n")
+    opening = [(*far.ssh[:3], *options, f"web{number}") for number in range(1, _HOSTS + 1)]
+    pids = [(probe.spawn(words, far.environment), words) for words in opening]
+    for pid, words in pids:
+        probe.reap(pid, words)
+    return ("-o", f"ControlPath={path}-%%n")  # clush takes a single % for its own
 
 
 def _items(rounds: int) -> list[Row]:
