@@ -16,6 +16,8 @@ import pexpect
 import pytest
 from conftest import Jobctl, wait_until
 
+from jobctl import quoting
+
 NUMBERED = 'i=0; while [ $i -lt {n} ]; do i=$((i+1)); echo "line $i of the output"; done'
 
 
@@ -354,3 +356,28 @@ def test_bad_input(jobctl: Jobctl, words: list[str], named: str) -> None:
     jobctl.done("echo", "x")
     assert named in jobctl.refused(2, "receive", *words)
     assert jobctl.out("receive", "1") == "x\n"
+
+
+def test_what_another_reader_gives_back_while_nothing_new_comes(jobctl: Jobctl) -> None:
+    job = jobctl.start("-c", f"{NUMBERED.format(n=2000)}; sleep 30")
+    wait_until(lambda: (jobctl.folder(job) / "stdout").stat().st_size == len(numbered(2000)))
+    with jobctl.popen("receive", "--wait", job, stdout=subprocess.PIPE) as leaves:
+        assert leaves.stdout
+        wait_until(lambda: marks(jobctl, job) == len(numbered(2000)))  # the pipe holds it all
+        with jobctl.popen("receive", "--wait", job, stdout=subprocess.PIPE) as stays:
+            assert stays.stdout
+            time.sleep(0.5)  # it has looked, and found nothing
+            taken = os.read(leaves.stdout.fileno(), 1000)
+            leaves.stdout.close()
+            got = b""
+            while len(taken + got) < len(numbered(2000)):
+                got += os.read(stays.stdout.fileno(), 1 << 16)
+            assert taken + got == numbered(2000)
+            assert jobctl.state(job) == "Running"
+            jobctl.run("stop", job)
+
+
+def marks(jobctl: Jobctl, job: str) -> int:
+    """Return how many bytes of a job's standard output count as received."""
+    record = quoting.load((jobctl.folder(job) / "received").read_bytes())
+    return int(record.get("stdout", b"0"))

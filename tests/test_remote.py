@@ -14,6 +14,10 @@ from conftest import ENDS, WEIRD, at_home, processes_with, wait_until
 from far import Far
 from sshd import free_port
 
+from jobctl import draft
+from jobctl.jobs import Jobs
+from jobctl.model import JobSpec, Place
+
 IGNORES_TERM = "trap '' TERM; echo ready; sleep 60 & wait; sleep 60; sleep 60"
 
 
@@ -497,3 +501,15 @@ def test_an_adopted_job_is_controlled(far: Far, second: Far) -> None:
     far.run("wait", "1.1", status=1)
     assert far.job("1.1")["reason"] == "stopped by user: enough"
     far.run("stop", "1")
+
+
+def test_a_job_of_which_the_agent_was_not_told(far: Far) -> None:
+    far.done("true")
+    agent = far.agent()
+    # As start leaves it behind that is killed before its last act.
+    folder = Jobs(str(far.state_dir)).allocate()
+    place = Place("web1", config=far.env["JOBCTL_SSH_CONFIG"])
+    draft.write(folder, JobSpec(("echo", "hi"), "", {}, 0o022, places=(place,)))
+    draft.commit(folder)
+    assert far.out("receive", "--wait", folder.id) == "hi\n"
+    assert far.agent() == agent

@@ -376,3 +376,23 @@ def test_junk_between_the_folders(jobctl: Jobctl) -> None:
     jobctl.run("wait", "--all")
     jobctl.run("remove", "--all")
     assert {*names, "0", "9223372036854775808"} <= set(os.listdir(jobs))
+
+
+def test_what_is_unsettled(jobctl: Jobctl) -> None:
+    jobctl.done("true")
+    store = Store(str(jobctl.state_dir))
+    running = int(jobctl.start("sleep", "63.5"))
+    jobctl.run("get")
+    assert store.unsettled("type = ?", ["BackgroundJob"]) == [running]
+    assert store.unsettled("type = ?", ["RemoteJob"]) == []
+    new = int(jobctl.start("true"))  # not indexed yet
+    assert store.unsettled("type = ?", ["RemoteJob"]) == [new]
+    jobctl.run("wait", str(new))
+    jobctl.run("remove", "--force", str(running))
+    assert store.unsettled("type = ?", ["BackgroundJob"]) == []
+    with closing(sqlite3.connect(index(jobctl))) as db, db:
+        db.execute("UPDATE seen SET boot = 'another'")
+        db.execute("INSERT OR IGNORE INTO seen VALUES (1, 'another', 0)")
+    jobctl.folder("1").joinpath("exit").unlink()  # the power was lost before it was on the disk
+    rewrite(jobctl, "1", "run", host="elsewhere", boot="another")
+    assert 1 in store.unsettled("1")
