@@ -400,7 +400,6 @@ sent_of_item() {
 take_items() {
     eval "path_$1=\$2 slots_$1=\$3 out_$1=items active_$1=\"\${active_$1-}\""
     carried="$carried $1"
-    quiet=9 # have it mended
 }
 
 let_be() {
