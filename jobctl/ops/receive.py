@@ -26,6 +26,8 @@ from jobctl.ops.wait import Ends
 _LIVELY = 0.01
 _QUIET = 0.04
 """Seconds between looks for new output: right after some came, and otherwise."""
+_REST = 4
+"""How many times as long as a look took that brought nothing it is, at least, to the next."""
 _ALL = 1.0
 """Seconds between looks at jobs that have not grown: what a reader gave back is theirs, too."""
 _AT_ONCE = 1 << 20
@@ -162,13 +164,15 @@ class Receiver:
             late = deadline is not None and now >= deadline
             # A job removed meanwhile has nothing more to deliver.
             ended = [job for _, job in ends.wait(max(0.0, look_at - now)) if job is not None]
+            began = time.monotonic()
             # Not with each piece of news: there may be many, and many jobs.
-            if late or time.monotonic() >= look_at:
+            if late or began >= look_at:
                 moved = False
                 for job_id in self._stirring(ends.lively):
                     moved = self._collect(self._current(job_id)) or moved
+                now = time.monotonic()
                 pause = _LIVELY if moved else min(_QUIET, pause * 1.5 + 0.001)
-                look_at = time.monotonic() + pause
+                look_at = now + (pause if moved else max(pause, _REST * (now - began)))
                 if deadline is not None:
                     look_at = min(look_at, deadline)
             for job in ended:
