@@ -17,6 +17,7 @@ from sshd import free_port
 from jobctl import draft
 from jobctl.jobs import Jobs
 from jobctl.model import JobSpec, Place
+from jobctl.target import Target
 
 IGNORES_TERM = "trap '' TERM; echo ready; sleep 60 & wait; sleep 60; sleep 60"
 
@@ -508,8 +509,22 @@ def test_a_job_of_which_the_agent_was_not_told(far: Far) -> None:
     agent = far.agent()
     # As start leaves it behind that is killed before its last act.
     folder = Jobs(str(far.state_dir)).allocate()
-    place = Place("web1", config=far.env["JOBCTL_SSH_CONFIG"])
+    place = Place(Target("web1", config=far.env["JOBCTL_SSH_CONFIG"]))
     draft.write(folder, JobSpec(("echo", "hi"), "", {}, 0o022, places=(place,)))
     draft.commit(folder)
     assert far.out("receive", "--wait", folder.id) == "hi\n"
     assert far.agent() == agent
+
+
+def test_a_job_here_that_waits_for_one_on_a_host_when_the_agent_is_killed(far: Far) -> None:
+    first = far.on("web[1-2]", "-c", "sleep 3")
+    second = far.out("start", "-q", "--after", first, "true").strip()
+    third = far.out("start", "-q", "--after-ok", second, "echo", "hi").strip()
+    with far.popen("receive", "--wait", third, stdout=subprocess.PIPE) as waiting:
+        wait_until(lambda: far.state(first) == "Running")
+        far.kill_agent()
+        assert waiting.communicate()[0] == b"hi\n"
+    first = far.on("web1", "sleep", "2")
+    second = far.out("start", "-q", "--after", first, "true").strip()
+    far.kill_agent()
+    far.run("wait", second, "--timeout", "20")

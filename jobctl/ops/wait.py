@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
-from jobctl import process
+from jobctl import process, records
 from jobctl.errors import Refused
 from jobctl.folder import Folder
 from jobctl.jobs import Jobs
@@ -137,10 +137,28 @@ class Ends:
                 self._watched.add(job_id)
         if self._news is None:
             ids = {job_id.partition(".")[0] for job_id in self._far}
-            ids |= {task.id for task in self._items if isinstance(task, FarTask)}
+            for folder in [*self._folders.values(), *self._items]:
+                if isinstance(folder, FarTask):
+                    ids.add(folder.id)
+                else:
+                    ids |= self._far_before(folder)
             if ids:
                 self._news = News(self._jobs.state_dir, self._watch, ids)
         return ended
+
+    def _far_before(self, folder: Folder) -> set[str]:
+        """Return the ids of jobs on hosts that a job here waits for, itself or by others."""
+        spec, found = folder.spec(), set[str]()
+        needed = spec.get("after", b"") + b" " + spec.get("after_ok", b"")
+        for number in records.text(needed).split():
+            other = self._jobs.folder(number)
+            if not other.exists() or other.finished():
+                continue
+            if other.spec().get("type") == TYPE_REMOTE.encode():
+                found.add(number)
+            else:
+                found |= self._far_before(other)
+        return found
 
 
 def _resumed(folder: Folder, boot: str) -> Identity | None:
