@@ -12,11 +12,13 @@ from contextlib import suppress
 
 from jobctl import process, quoting
 from jobctl.folder import Folder
+from jobctl.target import Target
 
 _NOT_SENT = (
     *("throttle", "per_host", "hosts"),
     *("after", "after_ok", "caller", "on_finish", "umask", "variables"),
-    *("host", "session", "ssh_config", "results", "caller_cwd"),
+    *("host", "session", "results", "caller_cwd"),
+    *("ssh_identities", "ssh_options", "ssh_connect_timeout", "ssh_accept_new", "ssh_config"),
 )
 """What of a spec is the business of this computer."""
 _ALSO_EMPTY = ("cwd",)
@@ -36,7 +38,6 @@ class Carried:
         self.instance_id = spec.get("instance_id", b"").decode("ascii", "replace")
         self.host = os.fsdecode(spec.get("host", b""))
         self.session = os.fsdecode(spec.get("session", b""))
-        self.config = os.fsdecode(spec.get("ssh_config", b""))
         self.keeps_results_there = spec.get("results") == b"remote"
         self.on_finish = bool(spec.get("on_finish"))
         self.path = os.fsdecode(spec.get("path", b"")) or f"guest/{self.instance_id}"
@@ -50,6 +51,14 @@ class Carried:
         self.gone = False
         """Whether the host has it no more."""
         self._fds: dict[str, int] = {}
+
+    @property
+    def target(self) -> Target:
+        """The machine that it runs on.
+
+        :raises BadUsage: its spec is damaged.
+        """
+        return self.folder.target
 
     @property
     def adopted(self) -> bool:

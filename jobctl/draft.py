@@ -135,12 +135,14 @@ def _write_spec(
 ) -> None:
     """Write down what is to be run here, or there; common is what _common() returned."""
     if place:
+        from jobctl.links import dump_way
+
         record = {
             "location": place.host,
             "host": place.host,
             "session": place.session,
-            "ssh_config": place.config,
             "results": "remote" if spec.results_stay else "local",
+            **dump_way(place.target, "ssh_"),
         }
     else:
         hosts = spec.location or ",".join(place.host for place in spec.places)
@@ -196,6 +198,8 @@ def adopt(folder: Folder, record: dict[str, bytes], place: Place, path: str) -> 
     :param record: what its spec there says.
     :param path: its folder there.
     """
+    from jobctl.links import dump_way
+
     known = {key: record.get(key, b"") for key in _ADOPTED}
     known |= {
         "format": b"1",
@@ -203,9 +207,9 @@ def adopt(folder: Folder, record: dict[str, bytes], place: Place, path: str) -> 
         "location": os.fsencode(place.host),
         "host": os.fsencode(place.host),
         "session": os.fsencode(place.session),
-        "ssh_config": os.fsencode(place.config),
         "results": b"local",
         "path": os.fsencode(path),
+        **{key: os.fsencode(value) for key, value in dump_way(place.target, "ssh_").items()},
     }
     for stream in (*STREAMS, "lock", "adopted"):
         _write(folder, stream, b"")

@@ -13,11 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jobctl import process, quoting, records
+from jobctl.errors import BadUsage
 from jobctl.model import TYPE_REMOTE, Job, Marks, State, parent_of
 from jobctl.process import Identity
+
+if TYPE_CHECKING:
+    from jobctl.links import Links
+    from jobctl.target import Target
 
 STREAMS = ("stdout", "stderr")
 PIECE = 1 << 20
@@ -63,6 +68,16 @@ class Folder:
     def session(self) -> str:
         """The name of the session through which it runs, if any."""
         return os.fsdecode(self.spec().get("session", b""))
+
+    @property
+    def target(self) -> Target:
+        """The machine that it runs on, if that is not this one.
+
+        :raises BadUsage: the spec is damaged.
+        """
+        from jobctl import links
+
+        return links.target_of(self.spec())
 
     def child(self, number: int) -> Folder:
         """Return the folder of a child that need not exist."""
@@ -144,20 +159,21 @@ class Folder:
             return job
         return job._replace(elapsed=job.took(records.text(run.get("boot")) == job.ended_boot))
 
-    def link_name(self) -> str:
+    def link_name(self, book: Links) -> str:
         """Return the name of the connection over which a job on a host is reached."""
         from jobctl import links
 
-        spec = self.spec()
-        host, config = (os.fsdecode(spec.get(key, b"")) for key in ("host", "ssh_config"))
-        return self.session or links.temporary(host, config)
+        with suppress(BadUsage):
+            session = book.way(self.session, self.target)
+            return session.name if session else links.temporary(self.target)
+        return self.session  # the spec is damaged
 
     def _unfinished_there(self, planned: Job) -> dict[str, Any]:
         """Return what is known of an unfinished job on a host: what that host last said."""
         from jobctl import links
 
-        name = self.link_name()
         book = links.Links(self.state_dir)
+        name = self.link_name(book)
         link = book.link(name)
         run = records.load(self.file("run"))
         opened = link.state is links.LinkState.OPENED

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from jobctl import quoting
 from jobctl.errors import BadUsage, JobctlError, NotFound, Refused
 from jobctl.model import printable
-from jobctl.target import Target
+from jobctl.target import Target, parse_target
 
 _LONGEST = 240
 """Bytes in a file's name; a little less than systems allow."""
@@ -136,6 +136,11 @@ class Links:
             self._read[name] = seen, session
         return session
 
+    def way(self, name: str, target: Target) -> Session | None:
+        """Return the session called name, if that is one to this machine still."""
+        session = self.session(name)
+        return session if session and session.target.label == target.label else None
+
     def disconnected(self, name: str) -> bool:
         """Whether there is a session of that name which is not to be connected."""
         session = self.session(name)
@@ -209,13 +214,7 @@ class Links:
                 "host": target.host,
                 "user": target.user,
                 "port": "" if target.port is None else str(target.port),
-                "identities": os.fsdecode(quoting.join(map(os.fsencode, target.identities))),
-                "options": os.fsdecode(quoting.join(map(os.fsencode, target.options))),
-                "connect_timeout": ""
-                if target.connect_timeout is None
-                else str(target.connect_timeout),
-                "accept_new": "1" if target.accept_new else "",
-                "config": target.config,
+                **dump_way(target),
                 "wanted": "1" if session.wanted else "",
                 "created": f"{session.created_at or 0:.6f}",
             },
@@ -238,19 +237,10 @@ def _session(name: str, told: dict[str, bytes]) -> Session | None:
     record = {key: os.fsdecode(value) for key, value in told.items()}
     if not record.get("host") or not record.get("id", "").isdigit():
         return None
-    port, limit = record.get("port", ""), record.get("connect_timeout", "")
-    target = Target(
-        record["host"],
-        record.get("user", ""),
-        int(port) if port.isdigit() else None,
-        tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("identities", ""))))),
-        tuple(map(os.fsdecode, quoting.split(os.fsencode(record.get("options", ""))))),
-        _number(limit.encode()),
-        record.get("accept_new") == "1",
-        record.get("config", ""),
-    )
-    created = _number(record.get("created", "").encode())
-    return Session(record["id"], name, target, record.get("wanted") == "1", created)
+    port = record.get("port", "")
+    to = Target(record["host"], record.get("user", ""), int(port) if port.isdigit() else None)
+    wanted, created = record.get("wanted") == "1", _number(told.get("created"))
+    return Session(record["id"], name, load_way(to, told), wanted, created)
 
 
 def agent_alive(state_dir: str) -> bool:
@@ -265,12 +255,51 @@ def agent_alive(state_dir: str) -> bool:
     return False
 
 
-def temporary(label: str, config: str = "") -> str:
-    """Return the name of the link to a machine that no session is open to.
+def temporary(target: Target) -> str:
+    """Return the name of the link to a machine that no session is open to."""
+    # What is said about the way there is a part of what machine it is.
+    way = target._replace(host="", user="", port=None)
+    told = f"\t{zlib.crc32(repr(way).encode()):08x}" if way != Target("") else ""
+    return f"\t{target.label}{told}"
 
-    :param config: what is used instead of ssh's configuration, which says what machine it is.
+
+def dump_way(target: Target, prefix: str = "") -> dict[str, str]:
+    """Return as a record what was said about the way to a machine.
+
+    :param prefix: of the keys.
     """
-    return "\t" + label + (f"\t{zlib.crc32(os.fsencode(config)):08x}" if config else "")
+    seconds = target.connect_timeout
+    record = {
+        "identities": os.fsdecode(quoting.join(map(os.fsencode, target.identities))),
+        "options": os.fsdecode(quoting.join(map(os.fsencode, target.options))),
+        "connect_timeout": "" if seconds is None else str(seconds),
+        "accept_new": "1" if target.accept_new else "",
+        "config": target.config,
+    }
+    return {prefix + key: value for key, value in record.items() if value}
+
+
+def load_way(to: Target, record: dict[str, bytes], prefix: str = "") -> Target:
+    """Return a machine with what dump_way() returned of the way to it."""
+
+    def words(key: str) -> tuple[str, ...]:
+        return tuple(map(os.fsdecode, quoting.split(record.get(prefix + key, b""))))
+
+    return to._replace(
+        identities=words("identities"),
+        options=words("options"),
+        connect_timeout=_number(record.get(prefix + "connect_timeout")),
+        accept_new=record.get(prefix + "accept_new") == b"1",
+        config=os.fsdecode(record.get(prefix + "config", b"")),
+    )
+
+
+def target_of(spec: dict[str, bytes]) -> Target:
+    """Return the machine that a job's spec says it is to run on.
+
+    :raises BadUsage: the spec is damaged.
+    """
+    return load_way(parse_target(os.fsdecode(spec.get("host", b""))), spec, "ssh_")
 
 
 def _load(path: str) -> dict[str, bytes]:

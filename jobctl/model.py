@@ -7,10 +7,13 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobctl import quoting
 from jobctl.errors import BadUsage
+
+if TYPE_CHECKING:
+    from jobctl.target import Target
 
 TYPE_BACKGROUND = "BackgroundJob"
 TYPE_REMOTE = "RemoteJob"
@@ -44,12 +47,15 @@ class State(enum.Enum):
 class Place(NamedTuple):
     """A host to run a job on."""
 
-    host: str
-    """As the caller named it."""
+    target: Target
+    """The way to it, also should the session be removed."""
     session: str = ""
     """The session to reach it through, if there is one."""
-    config: str = ""
-    """The file to use instead of ssh's configuration, if there is no session."""
+
+    @property
+    def host(self) -> str:
+        """As the caller named it."""
+        return self.target.label
 
 
 class JobSpec(NamedTuple):

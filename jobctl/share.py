@@ -211,9 +211,8 @@ class ShareFolder(Folder):
         if self._away is None:
             from jobctl import links
 
-            name = self.link_name()
             book = links.Links(self.state_dir)
-            link = book.link(name)
+            link = book.link(self.link_name(book))
             reason = link.reason or f"waiting for {self.host}"
             if self.session and book.disconnected(self.session):
                 reason = f"session {self.session} was disconnected by user"

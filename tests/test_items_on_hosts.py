@@ -187,7 +187,7 @@ def test_removing(far: Far) -> None:
 
 
 def test_after_and_on_finish(far: Far, tmp_path: Path) -> None:
-    first = far.start("sleep", "1")
+    first = far.start("sleep", "4")
     said = f"echo $JOBCTL_STATE >>{tmp_path}/said"
     job = each(far, numbers(3), "web1", "--after", first, "--on-finish", said, "echo")
     assert far.job(job)["reason"] == f"waiting for job {first}"

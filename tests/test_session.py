@@ -446,3 +446,34 @@ def test_modules_are_not_taken_from_where_one_is(far: Far, tmp_path: Path) -> No
     far.run("session", "new", "web1", cwd=tmp_path)
     assert not (tmp_path / "taken").exists()
     assert program("ssh")
+
+
+@pytest.mark.parametrize("to", ["web2", "other"])
+def test_jobs_left_running_by_a_session(far: Far, to: str) -> None:
+    if to == "other":  # of which ssh's configuration knows nothing
+        said = (
+            "HostName=127.0.0.1",
+            f"Port={far.sshd.port}",
+            f"UserKnownHostsFile={far.sshd.known_hosts}",
+            f"HostKeyAlias=[127.0.0.1]:{far.sshd.port}",
+        )
+        options = [word for option in said for word in ("--option", option)]
+        to = f"{far.sshd.user}@other"
+        far.run("session", "new", "--name", "s", "--identity", str(far.sshd.key), *options, to)
+    else:
+        far.run("session", "new", "--name", "s", to)
+    ended = far.out("start", "-q", "-s", "s", "true").strip()
+    far.run("wait", ended)
+    job = far.out("start", "-q", "-s", "s", "-c", "echo a; sleep 3; echo b").strip()
+    items = far.out("start", "-q", "-s", "s", "--foreach", "-", "-c", "sleep 2; echo", input=b"1\n")
+    far.until(job, "Running")
+    assert "unfinished jobs" in far.refused(4, "session", "remove", "s")
+    far.run("session", "remove", "--leave-running", "s")
+    far.until(job, "Running")  # and not Disconnected
+    far.run("session", "new", "--name", "s", "web4")  # no other has to do with these jobs
+    assert far.out("receive", "--wait", job) == "a\nb\n"
+    assert far.out("receive", "--wait", items.strip()) == "\n"
+    guests = [far.guest(done) for done in (job, ended)]
+    assert all(guest.exists() for guest in guests)
+    far.run("remove", job, ended, items.strip())
+    assert not any(guest.exists() for guest in guests)

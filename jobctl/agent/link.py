@@ -100,7 +100,7 @@ class Link:
     @property
     def temporary(self) -> bool:
         """Whether no session wants it."""
-        return self.name == links.temporary(self.target.label, self.target.config)
+        return self.name == links.temporary(self.target)
 
     @property
     def closed(self) -> bool:

@@ -149,15 +149,13 @@ class Agent:
         client.until_gone(lambda message: None)
 
     def _link_of(self, job: Carried) -> Link:
-        if job.session:
-            session = self._book.session(job.session)
-            if session is not None:
-                return self._link(session.name, session.target)
-        return self._passing(parse_target(job.host)._replace(config=job.config))
+        if session := self._book.way(job.session, job.target):
+            return self._link(session.name, session.target)
+        return self._passing(job.target)
 
     def _passing(self, target: Target) -> Link:
         """Return the link to a machine that lasts as long as something needs it."""
-        return self._link(links.temporary(target.label, target.config), target)
+        return self._link(links.temporary(target), target)
 
     def _link(self, name: str, target: Target) -> Link:
         with self._lock:

@@ -127,7 +127,7 @@ class Share(Carried):
         self._heard = now
         return True
 
-    def target(self) -> int:
+    def enough(self) -> int:
         """Return how many items the host should have: those that run, and some that wait."""
         if self.spread.throttle < _UNLIMITED:
             return self.slots
@@ -324,11 +324,11 @@ class Spread:
         if share.hopeless:
             return False
         with self._change:
-            target, has = share.target(), len(self._unended[share.number])
+            enough, has = share.enough(), len(self._unended[share.number])
             # Some at a time, before the half of what is to wait there is used up.
-            if has >= share.slots and 2 * (has - share.slots) >= target - share.slots:
+            if has >= share.slots and 2 * (has - share.slots) >= enough - share.slots:
                 return False
-            room = target - has
+            room = enough - has
             room = min(room, self.throttle - sum(map(len, self._unended.values())), _MOST)
             numbers = self._take(room)
             if not numbers:

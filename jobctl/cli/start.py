@@ -363,12 +363,12 @@ def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[Place
     places = []
     for name in names:
         known = book.known(name)
-        places.append(Place(known.target.label, known.name))
+        places.append(Place(known.target, known.name))
     sessions = book.to(config) if hosts else {}
     for host in (part for text in hosts for part in nodes.expand(text)):
-        label = parse_target(host).label
-        session = sessions.get(label)
-        places.append(Place(label, session.name) if session else Place(label, config=config))
+        to = parse_target(host)._replace(config=config)
+        session = sessions.get(to.label)
+        places.append(Place(session.target, session.name) if session else Place(to))
     folds = any(map(nodes.is_set, hosts)) and not any("[" in place.host for place in places)
     return tuple(dict.fromkeys(places)), nodes.fold(p.host for p in places) if folds else ""
 

@@ -95,9 +95,5 @@ def failed_parts(state_dir: str, selector: str) -> Again:
 
 def _place(state_dir: str, folder: Folder) -> Place:
     """Return where a child ran; through its session, if that is still there."""
-    host, session, config = (
-        os.fsdecode(folder.spec().get(key, b"")) for key in ("host", "session", "ssh_config")
-    )
-    if session and Links(state_dir).session(session):
-        return Place(host, session)
-    return Place(host, config=config)
+    session = Links(state_dir).way(folder.session, folder.target)
+    return Place(session.target, session.name) if session else Place(folder.target)

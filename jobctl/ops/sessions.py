@@ -255,9 +255,10 @@ def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
     """
     store = Store(state_dir)
     store.refresh()
-    session = Links(state_dir).session(to)
-    host = (session.target if session else parse_target(to)).label
-    place = Place(host, session.name) if session else Place(host, config=paths.ssh_config())
+    if session := Links(state_dir).session(to):
+        place = Place(session.target, session.name)
+    else:
+        place = Place(parse_target(to)._replace(config=paths.ssh_config()))
     known = {job.instance_id for job in known_here(state_dir, found)}
     new, over = [], []
     for entry in found:

@@ -117,8 +117,8 @@ def _connected(jobs: Jobs, job: Job) -> bool:
     """Whether there is a connection to the host of a job now."""
     from jobctl.links import Links, LinkState
 
-    link = Links(jobs.state_dir).link(jobs.folder(job.id).link_name())
-    return link.state is LinkState.OPENED
+    book = Links(jobs.state_dir)
+    return book.link(jobs.folder(job.id).link_name(book)).state is LinkState.OPENED
 
 
 def reachable(chosen: list[Job]) -> tuple[list[Job], list[JobctlError]]:
