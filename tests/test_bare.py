@@ -310,7 +310,7 @@ def test_selectors(bare: Bare) -> None:
         ("a*",): "1 3 4",
         ("z*",): "",
         ("a b",): "3",
-        (instance[:13].upper(),): "3",
+        (instance[:15].upper(),): "3",
         ("--state", "completed", "2", "3"): "2 3",
         ("--state=Failed",): "",
         ("--no-more-data", "4"): "4",
