@@ -9,9 +9,9 @@ get and of receive with 512 MB, and its speed beside cat), `peers` (task-spooler
 installed), `items` (many short commands beside xargs and GNU parallel, and a job with 10,000
 children), `remote` (session run and start -H beside ssh, how late lines come), `output` (512
 MiB of a remote job's output beside ssh; with --long also 4 GiB), `agent` (its memory and
-processor time) and `fan` (64 hosts beside clush and ansible, 500 items on one beside GNU
-parallel). Without any, all are measured. The last four reach this machine over SSH, through an
-sshd of their own, and need what the tests need.
+processor time) and `fan` (64 hosts beside parallel-ssh, clush and ansible, 500 items on one
+beside GNU parallel). Without any, all are measured. The last four reach this machine over SSH,
+through an sshd of their own, and need what the tests need.
 
 It is to be run by the Python of a virtual environment in which jobctl is installed normally.
 An editable install adds some 10 ms to each start of Python, through the finder that it
