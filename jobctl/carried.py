@@ -37,7 +37,7 @@ class Carried:
         self.id = folder.id
         self.instance_id = spec.get("instance_id", b"").decode("ascii", "replace")
         self.host = os.fsdecode(spec.get("host", b""))
-        self.session = os.fsdecode(spec.get("session", b""))
+        self.session = folder.session
         self.keeps_results_there = spec.get("results") == b"remote"
         self.on_finish = bool(spec.get("on_finish"))
         self.path = os.fsdecode(spec.get("path", b"")) or f"guest/{self.instance_id}"

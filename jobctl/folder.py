@@ -59,10 +59,14 @@ class Folder:
         return os.path.dirname(os.path.dirname(up)) if self.is_child else up
 
     @property
+    def remote(self) -> bool:
+        """Whether this is the folder of a job that runs on hosts."""
+        return self.spec().get("type") == TYPE_REMOTE.encode()
+
+    @property
     def is_far(self) -> bool:
         """Whether this is the folder of one command on a host."""
-        spec = self.spec()
-        return spec.get("type") == TYPE_REMOTE.encode() and not spec.get("children")
+        return self.remote and not self.spec().get("children")
 
     @property
     def session(self) -> str:
@@ -127,7 +131,7 @@ class Folder:
             child_count=records.integer(spec.get("children")) or 0,
             parent=self.id.partition(".")[0] if self.is_child else None,
         )
-        if spec.get("type") != TYPE_REMOTE.encode():
+        if not self.remote:
             return job
         location = os.fsdecode(spec.get("location", b""))
         return job._replace(type=TYPE_REMOTE, location=location, session=self.session or None)

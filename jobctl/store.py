@@ -121,8 +121,8 @@ class Store:
         seen = self._attempt(lambda db: _filled(db).execute("SELECT boot FROM seen").fetchone())
         if seen not in (None, (self.boot,)):
             self.refresh()  # see _refresh()
-        settled = set(self.ids("1")).difference(self.ids(f"NOT finished AND {where}", values))
-        return sorted(set(self.jobs.numbers()) - settled)
+        settled = self.ids(f"finished OR NOT ({where})", values)
+        return sorted(set(self.jobs.numbers()).difference(settled))
 
     def doubt(self, ids: Iterable[str]) -> None:
         """Have the next refresh() read these jobs' folders again."""

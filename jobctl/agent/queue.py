@@ -106,9 +106,9 @@ class Queue:
             with suppress(JobctlError, OSError):
                 self._spread_out(whole)
             return
-        spec = whole.spec()
-        if spec.get("type") != TYPE_REMOTE.encode():
+        if not whole.remote:
             return  # it was removed
+        spec = whole.spec()
         count = records.integer(spec.get("children")) or 0
         throttle = records.integer(spec.get("throttle"))
         most = 1 if not count else _UNLIMITED if throttle is None else throttle

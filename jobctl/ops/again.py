@@ -95,5 +95,6 @@ def failed_parts(state_dir: str, selector: str) -> Again:
 
 def _place(state_dir: str, folder: Folder) -> Place:
     """Return where a child ran; through its session, if that is still there."""
-    session = Links(state_dir).way(folder.session, folder.target)
-    return Place(session.target, session.name) if session else Place(folder.target)
+    target = folder.target
+    session = Links(state_dir).way(folder.session, target)
+    return Place(session.target, session.name) if session else Place(target)

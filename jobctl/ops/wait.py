@@ -154,7 +154,7 @@ class Ends:
             other = self._jobs.folder(number)
             if not other.exists() or other.finished():
                 continue
-            if other.spec().get("type") == TYPE_REMOTE.encode():
+            if other.remote:
                 found.add(number)
             else:
                 found |= self._far_before(other)
