@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import configparser
+import glob
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from jobctl.errors import BadUsage
 from jobctl.model import printable
+
+if TYPE_CHECKING:
+    from ClusterShell.NodeSet import NodeSet
 
 MOST = 10_000
 """Hosts that one set may mean."""
@@ -32,22 +40,16 @@ def expand(text: str) -> list[str]:
     """
     if not is_set(text):
         return list(dict.fromkeys(text.split(",")))
-    # Not before it is needed: it takes as long to load as all else of a command.
-    from ClusterShell.NodeSet import NodeSet, NodeSetException
-    from ClusterShell.NodeUtils import GroupResolverError
-
     shown = printable(text[:60] + "…" if len(text) > 60 else text)
     for first, last in _RANGE.findall(text):
         # It would be written out before it can be counted.
         if len(last) > 9 or int(last) - int(first[-10:]) >= MOST:
             raise BadUsage(f"'{shown}' means more than {MOST:,} hosts; start several jobs")
     try:
-        nodes = NodeSet(text)
-    except NodeSetException as error:
-        raise BadUsage(f"'{shown}' is no node set: {printable(str(error))}") from None
-    except GroupResolverError as error:
-        reason = f"no group source {printable(str(error))}"
-        raise BadUsage(f"'{shown}' is no node set: {reason}") from None
+        with _input_kept():
+            nodes = _nodes(text)
+    except _Senseless as error:
+        raise BadUsage(f"'{shown}' is no node set: {error}") from None
     if not nodes:
         raise BadUsage(f"'{shown}' means no hosts; is there such a group?")
     if len(nodes) > MOST:
@@ -56,7 +58,137 @@ def expand(text: str) -> list[str]:
 
 
 def fold(hosts: Iterable[str]) -> str:
-    """Return the shortest way to write some hosts down."""
-    from ClusterShell.NodeSet import NodeSet
+    """Return the shortest way to write some hosts down.
 
-    return str(NodeSet.fromlist(list(hosts)))
+    :raises BadUsage: ClusterShell's configuration makes no sense.
+    """
+    try:
+        from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+    except _AT_LOADING as error:
+        raise BadUsage(_fault("defaults.conf", error)) from None
+    return str(NodeSet.fromlist(list(hosts), resolver=RESOLVER_NOGROUP))
+
+
+class _Senseless(Exception):
+    """The text, or the configuration of the groups in it, makes no sense; says why."""
+
+
+_AT_LOADING = (configparser.Error, ValueError)
+_AT_WORK = (*_AT_LOADING, OSError, AttributeError, TypeError, RuntimeError)
+"""What ClusterShell passes on of files that are not as it takes for granted."""
+
+
+def _nodes(text: str) -> NodeSet:
+    """Return the hosts of a node set, of which there may be very many; raise _Senseless."""
+    # Not before it is needed: it takes as long to load as all else of a command.
+    try:
+        from ClusterShell.NodeSet import ILLEGAL_GROUP_CHARS, NodeSet, NodeSetException
+        from ClusterShell.NodeUtils import (
+            GroupResolverConfig,
+            GroupResolverError,
+            GroupResolverSourceError,
+        )
+    except _AT_LOADING as error:
+        raise _Senseless(_fault("defaults.conf", error)) from None
+    groups = GroupResolverConfig(_configured("groups.conf"), ILLEGAL_GROUP_CHARS)
+    try:
+        return NodeSet(text, resolver=groups)
+    except NodeSetException as error:
+        reason = str(error)
+    except GroupResolverSourceError as error:
+        read = ", ".join(_configured("groups.conf"))
+        reason = f"no group source {error}" + (
+            f" in {read}" if read else "; no groups.conf is there"
+        )
+    except (GroupResolverError, *_AT_WORK) as error:
+        reason = _fault("groups.conf", error)
+    raise _Senseless(printable(reason))
+
+
+@contextmanager
+def _input_kept() -> Iterator[None]:
+    """Let nobody read our standard input, in which items may come.
+
+    ClusterShell hands it to the programs that know groups before 1.10.
+    """
+    null, kept = os.open(os.devnull, os.O_RDONLY), os.dup(0)
+    try:
+        os.dup2(null, 0)
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(null)
+
+
+# --- the configuration of groups ---
+
+
+def _configured(name: str) -> list[str]:
+    """Return the files of this name that the system and the user have, what counts more last.
+
+    These are ClusterShell's places, but for those where pip puts the examples that come with it:
+    to it, they are a configuration like any other, and beat that of the system.
+    """
+    environ = os.environ
+    local = os.path.expanduser("~/.local/etc")
+    folders = ["/etc/clustershell", f"{local}/clustershell"]
+    folders.append(
+        f"{environ.get('XDG_CONFIG_HOME') or os.path.expanduser('~/.config')}/clustershell"
+    )
+    if environ.get("CLUSTERSHELL_CFGDIR"):
+        folders.append(environ["CLUSTERSHELL_CFGDIR"])
+    paths = [path for folder in folders if os.path.exists(path := f"{folder}/{name}")]
+    return [path for path in paths if not (path.startswith(f"{local}/") and _is_example(path))]
+
+
+def _is_example(path: str) -> bool:
+    """Whether a file came with ClusterShell itself."""
+    from importlib import metadata
+
+    try:
+        brought = metadata.files("ClusterShell") or []
+    except metadata.PackageNotFoundError:
+        return False
+    mine = os.path.realpath(path)
+    return any(f.name == "groups.conf" and os.path.realpath(f.locate()) == mine for f in brought)
+
+
+def _fault(name: str, error: Exception) -> str:
+    """Return what is wrong with the configuration, and where; error is all that was said of it."""
+    paths = _configured(name)[::-1]
+    for path in paths:
+        folder = glob.escape(os.path.dirname(path))
+        parts = sorted(glob.glob(f"{folder}/*.d/*.conf") + glob.glob(f"{folder}/*.d/*.yaml"))
+        for part in (path, *parts):
+            if fault := _fault_in(part):
+                return f"{part}, {fault}"
+    said = " ".join(str(error).split())[:300]
+    if isinstance(error, (AttributeError, TypeError)):
+        said = "what is said there of a group is not text"
+    elif isinstance(error, UnicodeDecodeError):
+        said = "what a group source answers is not UTF-8"
+    return said if not paths or said.startswith("/") else f"{paths[0]}: {said}"
+
+
+def _fault_in(path: str) -> str:
+    """Return the line in which a file cannot be read, and why; empty if it can be."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        text = data.decode()
+        if not path.endswith(".yaml"):
+            configparser.ConfigParser().read_string(text)
+    except OSError:
+        return ""
+    except UnicodeDecodeError as error:
+        line, why = data.count(b"\n", 0, error.start) + 1, "this is not UTF-8"
+    except configparser.MissingSectionHeaderError as error:
+        line, why = error.lineno, "there is no [section] above this"
+    except configparser.ParsingError as error:
+        line, why = error.errors[0][0], "this is not NAME: VALUE"
+    except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
+        line, why = error.lineno or 0, "this is there already"
+    else:
+        return ""
+    return f"line {line}: {why}"

@@ -1,0 +1,123 @@
+"""Node sets and their groups: whose configuration counts, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROGRAM
+
+from jobctl import nodes
+from jobctl.errors import BadUsage
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the user's folder for the configuration of groups."""
+    for name in ("XDG_CONFIG_HOME", "CLUSTERSHELL_CFGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = tmp_path / ".config/clustershell"
+    (made / "groups.d").mkdir(parents=True)
+    return made
+
+
+def ours(folder: Path, host: str) -> None:
+    """Write a configuration in which each group is one host."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "groups.conf").write_text(f"[Main]\ndefault: ours\n[ours]\nmap: echo {host}\n")
+
+
+def test_only_groups_of_the_user_and_the_system(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = Path(sys.prefix) / "etc/clustershell/groups.conf"
+    assert examples.exists()
+    assert nodes._is_example(str(examples))
+    for group in ("@all", "@gpu", "@roles:gpu"):
+        with pytest.raises(BadUsage, match="no group source"):
+            nodes.expand(group)
+    for number, place in enumerate((tmp_path / ".local/etc/clustershell", folder), 1):
+        ours(place, f"web{number}")
+        assert nodes.expand("@all") == [f"web{number}"]
+    ours(tmp_path / "given", "web3")
+    monkeypatch.setenv("CLUSTERSHELL_CFGDIR", str(tmp_path / "given"))
+    assert nodes.expand("@all") == ["web3"]
+    monkeypatch.delenv("CLUSTERSHELL_CFGDIR")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    assert nodes.expand("@all") == ["web1"]
+    # What pip put there for its user is an example as well.
+    with monkeypatch.context() as here:
+        here.setenv("HOME", str(tmp_path / "pip"))
+        (tmp_path / "pip/.local/etc").mkdir(parents=True)
+        (tmp_path / "pip/.local/etc/clustershell").symlink_to(examples.parent)
+        with pytest.raises(BadUsage, match="no group source"):
+            nodes.expand("@all")
+
+
+def test_groups_that_cannot_be_read(folder: Path) -> None:
+    head = b"[Main]\ndefault: y\n"
+    for text, said in (
+        (b"map: echo\n", ", line 1: there is no [section] above this"),
+        (head + b"# caf\xe9\n[y]\nmap: echo\n", ", line 3: this is not UTF-8"),
+        (head + b"[y]\nmap: echo\nrubbish\n", ", line 5: this is not NAME: VALUE"),
+        (head + b"[y]\nmap: echo\nmap: echo\n", ", line 5: this is there already"),
+        (head + b"[y]\nmap: echo\n[y]\n", ", line 5: this is there already"),
+        (head, ": Default group source not found"),
+        (head + b"[y]\nlist: echo\n", ": No option 'map'"),
+        (b"[Main]\ndefault: %(x)s\n", ": Bad value substitution"),
+        (b'[Main]\nconfdir: "a\n', ": No closing quotation"),
+        (head + b"[y]\nmap: printf '\\377'\n", ": what a group source answers is not UTF-8"),
+    ):
+        (folder / "groups.conf").write_bytes(text)
+        refused(f"{folder}/groups.conf{said}")
+    (folder / "groups.conf").write_bytes(head + b"autodir: $CFGDIR/groups.d\n")
+    for text, said in (
+        (b"y:\n  g: b: c\n", ": mapping values are not allowed"),
+        (b"y:\n  g: '\xe9'\n", ", line 2: this is not UTF-8"),
+        (b"y:\n- g\n", ": invalid content"),
+    ):
+        (folder / "groups.d/a.yaml").write_bytes(text)
+        refused(f"{folder}/groups.d/a.yaml{said}")
+    (folder / "groups.d/a.yaml").write_bytes(b"y:\n  g: 5\n")
+    refused("is not text")
+    assert nodes.expand("web[1-2]") == ["web1", "web2"]
+
+
+def refused(said: str) -> None:
+    """Check that a group is refused, in one line that says this."""
+    with pytest.raises(BadUsage) as caught:
+        nodes.expand("@g")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_uses_the_library_names_a_wrong_file_too(folder: Path, tmp_path: Path) -> None:
+    (folder / "defaults.conf").write_text("[task.info]\nfanout: many\n")
+    environ = {**os.environ, "JOBCTL_STATE_DIR": str(tmp_path / "state"), "TMPDIR": str(tmp_path)}
+    for hosts in ("web[1-2]", "@g"):
+        words = [PROGRAM, "start", "-H", hosts, "true"]
+        result = subprocess.run(words, env=environ, capture_output=True, text=True)
+        assert result.returncode == 2
+        assert f"{folder}/defaults.conf: invalid literal" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_who_knows_groups_reads_no_items(folder: Path, tmp_path: Path) -> None:
+    text = "[Main]\ndefault: y\n[y]\nmap: cat >read; echo web1\n"
+    (folder / "groups.conf").write_text(text)
+    (tmp_path / "items").write_text("a\nb\n")
+    before = os.dup(0)
+    given = os.open(tmp_path / "items", os.O_RDONLY)
+    try:
+        os.dup2(given, 0)
+        assert nodes.expand("@g") == ["web1"]
+        assert os.read(0, 10) == b"a\nb\n"
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(given)
+    assert (folder / "read").read_text() == ""
