@@ -342,7 +342,7 @@ class Person:
         self.prompts.append(prompt)
         return self.secrets.pop(0) if self.secrets else None
 
-    def confirm(self, question: str) -> bool:
+    def confirm(self, question: str, fingerprint: str) -> bool:
         """Return whether to trust."""
         self.questions.append(question)
         return self.trusting

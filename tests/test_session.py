@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import stat
+import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,21 +222,36 @@ def test_the_way_to_the_host_may_be_told(far: Far, tmp_path: Path) -> None:
 
 def test_an_unknown_key_is_refused_without_a_terminal(far: Far) -> None:
     far.sshd.known_hosts.write_text("")
-    said = far.refused(5, "session", "new", "web1", start_new_session=True)
-    assert re.search(r"host key of web1 is unknown: ED25519 SHA256:[\w+/]{43}$", said)
-    said = far.refused(125, "session", "run", "web1", "true", start_new_session=True)
-    assert "host key of web1 is unknown" in said
+    way_out = "; if that is the right one, 'jobctl session new --accept-new web1' accepts it"
+    told = f"jobctl: host key of web1 is unknown: ED25519 {fingerprint_of(far)}{way_out}"
+    assert far.refused(5, "session", "new", "web1", start_new_session=True) == told
+    assert far.refused(125, "session", "run", "web1", "true", start_new_session=True) == told
+    _, reason, _ = far.outcome(far.on("web1", "true", start_new_session=True))
+    assert f"jobctl: {reason}" == told
+    far.sshd.hosts("StrictHostKeyChecking yes")
+    assert far.refused(5, "session", "new", "web1", start_new_session=True) == told
     assert sessions(far) == []
     assert far.sshd.known_hosts.read_text() == ""
 
 
-@pytest.mark.parametrize("answer", ["yes", "no"])
+def fingerprint_of(far: Far) -> str:
+    """Return the fingerprint of a host's key, as ssh-keygen has it."""
+    public = f"{far.sshd.host_keys[0]}.pub"
+    words = [program("ssh-keygen"), "-l", "-f", public]
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[1]
+
+
+@pytest.mark.parametrize("answer", ["yes", "no", "", "fingerprint"])
 def test_an_unknown_key_is_asked_about_on_a_terminal(far: Far, answer: str) -> None:
     far.sshd.known_hosts.write_text("")
     child = at_terminal(far, "session", "new", "web1")
-    child.expect(r"ED25519 key fingerprint is SHA256:[\w+/]{43}\.\r\n.*\(yes/no\) ")
-    child.sendline(answer)
-    if answer == "yes":
+    child.expect_exact(f"ED25519 key fingerprint is {fingerprint_of(far)}.\r\n")
+    child.expect_exact("continue connecting (yes/no/[fingerprint])? ")
+    for unclear in ("y", "SHA256:"):
+        child.sendline(unclear)
+        child.expect_exact("Please type 'yes', 'no' or the fingerprint: ")
+    child.sendline(fingerprint_of(far) if answer == "fingerprint" else answer)
+    if answer in ("yes", "fingerprint"):
         child.expect("Opened")
         assert status_of(child) == 0
         assert "127.0.0.1" in far.sshd.known_hosts.read_text()
@@ -316,7 +333,7 @@ def test_hosts_that_talk_nonsense(
 def test_asking_is_ended_by_hanging_up(far: Far) -> None:
     far.sshd.known_hosts.write_text("")
     child = at_terminal(far, "session", "new", "web1")
-    child.expect("yes/no")
+    child.expect("yes/no/")
     child.kill(signal.SIGKILL)
     child.close()
     wait_until(lambda: sessions(far) == [])
@@ -354,6 +371,49 @@ def test_a_passphrase_is_asked_for_and_never_kept(far: Far) -> None:
     child.expect("Opened")
     assert status_of(child) == 0
     assert far.out("session", "run", "web1", "echo", "hi") == "hi\n"
+
+
+def test_what_is_asked_for_in_secret_is_never_shown(far: Far) -> None:
+    key = far.sshd.folder / f"asked{time.monotonic_ns()}"
+    keygen(key, "ed25519", "sesame")
+    far.sshd.authorized_keys.write_bytes(key.with_suffix(".pub").read_bytes())
+    words = f"{PROGRAM} session new --identity {key} web1"
+    environ = {**far.env, "TERM": "xterm", "PS1": "here> ", "ENV": ""}
+    shell = pexpect.spawn("/bin/sh", ["-i"], env=environ, encoding="utf-8", timeout=SECONDS)
+
+    def shows() -> bool:
+        return bool(termios.tcgetattr(shell.child_fd)[3] & termios.ECHO)
+
+    def asked(line: str) -> None:
+        shell.expect_exact("here> ")
+        assert shows()
+        shell.sendline(line)
+        shell.expect_exact(f"passphrase for key '{key}': ")
+        assert not shows()
+
+    def pid() -> int:
+        (found,) = [
+            pid
+            for pid, line in at_home(Path(far.env["HOME"])).items()
+            if "session new" in line and "sh -i" not in line
+        ]
+        return found
+
+    asked(words)
+    shell.sendintr()
+    asked(words)
+    os.kill(pid(), signal.SIGTERM)
+    asked(words)
+    shell.send("\x1a")
+    asked("fg")
+    shell.sendline("sesame")
+    shell.expect_exact("Opened")
+    assert "sesame" not in (shell.before or "")
+    shell.expect_exact("here> ")
+    assert shows()
+    shell.sendline("exit")
+    shell.expect(pexpect.EOF)
+    shell.close()
 
 
 def test_nothing_is_open_to_others(far: Far) -> None:

@@ -86,9 +86,9 @@ class Client:
         answer = (self._hear() or {}).get("answer")
         return answer if isinstance(answer, str) else None
 
-    def confirm(self, question: str) -> bool:
-        """Have a person say yes or no."""
-        self.say({"ask": "confirm", "text": question})
+    def confirm(self, question: str, fingerprint: str) -> bool:
+        """Have a person say yes or no, or type the fingerprint of a key, which is a yes."""
+        self.say({"ask": "confirm", "text": question, "fingerprint": fingerprint})
         return (self._hear() or {}).get("answer") is True
 
     def close(self) -> None:

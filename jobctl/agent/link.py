@@ -42,7 +42,7 @@ class Nobody:
         """Return None."""
         return None
 
-    def confirm(self, question: str) -> bool:
+    def confirm(self, question: str, fingerprint: str) -> bool:
         """Return False."""
         return False
 
@@ -301,8 +301,8 @@ class Link:
             def secret(self, prompt: str) -> str | None:
                 return link._person().secret(prompt)
 
-            def confirm(self, question: str) -> bool:
-                return link._person().confirm(question)
+            def confirm(self, question: str, fingerprint: str) -> bool:
+                return link._person().confirm(question, fingerprint)
 
         return Current()
 

@@ -9,6 +9,7 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from typing import Any
 
 from jobctl.agent.client import Talk
@@ -16,6 +17,8 @@ from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import printable
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP)
+"""What ends or stops a process; INT is an exception in Python anyway."""
 _PATIENCE = 2
 """Signals that are passed on; who sends one more wants us to end whatever the host does."""
 
@@ -29,13 +32,40 @@ def ask(question: dict[str, Any]) -> object:
     text = "\n".join(printable(line) for line in str(question["text"]).split("\n"))
     with open(terminal, "r+b", buffering=0) as file:
         if question["ask"] == "confirm":
-            file.write(f"{text} (yes/no) ".encode())
-            return _line(file.fileno()).strip().lower() in (b"yes", b"y")
-        file.write(text.encode())
-        with _unseen(file.fileno()):
-            answer = _line(file.fileno())
-        file.write(b"\n")
-        return answer.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+            return _confirmed(file, text, str(question["fingerprint"]))
+        answer = _secret(file, text)
+        return answer.rstrip(b"\r\n").decode("utf-8", "surrogateescape") if answer else None
+
+
+def _confirmed(file: FileIO, question: str, fingerprint: str) -> bool:
+    """Return whether a person trusts a key: says yes, or types its fingerprint, as to ssh."""
+    prompt = f"{question} (yes/no/[fingerprint])? "
+    while True:
+        file.write(prompt.encode())
+        answer = _line(file.fileno()).strip().decode("utf-8", "replace")
+        if answer.lower() in ("", "no"):
+            return False
+        if answer == fingerprint or answer.lower() == "yes":
+            return True
+        prompt = "Please type 'yes', 'no' or the fingerprint: "
+
+
+class _Signal(Exception):
+    """A signal that ends or stops a process came while the terminal was silent."""
+
+
+def _secret(file: FileIO, prompt: str) -> bytes:
+    """Return a line that is not shown, b"" at the end of input.
+
+    Who goes on after ^Z is asked again.
+    """
+    while True:
+        try:
+            with _silent(file):
+                file.write(prompt.encode())
+                return _line(file.fileno())
+        except _Signal as caught:
+            os.kill(os.getpid(), caught.args[0])
 
 
 def _line(fd: int) -> bytes:
@@ -46,16 +76,32 @@ def _line(fd: int) -> bytes:
 
 
 @contextmanager
-def _unseen(fd: int) -> Iterator[None]:
-    """Show nothing of what is typed."""
-    before = termios.tcgetattr(fd)
-    silent = termios.tcgetattr(fd)
+def _silent(file: FileIO) -> Iterator[None]:
+    """Show nothing of what is typed, and forget what was typed before and is left in the end.
+
+    The terminal is as it was before anything ends or stops us; _Signal says what wants to.
+    """
+    before = termios.tcgetattr(file)
+    silent = termios.tcgetattr(file)
     silent[3] &= ~termios.ECHO
-    termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
+    over, handlers = False, {}
+
+    def caught(number: int, frame: object) -> None:
+        if not over:
+            raise _Signal(number)
+
     try:
+        for number in _ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                handlers[number] = signal.signal(number, caught)
+        termios.tcsetattr(file, termios.TCSAFLUSH, silent)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+        over = True
+        termios.tcsetattr(file, termios.TCSAFLUSH, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        file.write(b"\n")
 
 
 def run(state_dir: str, to: str, line: bytes) -> int:

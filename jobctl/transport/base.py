@@ -100,5 +100,5 @@ class Ask(Protocol):
     def secret(self, prompt: str) -> str | None:
         """Return a password, a passphrase or a one-time code; None if nobody answers."""
 
-    def confirm(self, question: str) -> bool:
+    def confirm(self, question: str, fingerprint: str) -> bool:
         """Return whether an unknown host key is to be trusted; False if nobody answers."""

@@ -151,17 +151,22 @@ def _meet(
     transport: Transport, settings: Settings, ask: Ask, label: str, blob: bytes, note: str
 ) -> None:
     """Accept the key of a machine that was never seen and write it down, or raise Denied."""
-    unknown = f"host key of {label} is unknown" + (f", its certificate {note}" if note else "")
+    fingerprint = hostkeys.fingerprint(blob)
+    unknown = (
+        f"host key of {label} is unknown{f', its certificate {note}' if note else ''}:"
+        f" {_kind(blob)} {fingerprint}; if that is the right one,"
+        f" 'jobctl session new --accept-new {label}' accepts it"
+    )
     if settings.strict == "yes":
         raise Denied(unknown)
     if settings.strict == "ask":
         question = (
             f"The authenticity of host '{label} ({settings.key_name})' can't be established.\n"
-            f"{_kind(blob)} key fingerprint is {hostkeys.fingerprint(blob)}.\n"
+            f"{_kind(blob)} key fingerprint is {fingerprint}.\n"
             "Are you sure you want to continue connecting"
         )
-        if settings.flag("batchmode") or not ask.confirm(question):
-            raise Denied(f"{unknown}: {_kind(blob)} {hostkeys.fingerprint(blob)}")
+        if settings.flag("batchmode") or not ask.confirm(question, fingerprint):
+            raise Denied(unknown)
     if settings.user_known_hosts:
         path = settings.user_known_hosts[0]
         # A machine that cannot be written down is a new one the next time; ssh goes on, too.
