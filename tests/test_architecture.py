@@ -37,6 +37,7 @@ INSIDE = {
             "plainconfig",
             "alike",
             "config",
+            "algorithms",
             "keyagent",
             "keys",
             "line",

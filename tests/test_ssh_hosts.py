@@ -246,6 +246,86 @@ def test_where_there_is_no_ssh(sshd: Sshd, tmp_path: Path) -> None:
         connect(Target("web1"), Person(), str(sshd.config), environ)
 
 
+def test_an_ssh_that_does_not_work(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/libcrypto.so.3").write_bytes(b"")
+    # With the libraries of others it is asked without them; only ssh can follow the Match.
+    sshd.hosts("Match exec true", "  Compression yes")
+    for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LD_PRELOAD"):
+        environ = {**os.environ, name: f"{tmp_path}/lib"}
+        settings = config.read(Target("web1"), str(sshd.config), environ)
+        assert settings.flag("compression")
+        works(connect(Target("web1"), Person(), str(sshd.config), environ))
+    # One that works in no way is as if there were none.
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/ssh"
+    for number, text in enumerate(
+        (
+            "echo ssh: error while loading shared libraries: libcrypto.so.3 >&2; exit 127",
+            "echo OpenSSL version mismatch. Built against 30000020 >&2; exit 255",
+            "kill -SEGV $$",
+        )
+    ):
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o700)
+        environ = {**os.environ, "PATH": f"{tmp_path}/bin:/bin", "HOME": f"/nowhere/{number}"}
+        sshd.hosts("Match exec true", "  Compression yes")
+        with pytest.raises(Denied, match="only ssh can tell whether this Match holds"):
+            connect(Target("web1"), Person(), str(sshd.config), environ)
+        sshd.hosts()
+        works(connect(Target("web1"), Person(), str(sshd.config), environ))
+    program.write_text("not a program")
+    works(connect(Target("web1"), Person(), str(sshd.config), environ))
+
+
+def test_algorithms_that_a_server_has_alone(make_sshd: MakeSshd) -> None:
+    for line, said in (
+        ("Ciphers chacha20-poly1305@openssh.com", "no cipher in common: it has chacha20-poly1305"),
+        (
+            "KexAlgorithms sntrup761x25519-sha512@openssh.com",
+            "no key exchange in common: it has sntrup761x25519-sha512@openssh.com; jobctl has cu",
+        ),
+        (
+            "Ciphers aes256-ctr\nMACs umac-128@openssh.com",
+            "no MAC in common: it has umac-128@openssh.com; jobctl has hmac-sha2-256-etm@op",
+        ),
+    ):
+        with pytest.raises(Denied, match=f"cannot connect to web1: {said}"):
+            reach(make_sshd(line))
+    # A cipher that needs no MAC, and an exchange under its newer name alone.
+    works(reach(make_sshd("MACs umac-128@openssh.com", "KexAlgorithms curve25519-sha256")))
+
+
+def test_algorithms_that_the_configuration_chooses(make_sshd: MakeSshd, tmp_path: Path) -> None:
+    server = make_sshd("LogLevel DEBUG2")
+
+    def agreed(*options: str) -> str:
+        before = len(server.log.read_text())
+        works(reach(server, options=options))
+        return server.log.read_text()[before:]
+
+    assert "cipher: aes128-gcm@openssh.com MAC: <implicit>" in agreed()
+    chacha = "chacha20-poly1305@openssh.com"
+    assert "cipher: aes128-gcm@openssh.com " in agreed(f"Ciphers=-{chacha}")
+    assert "cipher: aes256-gcm@openssh.com " in agreed(f"Ciphers={chacha},aes256-gcm@openssh.com")
+    log = agreed("Ciphers=aes192-ctr,aes128-gcm@openssh.com", "MACs=hmac-sha2-512")
+    assert "cipher: aes192-ctr MAC: hmac-sha2-512 " in log
+    log = agreed("KexAlgorithms=ecdh-sha2-nistp384,curve25519-sha256")
+    assert "kex: algorithm: ecdh-sha2-nistp384 " in log
+    for option in (f"Ciphers={chacha}", "MACs=umac-64@openssh.com"):
+        keyword, _, value = option.partition("=")
+        with pytest.raises(Denied, match=f"of {keyword} {value} in its settings, jobctl has none"):
+            reach(server, options=[option])
+    rsa = keygen(tmp_path / "rsa", "rsa", "", "-b", "2048")
+    server.authorized_keys.write_text(f"{public(rsa)}\n")
+    for option, name in (("+ssh-dss", "512"), ("rsa-sha2-256,rsa-sha2-512", "256")):
+        log = agreed(f"PubkeyAcceptedAlgorithms={option}", f"IdentityFile={rsa}")
+        assert f"public key rsa-sha2-{name} " in log
+    ours = ["PubkeyAcceptedAlgorithms=ssh-ed25519", f"IdentityFile={rsa}"]
+    with pytest.raises(Denied, match=f"key {rsa}, which PubkeyAcceptedAlgorithms .* leaves out"):
+        reach(server, options=ours)
+
+
 def test_both_readers_agree(tmp_path: Path) -> None:
     more = tmp_path / "more.conf"
     more.write_text("Port 77\nUser included\n")

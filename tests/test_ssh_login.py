@@ -186,6 +186,51 @@ def test_certificates_in_the_agent(make_sshd: MakeSshd, tmp_path: Path, agent: P
     works(reach(server, options=(f"IdentityAgent={agent}", "IdentitiesOnly=no")))
 
 
+def test_keys_that_are_not_there_are_named(sshd: Sshd, tmp_path: Path, agent: Path) -> None:
+    def refusal(*options: str, who: Person | None = None) -> str:
+        with pytest.raises(Denied) as caught:
+            reach(sshd, who, ("IdentityFile=/none", *options))
+        return str(caught.value)
+
+    sshd.authorized_keys.write_text("")
+    sshd.hosts("Host web1", "IdentitiesOnly no")
+    sshd.config.write_text(sshd.config.read_text().replace("IdentityFile", "#"))
+    user = f"web1 refuses the login of {sshd.user}: tried "
+    missing = "key /none, which does not exist"
+    takes = "; it takes publickey"
+    assert refusal("IdentityAgent=none") == user + missing + takes
+    silent = f"; the key agent at {tmp_path}/s does not answer: "
+    said = refusal(f"IdentityAgent={tmp_path}/s")
+    assert said == user + missing + silent + "no such file or directory" + takes
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/s")
+    said = refusal(f"IdentityAgent={tmp_path}/s")
+    assert said == user + missing + silent + "connection refused" + takes
+    empty = "; the key agent holds no keys, or is locked"
+    assert refusal(f"IdentityAgent={agent}") == user + missing + empty + takes
+    for name, text, problem in (
+        ("garbage", b"x", "is no private key that can be used"),
+        ("putty", b"PuTTY-User-Key-File-3: ssh-ed25519\n", "is a key of PuTTY: puttygen -O "),
+        ("public", sshd.key.with_suffix(".pub").read_bytes(), "is the public part alone"),
+        ("folder", None, "cannot be read: Is a directory"),
+    ):
+        path = tmp_path / name
+        path.mkdir() if text is None else path.write_bytes(text)
+        options = ("IdentityAgent=none", f"IdentityFile={path}")
+        assert f", key {path}, which {problem}" in refusal(*options)
+    locked = keygen(tmp_path / "locked", passphrase="secret")
+    authorize(sshd, locked)
+    said = refusal("IdentityAgent=none", f"IdentityFile={locked}")
+    asks = "; 'jobctl session new' at a terminal asks for what it needs"
+    assert said == f"{user}{missing}, key {locked}, which needs its passphrase{takes}{asks}"
+    # A key that is not there for ssh's own reasons is nothing to speak of.
+    sshd.hosts("Host web1", f"IdentityFile {tmp_path}/.ssh/id_rsa")
+    sshd.config.write_text(sshd.config.read_text().replace("IdentityFile /none", "#"))
+    with pytest.raises(Denied) as caught:
+        reach(sshd, identities=(), options=(f"IdentityFile={tmp_path}/.ssh/id_rsa",))
+    assert "id_rsa" not in str(caught.value)
+
+
 def test_an_agent_that_is_none(sshd: Sshd, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -306,6 +351,7 @@ def test_refused_answers(
             connect(Target("web1", "me"), person, str(path))
         assert waiting[-1].attempts.count(method) in (tries, tries or 1)
         assert (f"tried {method}" in str(caught.value)) == bool(tries)
+        assert ("'jobctl session new' at a terminal asks" in str(caught.value)) == (not tries)
     for option in ("BatchMode=yes", "PreferredAuthentications=publickey"):
         waiting.append(interface([method], "right"))
         person = Person("right", "1234")

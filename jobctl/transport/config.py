@@ -12,8 +12,11 @@ import subprocess
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jobctl.errors import JobctlError
+from jobctl.model import printable
 from jobctl.target import Target, check_identity, check_option
 from jobctl.transport import alike, plainconfig
+from jobctl.transport.alike import Lines
 from jobctl.transport.base import Denied
 
 DEFAULT_CONNECT_TIMEOUT = 15.0
@@ -23,6 +26,8 @@ DEFAULT_ALIVE = (7.0, 3)
 _DEBIAN_BATCH_ALIVE = 300.0
 # A Match exec, or a lookup to canonicalize a name, may take its time.
 _TIME_LIMIT = 30.0
+_REFUSED = 255
+"""The exit status of ssh when it does not like what it was told."""
 _TOKEN = re.compile(r"%(.)")
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 _METHODS = (
@@ -175,15 +180,17 @@ def read(
     if program:
         command = [program, "-G", *_words(target, config, options)]
         files = [config] if config else [f"{_home()}/.ssh/config", "/etc/ssh/ssh_config"]
-        lines = alike.lines_for(
-            target,
-            [path for path in files if config or os.path.exists(path)],
-            (*command[:-1], environ.get("HOME")),
-            lambda: _ask_ssh(command, target, environ),
-        )
-    else:
-        lines = plainconfig.read(target, config, options)
-    return _settings(target, lines, environ)
+        try:
+            lines = alike.lines_for(
+                target,
+                [path for path in files if config or os.path.exists(path)],
+                (*command[:-1], environ.get("HOME")),
+                lambda: _ask_ssh(command, target, environ),
+            )
+            return _settings(target, lines, environ)
+        except _Unusable:
+            pass
+    return _settings(target, plainconfig.read(target, config, options), environ)
 
 
 def _words(target: Target, config: str | None, options: list[str]) -> list[str]:
@@ -200,35 +207,62 @@ def _words(target: Target, config: str | None, options: list[str]) -> list[str]:
     return [*words, "--", target.host]
 
 
-def _ask_ssh(
-    command: list[str], target: Target, environ: Mapping[str, str]
-) -> list[tuple[str, str]]:
-    """Return the keywords and values that `ssh -G` prints."""
+class _Unusable(JobctlError):
+    """An ssh that does not work, whatever it is asked."""
+
+
+def _ask_ssh(command: list[str], target: Target, environ: Mapping[str, str]) -> Lines:
+    """Return the keywords and values that `ssh -G` prints; raise _Unusable.
+
+    It may not find its libraries, but others of the same names, which somebody's environment has
+    put before them: then it is asked without that.
+    """
+    clean = without_loader(environ)
     try:
-        result = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environ,
-            timeout=_TIME_LIMIT,
-        )
+        return answer(command, environ)
     except subprocess.TimeoutExpired:
         raise Denied(f"cannot connect to {target.label}: `ssh -G` takes too long") from None
-    except OSError as error:
-        raise Denied(f"cannot run {command[0]}: {error.strerror}") from None
-    text = os.fsdecode(result.stdout)
-    if result.returncode != 0:
-        said = os.fsdecode(result.stderr).strip().splitlines() or ["it does not say why"]
-        raise Denied(f"ssh refuses its settings for {target.label}: {_printable(said[0])}")
-    pairs = (line.partition(" ") for line in text.splitlines())
+    except (OSError, subprocess.SubprocessError) as error:
+        if len(clean) < len(environ):
+            return _ask_ssh(command, target, clean)
+        if isinstance(error, subprocess.CalledProcessError) and error.returncode == _REFUSED:
+            said = _said(error.stderr)
+            if "version mismatch" not in said:
+                raise Denied(f"ssh refuses its settings for {target.label}: {said}") from None
+    raise _Unusable
+
+
+def without_loader(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what leads the loader of programs to other libraries."""
+    return {key: value for key, value in environ.items() if not key.startswith(("LD_", "DYLD_"))}
+
+
+def answer(command: list[str], environ: Mapping[str, str]) -> Lines:
+    """Return the keywords and values that a command prints.
+
+    :raises OSError: it cannot be run.
+    :raises subprocess.SubprocessError: it takes too long, or fails.
+    """
+    result = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environ,
+        timeout=_TIME_LIMIT,
+        check=True,
+    )
+    pairs = (line.partition(" ") for line in os.fsdecode(result.stdout).splitlines())
     return [(keyword.lower(), value) for keyword, _, value in pairs]
 
 
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
+def _said(errors: bytes) -> str:
+    """Return the first line that ssh wrote of what is wrong."""
+    lines = os.fsdecode(errors).strip().splitlines()
+    told = [line for line in lines if not line.startswith("Pseudo-terminal ")]
+    return printable(told[0]) if told else "it does not say why"
 
 
-def _settings(target: Target, lines: list[tuple[str, str]], environ: Mapping[str, str]) -> Settings:
+def _settings(target: Target, lines: Lines, environ: Mapping[str, str]) -> Settings:
     values = dict(lines)
     port = values.get("port", "22")
     settings = Settings(

@@ -6,6 +6,7 @@ import socket
 import struct
 from typing import NamedTuple
 
+from jobctl.model import printable
 from jobctl.transport.config import Settings
 
 _REQUEST_IDENTITIES, _IDENTITIES = 11, 12
@@ -18,7 +19,7 @@ _SIGN_SECONDS = 120.0
 
 
 class AgentError(Exception):
-    """The agent does not answer as it should."""
+    """The agent does not answer as it should. The message says why, after what it was asked."""
 
 
 class AgentKey(NamedTuple):
@@ -39,7 +40,7 @@ class KeyAgent:
             self._socket.connect(path)
         except (OSError, ValueError) as error:
             self._socket.close()
-            raise AgentError(str(error)) from None
+            raise AgentError(_words(error)) from None
 
     def close(self) -> None:
         """End the connection."""
@@ -70,7 +71,7 @@ class KeyAgent:
                 raise AgentError("its answer is no answer")
             answer = self._receive(length)
         except OSError as error:
-            raise AgentError(str(error)) from None
+            raise AgentError(_words(error)) from None
         if answer[0] != expected:
             raise AgentError("it refuses")
         return answer[1:]
@@ -83,6 +84,12 @@ class KeyAgent:
                 raise AgentError("it hung up")
             parts += part
         return parts
+
+
+def _words(error: Exception) -> str:
+    """Return what an error is called, as part of a sentence."""
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return text[:1].lower() + text[1:]
 
 
 def pack(data: bytes) -> bytes:
@@ -98,18 +105,25 @@ def unpack(data: bytes) -> tuple[bytes, bytes]:
     return data[4:end], data[end:]
 
 
-def agent_of(settings: Settings) -> KeyAgent | None:
-    """Return the agent that the configuration names, else that of the environment, if any."""
+def agent_of(settings: Settings) -> tuple[KeyAgent | None, list[AgentKey]]:
+    """Return the agent that the configuration names, else that of the environment, and its keys.
+
+    Raises AgentError with a whole sentence if there should be one that does not answer.
+    """
     value = settings.values.get("identityagent", "SSH_AUTH_SOCK")
     if value.lower() == "none":
-        return None
+        return None, []
     if value == "SSH_AUTH_SOCK":
         path = settings.environ.get(value, "")
     elif value.startswith("$") and not value.startswith("${"):
         path = settings.environ.get(value[1:], "")
     else:
         path = settings.expand(value)
+    if not path:
+        return None, []
     try:
-        return KeyAgent(path) if path else None
-    except AgentError:
-        return None
+        agent = KeyAgent(path)
+        return agent, agent.keys()
+    except AgentError as error:
+        shown = printable(path)
+        raise AgentError(f"the key agent at {shown} does not answer: {error}") from None

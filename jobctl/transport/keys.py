@@ -11,6 +11,7 @@ import binascii
 import datetime
 import os
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import ssh as formats
 
+from jobctl.model import printable
 from jobctl.transport.config import Settings
 from jobctl.transport.hostkeys import CERT_SUFFIX, fits, type_of
 from jobctl.transport.keyagent import AgentError, AgentKey, KeyAgent, pack, unpack
@@ -38,6 +40,8 @@ _ARMOUR = re.compile(
     rb"-----BEGIN OPENSSH PRIVATE KEY-----(.*?)-----END OPENSSH PRIVATE KEY-----", re.DOTALL
 )
 _MOST_BYTES = 1024 * 1024
+_NO_KEY = "is no private key that can be used"
+_PUTTY = "is a key of PuTTY: puttygen -O private-openssh turns it into one of OpenSSH"
 
 
 class Unusable(Exception):
@@ -70,14 +74,23 @@ class _File(NamedTuple):
     blob: bytes
     encrypted: bool
     private: bool
+    problem: str = ""
+    """Why it cannot be used, after its name."""
 
 
-def offers(settings: Settings, agent: KeyAgent | None) -> list[Offer]:
+_USUAL = re.compile(r".*/\.ssh/id_(rsa|dsa|xmss|ecdsa|ecdsa_sk|ed25519|ed25519_sk)")
+"""Where ssh looks although nobody has said that there is a key."""
+
+
+def offers(
+    settings: Settings, agent: KeyAgent | None, held: list[AgentKey]
+) -> tuple[list[Offer], list[str]]:
     """Return the keys to offer: certificates, agent keys named in the configuration, other
     agent keys unless IdentitiesOnly, and those that are only in files.
+
+    And what to say of those that cannot be offered.
     """
-    files = [file for file in map(_read_file, settings.identity_files) if file]
-    held = _held(agent)
+    files = list(map(_read_file, settings.identity_files))
     by_blob = {key.blob: key for key in held}
     certificates = [
         offer
@@ -100,14 +113,13 @@ def offers(settings: Settings, agent: KeyAgent | None) -> list[Offer]:
         for file in files
         if file.private and file.blob not in by_blob
     ]
-    return certificates + named + others + alone
-
-
-def _held(agent: KeyAgent | None) -> list[AgentKey]:
-    try:
-        return agent.keys() if agent else []
-    except AgentError:
-        return []
+    usable = {offer.blob for offer in (*certificates, *named, *alone)}
+    useless = [
+        f"key {printable(file.path)}, which {file.problem}"
+        for file in files
+        if file.problem and not (file.blob and file.blob in usable)
+    ]
+    return certificates + named + others + alone, useless
 
 
 def _certificate_files(settings: Settings) -> list[str]:
@@ -139,21 +151,28 @@ def _certificate(
 
 def _contents(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(_MOST_BYTES)
+        return _read(path)
     except OSError:
         return b""
 
 
-def _read_file(path: str) -> _File | None:
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_MOST_BYTES)
+
+
+def _read_file(path: str) -> _File:
     """Return what a file holds; the public part may be in PATH.pub, or not be known."""
-    data = _contents(path)
-    blob = _public_line(data)
-    if blob:
-        return _File(path, blob, False, False)
     beside = _public_line(_contents(f"{path}.pub"))
-    if not data:
-        return _File(path, beside, False, False) if beside else None
+    try:
+        data = _read(path)
+    except FileNotFoundError:
+        problem = "" if _USUAL.fullmatch(path) and not beside else "does not exist"
+        return _File(path, beside, False, False, problem)
+    except OSError as error:
+        return _File(path, beside, False, False, f"cannot be read: {error.strerror}")
+    if blob := _public_line(data):
+        return _File(path, blob, False, False, "is the public part alone")
     armour = _ARMOUR.search(data)
     if armour:
         try:
@@ -163,9 +182,12 @@ def _read_file(path: str) -> _File | None:
             _options, rest = unpack(rest)
             blob, rest = unpack(rest[4:])
         except (binascii.Error, AgentError):
-            return None
+            return _File(path, beside, False, False, _NO_KEY)
         return _File(path, blob, cipher != b"none", True)
-    return _File(path, beside, b"ENCRYPTED" in data, b"PRIVATE KEY-----" in data)
+    if b"PRIVATE KEY-----" in data:
+        return _File(path, beside, b"ENCRYPTED" in data, True)
+    kind = _PUTTY if data.startswith(b"PuTTY-User-Key-File") else _NO_KEY
+    return _File(path, beside, False, False, kind)
 
 
 def _public_line(data: bytes) -> bytes:
@@ -211,7 +233,7 @@ def load(path: str, passphrase: str | None) -> PrivateKey:
         raise Unusable("is of an unknown kind") from None
     except ValueError:
         if passphrase is None:
-            raise Unusable("is no private key that can be used") from None
+            raise Unusable(_NO_KEY) from None
         raise WrongPassphrase from None
     if not isinstance(key, PrivateKey):
         raise Unusable("is a DSA key, which servers refuse these days: make a new one")
@@ -243,21 +265,31 @@ def _mpint(number: int) -> bytes:
     return number.to_bytes(number.bit_length() // 8 + 1, "big")
 
 
-def algorithm_for(blob: bytes, accepted: set[str]) -> str:
-    """Return the algorithm to sign with by a key; accepted are those that the server names.
+def algorithm_for(blob: bytes, accepted: set[str], ours: Sequence[str] | None = None) -> str:
+    """Return the algorithm to sign with by a key.
 
     Raises Unusable where there is none that both sides take.
+
+    :param accepted: those that the server names, if it does.
+    :param ours: those that the configuration allows, in this order; None: all.
     """
     kind = type_of(blob)
     base = kind.removesuffix(CERT_SUFFIX)
     suffix = CERT_SUFFIX if kind != base else ""
     if base == "ssh-dss":
         raise Unusable("is a DSA key, which servers refuse these days: make a new one")
+    names = [kind]
+    if base == "ssh-rsa":
+        names = [name + suffix for name in ("rsa-sha2-512", "rsa-sha2-256")]
+    names = [name for name in ours if name in names] if ours is not None else names
+    if not names:
+        raise Unusable("PubkeyAcceptedAlgorithms in the settings leaves out")
     if base != "ssh-rsa":
         return kind
-    for name in ("rsa-sha2-512", "rsa-sha2-256"):
-        if not accepted or name in accepted or name + CERT_SUFFIX in accepted:
-            return name + suffix
+    for name in names:
+        bare = name.removesuffix(CERT_SUFFIX)
+        if not accepted or bare in accepted or bare + CERT_SUFFIX in accepted:
+            return name
     raise Unusable("is an RSA key, and the server takes only SHA-1 signatures of those")
 
 

@@ -15,10 +15,10 @@ import paramiko
 from paramiko import common
 from paramiko.message import Message
 
-from jobctl.transport import hostkeys, keys
+from jobctl.transport import algorithms, hostkeys, keys
 from jobctl.transport.base import Ask, Denied, NoConnection
 from jobctl.transport.config import Settings
-from jobctl.transport.keyagent import AgentError, KeyAgent, agent_of
+from jobctl.transport.keyagent import AgentError, AgentKey, KeyAgent, agent_of
 from jobctl.transport.sshwire import Transport, printable
 
 _PK_OK = _INFO_REQUEST = _CHANGE_PASSWORD = 60
@@ -102,7 +102,12 @@ class _Login:
         self.ask = ask
         self.label = label
         self.tried: list[str] = []
+        self.amiss: list[str] = []
+        """What else is to be said of it when it has failed."""
+        self.unanswered = False
+        """There was a question, and nobody to answer it."""
         self.offers: list[keys.Offer] | None = None
+        self.own_signatures = algorithms.signatures(settings)
         self.agent: KeyAgent | None = None
         self.left = {
             "password": settings.number("numberofpasswordprompts", 3),
@@ -146,9 +151,11 @@ class _Login:
 
     def refusal(self, allowed: tuple[str, ...]) -> str:
         """Return what to tell somebody who was not let in."""
-        tried = ", ".join(dict.fromkeys(self.tried)) or "nothing that could be tried"
+        tried = ", ".join(dict.fromkeys(self.tried)) or "nothing, as there is no key to try"
         text = f"{self.label} refuses the login of {self.settings.user}: tried {tried}"
-        return text + (f"; it takes {printable(', '.join(allowed))}" if allowed else "")
+        takes = [f"it takes {printable(', '.join(allowed))}"] if allowed else []
+        ask = "'jobctl session new' at a terminal asks for what it needs"
+        return "; ".join([text, *self.amiss, *takes, *([ask] if self.unanswered else [])])
 
     def message(self, method: str) -> Message:
         """Return the beginning of a request to log in."""
@@ -185,21 +192,37 @@ class _Login:
 
     def secret(self, prompt: str) -> str | None:
         """Ask the person, unless nobody is to be asked."""
-        return None if self.settings.flag("batchmode") else self.ask.secret(prompt)
+        if self.settings.flag("batchmode"):
+            return None
+        answer = self.ask.secret(prompt)
+        self.unanswered = self.unanswered or answer is None
+        return answer
 
     def next_key(self) -> _Reply | None:
         """Offer the next key; None when all were offered."""
         if self.offers is None:
-            self.agent = agent_of(self.settings)
-            self.offers = keys.offers(self.settings, self.agent)
+            held = list[AgentKey]()
+            try:
+                self.agent, held = agent_of(self.settings)
+                if self.agent and not held:
+                    self.amiss.append("the key agent holds no keys, or is locked")
+            except AgentError as error:
+                self.amiss.append(str(error))
+            self.offers, useless = keys.offers(self.settings, self.agent, held)
+            self.tried += useless
         while self.offers:
             offer = self.offers.pop(0)
             try:
                 reply = self.offer(offer)
-            except (keys.Unusable, AgentError) as error:
-                self.tried.append(f"key {offer.name}, which {error}")
+            except keys.Unusable as error:
+                self.tried.append(f"key {printable(offer.name)}, which {error}")
                 continue
-            self.tried.append(f"key {offer.name}")
+            except AgentError as error:
+                self.tried.append(
+                    f"key {printable(offer.name)}, with which the agent does not sign: {error}"
+                )
+                continue
+            self.tried.append(f"key {printable(offer.name)}")
             return reply
         return None
 
@@ -213,7 +236,9 @@ class _Login:
         if not offer.agent and not (offer.encrypted and blob):
             private = self.unlock(offer)
             blob = blob or keys.public_blob(private)
-        algorithm = keys.algorithm_for(blob, self.transport.signature_algorithms())
+        algorithm = keys.algorithm_for(
+            blob, self.transport.signature_algorithms(), self.own_signatures
+        )
         if private is None:
             reply = self.request("publickey", False, algorithm, blob)
             if reply.kind != _PK_OK:

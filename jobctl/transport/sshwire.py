@@ -18,6 +18,7 @@ from paramiko.channel import Channel
 from paramiko.message import Message
 from paramiko.packet import Packetizer
 
+from jobctl.transport import algorithms
 from jobctl.transport.base import Denied, NoConnection
 from jobctl.transport.config import Settings
 from jobctl.transport.hostkeys import HostKeys
@@ -45,6 +46,7 @@ _MACS = (
     "hmac-sha2-512",
     "hmac-sha1",
 )
+_CURVE = "curve25519-sha256"
 _MOST_LINES_BEFORE_BANNER = 100
 _MOST_WORDS = 200
 
@@ -170,6 +172,11 @@ class Transport(paramiko.Transport):
     _CLIENT_ID = "jobctl"
     _preferred_ciphers = tuple(n for n in _CIPHERS if n in paramiko.Transport._cipher_info)
     _preferred_macs = tuple(n for n in _MACS if n in paramiko.Transport._mac_info)
+    # Of two names for one thing paramiko has the older only.
+    _kex_info = {  # noqa: RUF012
+        **paramiko.Transport._kex_info,
+        _CURVE: paramiko.Transport._kex_info[f"{_CURVE}@libssh.org"],
+    }
     _channel_handler_table = {  # noqa: RUF012
         **paramiko.Transport._channel_handler_table,
         common.MSG_CHANNEL_EOF: _end_of_data,
@@ -178,7 +185,10 @@ class Transport(paramiko.Transport):
     }
 
     def __init__(self, line: Line, settings: Settings, known: HostKeys) -> None:
-        """Make one that talks over line, and asks for a host key that is known."""
+        """Make one that talks over line, and asks for a host key that is known.
+
+        Raises Denied where the configuration leaves nothing that could be offered.
+        """
         line.prepare()
         super().__init__(
             line,
@@ -195,6 +205,12 @@ class Transport(paramiko.Transport):
         allowed = settings.word("hostkeyalgorithms").split(",")
         offered = [n for n in super().preferred_keys if n in allowed or allowed == [""]]
         self._key_algorithms = known.order(offered)
+        self._preferred_ciphers = algorithms.allowed(settings, "Ciphers", self._preferred_ciphers)
+        self._preferred_macs = algorithms.allowed(settings, "MACs", self._preferred_macs)
+        exchanges = (_CURVE, *super()._preferred_kex)
+        self._preferred_kex = algorithms.allowed(settings, "KexAlgorithms", exchanges)
+        self._theirs: dict[str, list[str]] = {}
+        """What the server offers."""
         if settings.flag("compression"):
             self._preferred_compression = ("zlib@openssh.com", "none")
         # Line keeps the time. With a dead peer it ends the connection; a living one may take
@@ -206,6 +222,34 @@ class Transport(paramiko.Transport):
     def preferred_keys(self) -> tuple[str, ...]:
         """The host key algorithms that we ask for."""
         return self._key_algorithms
+
+    def _really_parse_kex_init(
+        self, m: Message, ignore_first_byte: bool = False
+    ) -> dict[str, list[str]]:
+        """Return what a side offers; the MAC does not matter where the cipher is one itself."""
+        parsed: dict[str, list[str]] = super()._really_parse_kex_init(m, ignore_first_byte)
+        if not ignore_first_byte:
+            self._theirs = {key: list(value) for key, value in parsed.items() if "algo" in key}
+            for way in ("client", "server"):
+                theirs = self._theirs[f"{way}_encrypt_algo_list"]
+                cipher = next((name for name in self._preferred_ciphers if name in theirs), "")
+                if "gcm" in cipher:
+                    parsed[f"{way}_mac_algo_list"] = list(self._preferred_macs)
+        return parsed
+
+    def nothing_in_common(self) -> str:
+        """Return what keeps the two sides from talking, and what each offers; empty if nothing."""
+        for ours, theirs, what in (
+            (self._preferred_kex, "kex_algo_list", "key exchange"),
+            (self.preferred_keys, "server_key_algo_list", "type of host key"),
+            (self._preferred_ciphers, "client_encrypt_algo_list", "cipher"),
+            (self._preferred_ciphers, "server_encrypt_algo_list", "cipher"),
+            (self._preferred_macs, "client_mac_algo_list", "MAC"),
+            (self._preferred_macs, "server_mac_algo_list", "MAC"),
+        ):
+            if told := algorithms.in_common(ours, self._theirs.get(theirs, ours), what):
+                return told
+        return ""
 
     def shown(self) -> tuple[bytes, bytes]:
         """Return the host key that the server has proved to have, and its certificate if any."""
@@ -348,8 +392,8 @@ def handshake(line: Line, settings: Settings, known: HostKeys, label: str) -> Tr
         return transport
     error = transport.get_exception()
     if isinstance(error, paramiko.IncompatiblePeer):
-        which = str(error).partition("(")[2].rstrip(")") or str(error)
-        raise Denied(f"cannot connect to {label}: nothing in common: {printable(which)}")
+        which = transport.nothing_in_common() or printable(str(error))
+        raise Denied(f"cannot connect to {label}: {which}")
     raise NoConnection(f"cannot connect to {label}: {transport.trouble()}")
 
 
