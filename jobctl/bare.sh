@@ -876,9 +876,9 @@ write_down() {
     [ -z "${opt_stdin+set}" ] || { stdin=stdin && cat <&7 >stdin || return; }
     if [ -n "${opt_script+set}" ]; then
         cat <&6 >script && chmod 700 script || return
-        # Without #! it would be up to the system what runs it.
-        read -r first <script
-        case $first in '#!'*) script=executable ;; *) script=text ;; esac
+        load_command_sh
+        # shellcheck disable=SC2034  # command.sh asks
+        jobctl_newline=$newline script=$(kind_of_script script)
         set -- "$opt_script" "$@"
     elif [ -n "${opt_text+set}" ]; then
         [ $# -eq 0 ] || set -- sh "$@"

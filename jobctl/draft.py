@@ -20,6 +20,10 @@ _SHELLS_OWN = frozenset(
     " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
     " SHELLOPTS SRANDOM TMOUT UID".split()
 )
+_HEAD = 512
+"""Bytes of a script that are looked at."""
+_BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+"""What the first line of a text has not: control characters other than white space and escape."""
 _ADOPTED = ("instance_id", "name", "command", "words", "argv", "text", "cwd", "created")
 """What is believed of the spec of a job on a host."""
 
@@ -31,8 +35,7 @@ def write(folder: Folder, spec: JobSpec) -> None:
     """
     script = ""
     if spec.script is not None:
-        # Without #! it would be up to the system what runs it: sh then does.
-        script = "executable" if _copy(folder, spec.script, "script") == b"#!" else "text"
+        script = _kind(_copy(folder, spec.script, "script"))
         os.chmod(folder.file("script"), 0o700)
     if spec.stdin is not None:
         _copy(folder, spec.stdin, "stdin")
@@ -86,6 +89,7 @@ def _write_task(
         _write(folder, "exit.new", b"\n" * 512)  # room for the end, should the disk be full then
     placed = items.stands_in((*spec.argv, spec.text))
     words = spec.argv if placed else (*spec.argv, items.ITEM)
+    fixed = spec.text or spec.script is not None or not items.stands_in(words[:1])
     more = {
         "instance_id": instance_id,
         "children": str(count),
@@ -94,6 +98,7 @@ def _write_task(
         "per_host": str(spec.per_host),
         "item_argv": os.fsdecode(b" ".join(items.expression(os.fsencode(w)) for w in words)),
         "item_text": items.in_text(spec.text),
+        "same_command": "1" if fixed else "",
     }
     for number, place in enumerate(spec.places, 1):
         share = Folder(folder.file(f"hosts/{number}"))
@@ -247,13 +252,23 @@ def _write(folder: Folder, name: str, content: bytes) -> None:
 
 
 def _copy(folder: Folder, source: int, name: str) -> bytes:
-    """Copy an open file to its end; return its first two bytes."""
+    """Copy an open file to its end; return its first bytes."""
     start = b""
     with open(folder.file(name), "wb", opener=_private) as file:
         while piece := os.read(source, PIECE):
-            start = (start + piece[:2])[:2]
+            start += piece[: _HEAD - len(start)]
             file.write(piece)
     return start
+
+
+def _kind(head: bytes) -> str:
+    """Return what a script is that begins so: for #!, for the kernel, or for sh.
+
+    Without #! it would be up to the system what runs text: sh then does.
+    """
+    if head[:2] == b"#!":
+        return "executable"
+    return "binary" if _BINARY.search(head.partition(b"\n")[0]) else "text"
 
 
 def _caller(pid: int) -> str:

@@ -4,12 +4,15 @@
 #   sh enter.sh NAME        the prompt begins with [NAME]
 #
 # Each shell is given its own start-up files first, as by a login. One that is neither
-# bash, zsh, fish nor of the Bourne family has no mark in its prompt.
+# bash, zsh, fish nor of the Bourne family has no mark in its prompt. In the others `jobctl` is a
+# function where our scripts lie on a file system that executes nothing.
 
 set -u
 lib=$(cd -- "$(dirname -- "$0")" && pwd)
-export JOBCTL_MARK="[$1] " JOBCTL_BIN="$lib/bin"
+export JOBCTL_MARK="[$1] " JOBCTL_BIN="$lib/bin" JOBCTL_SH="$lib/bare.sh"
 export PATH="${PATH:-/usr/bin:/bin}:$JOBCTL_BIN"
+# To ask for the permission is not enough: to root, some shells say yes.
+! jobctl --version >/dev/null 2>&1 || JOBCTL_SH=''
 cd -- "${HOME:-/}" || cd /
 shell=${SHELL:-/bin/sh}
 umask_before=$(umask)
@@ -25,7 +28,11 @@ done
 unset jobctl_file
 PS1="$JOBCTL_MARK${PS1-\\s-\\v\\$ }"
 PATH="$PATH:$JOBCTL_BIN"
-unset JOBCTL_MARK JOBCTL_BIN
+if [ -n "$JOBCTL_SH" ]; then
+    jobctl_sh=$JOBCTL_SH
+    jobctl() { /bin/sh "$jobctl_sh" "$@"; }
+fi
+unset JOBCTL_MARK JOBCTL_BIN JOBCTL_SH
 RC
     set -- --rcfile "$lib/rc.bash" -i
     ;;
@@ -39,7 +46,11 @@ ZDOTDIR=$JOBCTL_HOME
 [ ! -r "$ZDOTDIR/.zshrc" ] || . "$ZDOTDIR/.zshrc"
 PS1="${JOBCTL_MARK//\%/%%}$PS1"
 PATH="$PATH:$JOBCTL_BIN"
-unset JOBCTL_MARK JOBCTL_BIN
+if [ -n "$JOBCTL_SH" ]; then
+    jobctl_sh=$JOBCTL_SH
+    jobctl() { /bin/sh "$jobctl_sh" "$@"; }
+fi
+unset JOBCTL_MARK JOBCTL_BIN JOBCTL_SH
 RC
     export JOBCTL_HOME="${ZDOTDIR:-${HOME:-/}}" ZDOTDIR="$lib/zsh"
     set -- -l -i
@@ -48,7 +59,8 @@ fish)
     # shellcheck disable=SC2016  # of fish
     set -- -l -i -C 'functions -c fish_prompt jobctl_fish_prompt
         function fish_prompt; printf %s $JOBCTL_MARK; jobctl_fish_prompt; end
-        set -gx PATH $PATH $JOBCTL_BIN'
+        set -gx PATH $PATH $JOBCTL_BIN
+        if test -n "$JOBCTL_SH"; function jobctl; /bin/sh $JOBCTL_SH $argv; end; end'
     ;;
 sh | dash | ash | busybox | ksh | ksh93 | mksh | yash)
     [ -f "$lib/rc.sh" ] || cat >"$lib/rc.sh" <<'RC'
@@ -57,7 +69,11 @@ case $- in *i*)
     [ ! -r "${HOME:-/}/.profile" ] || . "${HOME:-/}/.profile"
     PS1="$JOBCTL_MARK${PS1-\$ }"
     PATH="$PATH:$JOBCTL_BIN"
-    unset ENV JOBCTL_MARK JOBCTL_BIN
+    if [ -n "$JOBCTL_SH" ]; then
+        jobctl_sh=$JOBCTL_SH
+        jobctl() { /bin/sh "$jobctl_sh" "$@"; }
+    fi
+    unset ENV JOBCTL_MARK JOBCTL_BIN JOBCTL_SH
     ;;
 esac
 RC

@@ -160,9 +160,9 @@ slots() {
     self
     read -r host 2>/dev/null </proc/sys/kernel/hostname || host=$(uname -n)
     echo "$own $born $boot_now $host" >"slots/$2/self" || exit 125
-    instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
+    instance_id='' argv='' words='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish='' watched=''
-    item_argv='' item_text='' children=0 told='' share='' whole=''
+    item_argv='' item_text='' same_command='' jobctl_judged='' children=0 told='' share='' whole=''
     # shellcheck source=/dev/null
     . ./spec
     [ -z "$whole" ] || instance_id=$whole # of a share of it
@@ -257,7 +257,7 @@ serve_items() {
         jobctl_number=$block
         for jobctl_item in "$@"; do
             [ ! -e stop ] || return
-            if take; then run_item; fi
+            if take; then run_item; jobctl_judged=$same_command; fi
             jobctl_number=$((jobctl_number + 1))
         done
     done
@@ -311,6 +311,7 @@ try_item() {
     (command_itself) <"$stdin" >>"children/$jobctl_number.stdout" 2>>"children/$jobctl_number.stderr"
     code=$?
     judge "slots/$jobctl_slot/log"
+    unbegun
     if [ -n "$time_watch" ]; then
         [ -e "children/$jobctl_number.timedout" ] || kill "$time_watch" 2>/dev/null
         wait "$time_watch"

@@ -160,6 +160,15 @@ def bearers() -> set[str]:
     return {instance_id for _, _, instance_id in (line.partition(" ") for line in lines)}
 
 
+def advice(command: str) -> str:
+    """Return what helps who took shell text for the name of a command, "" if it is none."""
+    import subprocess
+
+    words = [*SHELL, SCRIPT, "advise", command]
+    result = subprocess.run(words, env=_ENVIRONMENT, stdout=subprocess.PIPE)
+    return result.stdout.decode().strip()
+
+
 def _spawn(*words: str, script: str = SCRIPT, descriptors: dict[int, int] | None = None) -> int:
     """Run a script and return its pid, in a session of its own: a job may stop itself.
 

@@ -2,7 +2,8 @@
 # jobctl runner: runs one job's command and writes down what became of it.
 #
 # The only program that runs a job's command, on this machine and on any other.
-# It needs a POSIX sh with awk, date, grep, ln, mv, rm, sed, sleep and tr, and uses
+# It needs a POSIX sh with awk, date, grep, ln, mv, rm, sed, sleep and tr, has command.sh
+# beside it, and uses
 # /proc, setsid (or perl) and flock where the host has them, else ps.
 #
 #   sh runner.sh run DIR                          run the job in DIR
@@ -14,10 +15,12 @@
 #   sh runner.sh signal JOBS NAME JOB...          send one signal
 #   sh runner.sh announce DIR STATE CODE          say here that a job has ended elsewhere
 #   sh runner.sh cookies                          print "pid instance-id" of jobs' processes
+#   sh runner.sh advise WORD                      print what helps who took WORD for a command
 #
 # JOBS is the folder of job folders, JOB is NUMBER:ID: a folder in there and the job's
 # instance id, which is its cookie. DIR is a job folder. Whoever makes it writes
-#   spec            what to run: lines of key='value', quoted for sh
+#   spec            what to run: lines of key='value', quoted for sh. Of a script it says
+#                   whether it begins with #! (executable), is a binary, or text for sh
 #   env             the command's environment: lines of export NAME='value'
 #   env.odd         names that no shell can hold: set -- env 'NAME=value' ... "$@"
 #   stdin, script   where the job has them
@@ -420,7 +423,7 @@ name_runner() {
 
 # Runs the job of which there is a spec.
 do_job() {
-    instance_id='' argv='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
+    instance_id='' argv='' words='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish=''
     # shellcheck source=/dev/null
     . ./spec
@@ -521,6 +524,7 @@ try() {
     (command_itself) <"$stdin" >>stdout 2>>stderr
     code=$?
     judge log
+    unbegun
     # When the command is being ended, let that be finished.
     [ -z "$time_watch" ] || [ -e timedout ] || kill "$time_watch" 2>/dev/null
     [ -z "$caller_watch" ] || [ -e stop ] || kill "$caller_watch" 2>/dev/null
@@ -574,9 +578,19 @@ command_itself() {
     exec 7>&- 9>&-
     [ -z "$merge" ] || exec 2>&1
     eval "set -- $argv"
+    # shellcheck disable=SC2034  # command.sh uses them
+    jobctl_named=${1-} jobctl_newline=$newline
+    jobctl_bang='' jobctl_interpreter='' jobctl_argument=''
+    # shellcheck disable=SC2034  # likewise
+    [ -z "$script" ] || jobctl_named=$(first_of "$words")
     case $script in
     '') ;;
-    executable) set -- "$dir/script" "$@" ;;
+    executable)
+        load_command_sh
+        read_script "$dir/script"
+        set -- "$jobctl_interpreter" ${jobctl_argument:+"$jobctl_argument"} "$dir/script" "$@"
+        ;;
+    binary) set -- "$dir/script" "$@" ;;
     *) set -- /bin/sh "$dir/script" "$@" ;;
     esac
     if [ -n "$text" ]; then
@@ -592,6 +606,7 @@ exec \"\$@\"" sh "$@"
     clock
     jobctl_dir=$dir jobctl_own=$own jobctl_born=$born jobctl_leader=''
     jobctl_now=$now jobctl_uptime=$uptime jobctl_attempt=$attempt
+    # shellcheck disable=SC2034  # likewise
     jobctl_failure=$dir/${failures-}failure
     for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
         [ ! -x "$leader" ] || { jobctl_leader=$leader; break; }
@@ -619,8 +634,8 @@ exec \"\$@\"" sh "$@"
         set -- "$jobctl_leader" "$@"
     elif [ -x /usr/bin/perl ]; then
         # shellcheck disable=SC2016  # of perl
-        set -- /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV or exit 127' \
-            -- "$@"
+        set -- /usr/bin/perl -e 'use POSIX; POSIX::setsid(); { no warnings; exec { $ARGV[0] } @ARGV }
+            print STDERR "setsid: $ARGV[0]: $!\n"; exit($! == ENOENT ? 127 : 126)' -- "$@"
     fi
     # Last, as env takes a command with a = in its name for a variable.
     # shellcheck source=/dev/null
@@ -641,42 +656,62 @@ note_begun() {
 
 # Ends with status $1 and reason $2 before the command began.
 refuse() {
-    umask 077
-    jobctl_status=$1
-    set -f
-    IFS='
-'
-    # shellcheck disable=SC2086  # one line of it
-    set -- $2
-    IFS=' '
-    printf '%s\n' "$*" >"$jobctl_failure"
-    exit "$jobctl_status"
+    load_command_sh
+    end_unbegun "$1" "$2"
+}
+
+# Prints the first of the words $1, which are quoted for sh.
+first_of() {
+    eval "set -- $1"
+    printf '%s\n' "${1-}"
 }
 
 # Returns if the command $1 can be executed, else refuses. exec would find out only
 # after the job was said to have begun.
 findable() {
-    case $1 in
-    */*) jobctl_found=$1 ;;
-    *)
-        jobctl_found=''
-        set -f
-        IFS=:
-        for jobctl_part in ${PATH-/usr/bin:/bin}; do
-            jobctl_part=${jobctl_part:-.}/$1
-            [ -f "$jobctl_part" ] || continue
-            jobctl_found=$jobctl_part
-            [ ! -x "$jobctl_part" ] || break
-        done
-        ;;
-    esac
-    if [ -z "$jobctl_found" ] || [ ! -e "$jobctl_found" ]; then
-        refuse 127 "command not found: $1"
-    elif [ -d "$jobctl_found" ]; then
-        refuse 126 "cannot execute $1: it is a directory"
-    elif [ ! -x "$jobctl_found" ]; then
-        refuse 126 "cannot execute $1: permission denied"
+    [ -z "$jobctl_bang" ] || interpreted "$jobctl_bang"
+    locate_program "$1"
+    if [ -f "$jobctl_found" ] && [ -x "$jobctl_found" ] && known_good "$jobctl_found"; then
+        return
     fi
+    load_command_sh
+    examine "$1"
+}
+
+# Succeeds if nobody needs to look into the file $1, which takes a process: what the system
+# brings is right, and what ran one item will run the next. Else unbegun tells later.
+known_good() {
+    case ${jobctl_judged-}$1 in 1* | /bin/* | /usr/bin/* | /sbin/* | /usr/sbin/*) ;; *) false ;; esac
+}
+
+# Sets jobctl_found to the file that the command $1 means, by PATH if it has no slash; to
+# nothing where there is none.
+locate_program() {
+    jobctl_found=$1
+    case $1 in */*) return ;; esac
+    jobctl_found='' jobctl_ifs=$IFS
+    set -f
+    IFS=:
+    for jobctl_part in ${PATH-/usr/bin:/bin}; do
+        jobctl_part=${jobctl_part:-.}/$1
+        [ -f "$jobctl_part" ] || continue
+        jobctl_found=$jobctl_part
+        [ ! -x "$jobctl_part" ] || break
+    done
+    IFS=$jobctl_ifs
+    set +f
+}
+
+load_command_sh() {
+    # shellcheck source=/dev/null
+    . "$jobctl_lib/command.sh"
+}
+
+# The last attempt ended with $code: puts it down if the command was never begun.
+unbegun() {
+    case $code in 126 | 127) [ ! -e "${failures-}failure" ] || return 0 ;; *) return 0 ;; esac
+    load_command_sh
+    note_unbegun "$(first_of "$words")" "${failures-}$([ "$merge" ] && echo stdout || echo stderr)"
 }
 
 # Succeeds if what killed the last attempt is a signal that `signal` sent.
@@ -740,9 +775,15 @@ announce_there() {
 # --- what to do ---------------------------------------------------------------
 
 umask 077
+case $0 in
+/*) jobctl_lib=${0%/*} ;;
+*/*) jobctl_lib=$PWD/${0%/*} ;;
+*) jobctl_lib=$PWD ;;
+esac
 [ -z "${PATH+set}" ] || caller_path=$PATH
 [ -z "${LC_ALL+set}" ] || caller_locale=$LC_ALL
-export LC_ALL=C PATH=/usr/bin:/bin:/usr/sbin:/sbin
+jobctl_tools=/usr/bin:/bin:/usr/sbin:/sbin
+export LC_ALL=C PATH="$jobctl_tools"
 # A script beside this one may want its functions only.
 [ -z "${jobctl_sourced-}" ] || return 0
 case ${1-} in
@@ -752,8 +793,9 @@ stop) shift && stop "$@" ;;
 signal) shift && send "$@" ;;
 announce) shift && announce_there "$@" ;;
 cookies) cookies ;;
+advise) load_command_sh && advise "$2" ;;
 *)
-    echo "runner.sh: run, begin, stop, signal, announce or cookies" >&2
+    echo "runner.sh: run, begin, stop, signal, announce, cookies or advise" >&2
     exit 2
     ;;
 esac

@@ -54,9 +54,9 @@ class Bare(Jobctl):
 
 
 def altered(folder: Path, **words: str) -> str:
-    """Return a copy of the script, and of runner.sh beside it, with words replaced."""
+    """Return a copy of the script, and of those beside it, with words replaced."""
     folder.mkdir()
-    for name in ("bare.sh", "runner.sh"):
+    for name in ("bare.sh", "runner.sh", "command.sh"):
         text = Path(SCRIPT).with_name(name).read_text()
         for word, other in words.items():
             text = text.replace(word.replace("_", " "), other)
@@ -186,6 +186,20 @@ def test_what_start_takes(bare: Bare, tmp_path: Path) -> None:
     assert bare.job(job)["reason"] == "timed out after 0.2s"
 
 
+def test_scripts_by_their_contents(bare: Bare, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    for contents, said in (
+        (b"#!/bin/sh -u\necho $1", b"x\n"),
+        (b"\techo text $1", b"text x\n"),
+        (Path("/bin/echo").read_bytes(), b"x\n"),
+    ):
+        script.write_bytes(contents)
+        assert bare.run("start", "-wq", "-f", str(script), "x").stdout == said
+    script.write_bytes(b"\0\1\2\3")
+    result = bare.run("start", "-wq", "-f", str(script), status=126)
+    assert b"exec format error" in result.stderr
+
+
 def test_after(bare: Bare, tmp_path: Path) -> None:
     text = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; exit 1"
     first = bare.start("-n", "first", "sh", "-c", text)
@@ -224,6 +238,15 @@ def test_commands_that_cannot_begin(bare: Bare) -> None:
     assert result.stderr == b"jobctl: job 1 failed: command not found: no-such-program\n"
     assert b"Failed" in result.stdout
     assert bare.run("start", "--wait", "/", status=126).stdout == b""
+    result = bare.run("start", "-q", "cd /tmp && pwd", status=1)
+    assert b"not found: cd /tmp && pwd; use -c for shell text" in result.stderr
+    script = Path(bare.env["HOME"]) / "script"
+    script.write_bytes(b"#!/bin/sh\r\n")
+    for words in (("-f", str(script)), (str(script),)):
+        if words[0] != "-f":
+            script.chmod(0o700)
+        result = bare.run("start", "-q", *words, status=1)
+        assert b": its interpreter /bin/sh\\r is not there\n" in result.stderr
     assert bare.run("start", "-wq", "-c", "echo o; kill -9 $$", status=137).stdout == b"o\n"
 
 

@@ -18,7 +18,7 @@ from conftest import ENDS, Jobctl, at_rest, living_slots, wait_until
 LONGEST = 131_059
 
 
-def each(jobctl: Jobctl, items: bytes | str, *words: str, status: int = 0) -> str:
+def each(jobctl: Jobctl, items: bytes | str, *words: str, status: int | None = 0) -> str:
     """Start a job with items from a pipe; return its id."""
     data = items.encode() if isinstance(items, str) else items
     start = ("start", "-q", "--foreach", "-", *words)
@@ -291,6 +291,27 @@ def test_what_cannot_be_started(jobctl: Jobctl) -> None:
         ("cannot execute /: it is a directory", 126),
         ("", 0),
     ]
+
+
+def test_what_an_item_cannot_begin(jobctl: Jobctl, tmp_path: Path) -> None:
+    script = tmp_path / "w"
+    script.write_bytes(b"#!/no/such\n")
+    script.chmod(0o700)
+    told = f"command not found: {script}: its interpreter /no/such is not there"
+    for words, reason in (
+        ((str(script), "{}"), told),
+        (("-f", str(script), "{}"), told),
+        (("echo hi",), "command not found: echo hi; use -c for shell text"),
+        (("echo", "x" * 100 + "{}"), "cannot execute echo: argument list too long"),
+    ):
+        job = each(jobctl, "a" * 131_000 + "\nb\n", "-t", "1", *words, status=None)
+        jobctl.run("wait", job, status=1)
+        assert children(jobctl, job)[0]["reason"] == reason
+    (tmp_path / "echo").write_bytes(Path("/bin/echo").read_bytes())
+    (tmp_path / "echo").chmod(0o700)
+    job = each(jobctl, f"{script}\n{tmp_path}/echo\n", "-t", "1", "{}")
+    jobctl.run("wait", job, status=1)
+    assert [record["reason"] for record in children(jobctl, job)] == [told, ""]
 
 
 def test_so_many_at_once(jobctl: Jobctl) -> None:

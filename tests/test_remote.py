@@ -40,11 +40,31 @@ def test_signals_have_their_default_action(either: Far) -> None:
     assert {masks[name] for name in ("SigBlk", "SigIgn", "SigCgt")} == {"0" * 16}
 
 
-def test_what_cannot_be_started(either: Far) -> None:
+def test_what_cannot_be_started(either: Far, tmp_path: Path) -> None:
     job = either.start("foo", status=0 if either.remote else 1)
     assert either.outcome(job) == ("Failed", "command not found: foo", 127)
     job = either.start("/", status=0 if either.remote else 1)
     assert either.outcome(job) == ("Failed", "cannot execute /: it is a directory", 126)
+    job = either.start("cd /tmp;ls", status=0 if either.remote else 1)
+    reason = "command not found: cd /tmp;ls; use -c for shell text"
+    assert either.outcome(job) == ("Failed", reason, 127)
+    script = tmp_path / "script"
+    for contents, status, reason in (
+        (
+            b"#!/no/sh\r\n",
+            127,
+            f"command not found: {script}: its interpreter /no/sh\\r is not there",
+        ),
+        (
+            b"\0\1\2",
+            126,
+            f"cannot execute {script}: exec format error: it is not a program for this system",
+        ),
+    ):
+        script.write_bytes(contents)
+        job = either.start("-f", str(script), status=0 if either.remote else 1)
+        assert either.outcome(job) == ("Failed", reason, status)
+    assert either.output(either.done("-f", "/bin/echo", "hi")) == "hi\n"
 
 
 def test_records(either: Far) -> None:

@@ -193,7 +193,10 @@ def test_deaths_by_signal(run: Run, name: str) -> None:
     [
         ("no-such-program", 127, "command not found: no-such-program"),
         ("./no-such-program", 127, "command not found: ./no-such-program"),
-        ("cd", 127, "command not found: cd"),
+        ("cd", 127, "command not found: cd; use -c for shell text"),
+        ("sleep 3 && echo", 127, "command not found: sleep 3 && echo; use -c for shell text"),
+        ("a=b", 127, "command not found: a=b; use -e to set a variable, or -c for shell text"),
+        ("a-b=c", 127, "command not found: a-b=c"),
         ("/", 126, "cannot execute /: it is a directory"),
         ("/etc/passwd", 126, "cannot execute /etc/passwd: permission denied"),
     ],
@@ -202,6 +205,71 @@ def test_what_cannot_be_executed(run: Run, command: str, code: int, reason: str)
     job = run(command).job()
     assert (job.state, job.exit_code, job.reason) == (State.FAILED, code, reason)
     assert job.pid is None
+
+
+def test_what_cannot_be_executed_for_what_is_in_it(run: Run, tmp_path: Path) -> None:
+    echo = bytearray(Path("/bin/echo").read_bytes())
+    other = bytes(echo[:18]) + b"\xfe\xca" + bytes(echo[20:])
+    absent = "command not found: ./w: its interpreter {} is not there"
+    foreign = "cannot execute ./w: exec format error: it is not a program for this system"
+    (tmp_path / "bad").write_text("#!nosuch\n")
+    (tmp_path / "bad").chmod(0o700)
+    for contents, reason in {
+        b"#!/bin/sh\r\necho\r\n": absent.format("/bin/sh\\r"),
+        b"#! \t/no/such -x": absent.format("/no/such"),
+        b"#!" + b"/x" * 150 + b" -x": absent.format("/x" * 150),
+        b"#!nosuch": absent.format("nosuch"),
+        b"#!/usr/bin/env nosuch\r\n": absent.format("nosuch\\r"),
+        b"#!/usr/bin/env -S nosuch -u": absent.format("nosuch"),
+        b"#!%s/bad\n" % os.fsencode(tmp_path): absent.format("nosuch"),
+        b"#!/\n": "cannot execute ./w: its interpreter /: it is a directory",
+        b"#!/etc/passwd": "cannot execute ./w: its interpreter /etc/passwd: permission denied",
+        other: foreign,
+        b"\x7fELF\0\0": foreign,
+        b"\xcf\xfa\xed\xfe\7\0\0\1": foreign,
+        b"\1\2\3": foreign,
+    }.items():
+        (tmp_path / "w").write_bytes(contents)
+        (tmp_path / "w").chmod(0o700)
+        job = run("./w").job()
+        assert (job.state, job.reason, job.pid) == (State.FAILED, reason, None)
+        assert job.exit_code == (127 if "not found" in reason else 126)
+    (tmp_path / "w").unlink()
+    os.mkfifo(tmp_path / "w", 0o700)
+    assert run("./w").job().reason == "cannot execute ./w: it is not a file"
+
+
+def test_what_can_be_executed_whatever_is_in_it(run: Run, tmp_path: Path) -> None:
+    for contents, output in {
+        b"#!/bin/sh -u\necho $1": b"x\n",
+        b"#!\t /bin/sh\necho $1": b"x\n",
+        b"#!/usr/bin/env sh\necho $1": b"x\n",
+        b"#!/bin/echo  two words \n": b"two words ./w x\n",
+        b"#!/bin/echo": b"./w x\n",
+        b"#!\necho $1": b"x\n",
+        b"\techo \x1b $1 \r\n": b"\x1b x \r\n",
+        Path("/bin/echo").read_bytes(): b"x\n",
+    }.items():
+        (tmp_path / "w").write_bytes(contents)
+        (tmp_path / "w").chmod(0o700)
+        ran = run("./w", "x")
+        assert ran.end().state is State.COMPLETED, ran.job()
+        assert ran.output() == output
+
+
+def test_what_turns_out_not_to_be_executable(run: Run, tmp_path: Path) -> None:
+    busy = tmp_path / "busy"
+    shutil.copy("/bin/echo", busy)
+    with busy.open("ab"):
+        job = run("./busy", "x", retries=3).end()
+    assert (job.exit_code, job.reason) == (126, "cannot execute ./busy: text file busy")
+    # Each is no longer than a word may be, but they become one word.
+    job = run(text="exit 3;" + " " * 131_000, init=":" + " " * 100).end()
+    assert (job.exit_code, job.reason) == (126, "cannot execute sh: argument list too long")
+    job = run("sh", "-c", "echo setsid: failed to execute x: Busy; exit 126").end()
+    assert job.reason == "exit status 126"
+    job = run("sh", "-c", "echo sh: failed to execute x: Busy >&2; exit 127").end()
+    assert job.reason == "exit status 127"
 
 
 def test_a_directory_that_went_away(run: Run, tmp_path: Path) -> None:
@@ -230,6 +298,31 @@ def test_scripts(run: Run, tmp_path: Path, first: str) -> None:
     path.unlink()
     assert ran.end().state is State.COMPLETED
     assert ran.output() == b"x y z 2\n" + Path("/etc/passwd").read_bytes()
+
+
+def test_scripts_by_their_contents(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "w.sh"
+    for contents, code, said in (
+        (Path("/bin/echo").read_bytes(), 0, "x"),
+        (b"#!/bin/echo  two words \n", 0, "two words {} x"),
+        (b"#!echo\n", 127, "command not found: w.sh: its interpreter echo is not there"),
+        (b"#!/bin/sh\r\n", 127, "command not found: w.sh: its interpreter /bin/sh\\r is not there"),
+        (
+            b"#!/usr/bin/env sh\r",
+            127,
+            "command not found: w.sh: its interpreter sh\\r is not there",
+        ),
+        (b"\x7fELF\2", 126, "cannot execute w.sh: exec format error: "),
+        (b"\0\0", 126, "cannot execute w.sh: exec format error: "),
+        (b": a\ttab; echo text", 0, "text"),
+    ):
+        path.write_bytes(contents)
+        with path.open("rb") as script:
+            ran = run("x", script=script.fileno(), script_name=path.name)
+        job = ran.end()
+        assert job.exit_code == code, job
+        shown = ran.output().decode().strip() if code == 0 else job.reason
+        assert shown.startswith(said.format(ran.folder.file("script")))
 
 
 def test_merged_streams_keep_their_order(run: Run) -> None:

@@ -132,8 +132,9 @@ def test_not_found_is_recorded(jobctl: Jobctl) -> None:
 
 def test_a_reason_is_one_line(jobctl: Jobctl) -> None:
     said = jobctl.run("start", "-q", "no\n\nsuch\n", status=1).stderr
-    assert said == b"jobctl: job 1 failed: command not found: no such\n"
-    assert jobctl.job("1")["reason"] == "command not found: no such"
+    reason = "command not found: no such; use -c for shell text"
+    assert said.decode() == f"jobctl: job 1 failed: {reason}\n"
+    assert jobctl.job("1")["reason"] == reason
 
 
 def test_wait_passes_through(jobctl: Jobctl) -> None:

@@ -22,7 +22,7 @@ from jobctl.agent.channels import Another, Channels
 from jobctl.errors import JobctlError
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
-SCRIPTS = ("runner.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
+SCRIPTS = ("runner.sh", "command.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
 _READY = b"jobctl-ready"
 _BEGIN = "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2; {}'"
 """With nothing in it that csh or fish would read differently than sh: no quote, ! or newline."""
@@ -230,7 +230,9 @@ class Far:
     def run(self, line: bytes, ask: Ask) -> _Channel:
         """Have a channel do what a line of sh says; return it, which is to be closed.
 
-        PATH has a `jobctl` in it, if there is no other on the host.
+        If there is no other `jobctl` on the host, PATH has ours, and it is a function: it may
+        lie where nothing is executed. $jobctl_exec is `exec` if it can be executed; else
+        $jobctl_given is what makes that function in another shell.
 
         :param ask: is asked where that takes a further connection.
         """
@@ -265,8 +267,14 @@ class Far:
         return self._connection.open(f"exec /bin/sh -c '{command}'", terminal, ask)
 
     def _environment(self) -> bytes:
-        folder = quoting.quote(self._state + b"/lib/" + _version().encode() + b"/bin")
-        return b"PATH=${PATH-/usr/bin:/bin}:" + folder + b"; export PATH; "
+        folder = self._state + b"/lib/" + _version().encode()
+        script = quoting.quote(folder + b"/bare.sh")
+        function = quoting.quote(b"jobctl() { /bin/sh " + script + b' "$@"; }; ')
+        return (
+            b"if command -v jobctl >/dev/null 2>&1; then jobctl_exec=exec jobctl_given=; else"
+            b" jobctl_exec= jobctl_given=" + function + b'; eval "$jobctl_given"; fi;'
+            b" PATH=${PATH-/usr/bin:/bin}:" + quoting.quote(folder + b"/bin") + b"; export PATH; "
+        )
 
     def alive(self) -> bool:
         """Whether the connection stands, as far as is known."""

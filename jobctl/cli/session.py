@@ -9,13 +9,16 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from jobctl import links, nodes, quoting, target, timing
+from jobctl import links, nodes, quoting, runner, target, timing
 from jobctl.cli import options, render, terminal
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import Job, check_name
 from jobctl.ops import sessions
 from jobctl.paths import ssh_config, state_dir
 from jobctl.target import Target
+
+_NOT_FOUND = 127
+"""The exit status of a command that is not there."""
 
 
 class _Group(click.Group):
@@ -145,17 +148,26 @@ def run(text: str | None, to: str, words: tuple[str, ...]) -> int:
     if text is None and not (words and words[0]):
         raise BadUsage("there is no command to run; write session run HOST -- COMMAND [ARG]...")
     _check(to)
+    command_line = quoting.join(map(os.fsencode, words))
+    begin = b"exec "
     if text is not None:
-        words = ("/bin/sh", "-c", text, "sh", *words)
-    command_line = quoting.join(map(os.fsencode, words)).replace(b"\n", b"'\"$jobctl_nl\"'")
+        # Another shell does not know our function.
+        given = b'"$jobctl_given"' if "jobctl" in text else b""
+        begin += b"/bin/sh -c " + given + quoting.quote(os.fsencode(text)) + b" sh "
+    elif words[0] == "jobctl":
+        begin = b"$jobctl_exec "
+    command_line = (begin + command_line).replace(b"\n", b"'\"$jobctl_nl\"'")
     # The shell stays, to tell by which signal the command ended, and is itself ended by none.
     # It would also say that, which nobody is to see.
     line = (
         b"jobctl_nl=$(printf '\\n.'); jobctl_nl=${jobctl_nl%.};"
         b" cd; trap : INT TERM HUP QUIT; exec 3>&2 2>/dev/null;"
-        b" (exec 2>&3 3>&-; exec " + command_line + b"); exit $?"
+        b" (exec 2>&3 3>&-; " + command_line + b"); exit $?"
     )
-    return terminal.run(state_dir(), to, line)
+    status = terminal.run(state_dir(), to, line)
+    if status == _NOT_FOUND and text is None and (advice := runner.advice(words[0])):
+        render.say(f"command not found: {words[0]}; {advice}")
+    return status
 
 
 @command.command("enter", epilog="Example: jobctl session enter web1")

@@ -1,0 +1,212 @@
+#!/bin/sh
+# jobctl command: what keeps a command from being executed, and what helps then. Functions for
+# runner.sh, which reads this only when something may be wrong: it is no part of most jobs.
+#
+# They are called where any variable but jobctl_* may have the caller's value, PATH included.
+# jobctl_named is what people call the command.
+
+# shellcheck disable=SC2034  # runner.sh uses the variables
+jobctl_tools=${jobctl_tools-} jobctl_newline=${jobctl_newline-} jobctl_failure=${jobctl_failure-}
+jobctl_blank=' 	' jobctl_depth=0 jobctl_called=${jobctl_named-}
+
+# Returns if the command $1, which locate_program has looked for, can be executed, as far as
+# that is known before; else refuses.
+examine() {
+    if [ -z "$jobctl_found" ] || [ ! -e "$jobctl_found" ]; then
+        jobctl_why=$(advise "$1")
+        refuse 127 "command not found: $(printf '%s' "$1")${jobctl_why:+; $jobctl_why}"
+    fi
+    executable "$jobctl_found"
+}
+
+# Ends with status $1 and reason $2 before the command began.
+end_unbegun() {
+    umask 077
+    jobctl_status=$1
+    set -f
+    IFS=$jobctl_newline
+    # shellcheck disable=SC2086  # one line of it
+    set -- $2
+    IFS=' '
+    for_people "$*" >"$jobctl_failure"
+    exit "$jobctl_status"
+}
+
+# Prints the line $1 without what could steer a terminal. Files from Windows have carriage
+# returns where nobody sees them: so they are named.
+for_people() {
+    case $1 in
+    *[[:cntrl:]]*) printf '%s\n' "$1" | PATH=$jobctl_tools LC_ALL=C awk '
+        { gsub(/\r/, "\\r"); gsub(/\t/, "\\t"); gsub(/[[:cntrl:]]/, "?"); print }' ;;
+    *) printf '%s\n' "$1" ;;
+    esac
+}
+
+# Prints what helps who wrote $1 as the name of a command, if that looks like what only a shell
+# understands.
+advise() {
+    case $1 in
+    [A-Za-z_]*=*)
+        case ${1%%=*} in
+        *[!A-Za-z0-9_]*) ;;
+        *) echo 'use -e to set a variable, or -c for shell text' && return ;;
+        esac
+        ;;
+    esac
+    case $1 in
+    *[[:space:]\;\&\|\<\>\(\)\$\`]* | . | : | ! | '[[' | '{' | alias | bg | break | builtin | \
+        case | cd | command | continue | declare | dirs | disown | eval | exec | exit | export | \
+        fg | for | function | getopts | hash | history | if | jobs | let | local | popd | pushd | \
+        read | readonly | return | select | set | shift | shopt | source | suspend | time | times | \
+        trap | type | typeset | ulimit | umask | unalias | unset | until | wait | while)
+        echo 'use -c for shell text'
+        ;;
+    esac
+}
+
+# Returns if the file $1 can be executed, else refuses.
+executable() {
+    if [ -d "$1" ]; then
+        refuse 126 "cannot execute $jobctl_named: it is a directory"
+    elif [ ! -x "$1" ]; then
+        denied "$1"
+    elif [ ! -f "$1" ]; then
+        refuse 126 "cannot execute $jobctl_named: it is not a file"
+    fi
+    if known_good "$1" || [ ! -r "$1" ]; then return; fi
+    head_of "$1"
+    case $jobctl_head in
+    '#!'*) interpreted "$jobctl_head" ;;
+    *[[:cntrl:]]*) ! binary "$jobctl_head" || of_this_system "$jobctl_head" ;;
+    esac
+}
+
+# Succeeds if the line $1 is none of a text: if there are control characters in it other than
+# white space and escape.
+binary() {
+    case $1 in
+    *["$(printf '\001\002\003\004\005\006\007\010\016\017\020\021\022\023\024')"]* | \
+        *["$(printf '\025\026\027\030\031\032\034\035\036\037\177')"]*) ;;
+    *) false ;;
+    esac
+}
+
+# Prints what the script $1 is, as draft.py does.
+kind_of_script() {
+    head_of "$1"
+    case $jobctl_head in
+    '#!'*) echo executable ;;
+    *) if binary "$jobctl_head"; then echo binary; else echo text; fi ;;
+    esac
+}
+
+# Refuses since the file $1 is not executable.
+denied() {
+    jobctl_why='permission denied'
+    case $(PATH=$jobctl_tools && ls -ldL -- "$1" 2>/dev/null) in
+    -??[xs]??[xs]??[xt]*) jobctl_why='its file system is mounted noexec' ;;
+    -??[xs]*) ! [ -O "$1" ] || jobctl_why='its file system is mounted noexec' ;;
+    esac
+    refuse 126 "cannot execute $jobctl_named: $jobctl_why"
+}
+
+# Sets jobctl_head to the first line of the file $1, of 512 bytes at most, with \016 for NUL: sh
+# would read a file byte by byte, and it may have no line at all.
+head_of() {
+    { jobctl_head=$(PATH=$jobctl_tools LC_ALL=C && dd bs=512 count=1 <"$1" | tr '\000' '\016'); } \
+        2>/dev/null
+    jobctl_head=${jobctl_head%%"$jobctl_newline"*}
+}
+
+# Sets jobctl_interpreter and jobctl_argument to what the line $1, which begins with #!, says,
+# as Linux reads it: one argument at most, see execve(2).
+parse_bang() {
+    jobctl_argument=${1#'#!'}
+    jobctl_argument=${jobctl_argument#"${jobctl_argument%%[!"$jobctl_blank"]*}"}
+    jobctl_interpreter=${jobctl_argument%%["$jobctl_blank"]*}
+    jobctl_argument=${jobctl_argument#"$jobctl_interpreter"}
+    jobctl_argument=${jobctl_argument#"${jobctl_argument%%[!"$jobctl_blank"]*}"}
+    jobctl_argument=${jobctl_argument%"${jobctl_argument##*[!"$jobctl_blank"]}"}
+}
+
+# Sets jobctl_interpreter and jobctl_argument to what the script $1 of the job begins with. Its
+# interpreter is called by hand, as the kernel would do it: the folder may lie where nothing is
+# executed.
+read_script() {
+    head_of "$1"
+    jobctl_bang=$jobctl_head
+    parse_bang "$jobctl_bang"
+    [ -n "$jobctl_interpreter" ] || jobctl_interpreter=/bin/sh
+    # Without a slash it is one in the current directory, not one to look for.
+    case $jobctl_interpreter in */*) ;; *) jobctl_interpreter=./$jobctl_interpreter ;; esac
+}
+
+# Returns if what the line $1 names can interpret a script, else refuses.
+interpreted() {
+    parse_bang "$1"
+    jobctl_depth=$((jobctl_depth + 1))
+    # Without a name it is as if there were no such line. One script may interpret another,
+    # but the kernel follows only some of them.
+    [ -n "$jobctl_interpreter" ] && [ "$jobctl_depth" -le 4 ] || return 0
+    jobctl_named="$jobctl_called: its interpreter $jobctl_interpreter"
+    [ -e "$jobctl_interpreter" ] || refuse 127 "command not found: $jobctl_named is not there"
+    executable "$jobctl_interpreter"
+    case $jobctl_interpreter in */env) by_env "$jobctl_argument" ;; esac
+}
+
+# Returns if env(1) will find what its argument $1 has it look for, else refuses.
+by_env() {
+    set -- "${1#-S}"
+    set -- "${1#"${1%%[!"$jobctl_blank"]*}"}"
+    set -- "${1%%["$jobctl_blank"]*}"
+    case $1 in '' | -* | *=* | *[\\\'\"\$]*) return ;; esac
+    locate_program "$1"
+    [ -e "$jobctl_found" ] || refuse 127 "command not found: $jobctl_called: its interpreter $1 is not there"
+}
+
+# Returns if this system executes binary files that begin with $1, else refuses: setsid would
+# have a shell read it. If the kernel was told of others (binfmt_misc), it may be one of those.
+of_this_system() {
+    kind_of "$1"
+    jobctl_own=$jobctl_kind
+    if [ -r /proc/self/exe ]; then head_of /proc/self/exe; else head_of /bin/sh; fi
+    kind_of "$jobctl_head"
+    case $jobctl_own/$jobctl_kind in
+    "$jobctl_kind/$jobctl_own" | ELF1*/ELF2* | ELF2*/ELF1*) return ;;
+    esac
+    for jobctl_part in /proc/sys/fs/binfmt_misc/*; do
+        case $jobctl_part in */register | */status | */\*) ;; *) return ;; esac
+    done
+    refuse 126 "cannot execute $jobctl_named: exec format error: it is not a program for this system"
+}
+
+# Sets jobctl_kind to what a binary file is that begins with $1.
+kind_of() {
+    jobctl_kind=other
+    case $1 in
+    "$(printf '\177ELF')"*)
+        # Class and byte order are the 5th and 6th byte, the machine is the 19th and 20th: elf(5).
+        jobctl_kind=ELF$(printf '%s' "$1" | PATH=$jobctl_tools LC_ALL=C awk '{
+            print index("\001\002", substr($0, 5, 1)) substr($0, 6, 1) substr($0, 19, 2) }')
+        ;;
+    "$(printf '\312\376\272\276')"* | "$(printf '\317\372\355\376')"* | \
+        "$(printf '\316\372\355\376')"*) jobctl_kind=Mach-O ;;
+    esac
+}
+
+# Writes down as the failure that the command $1 could not be executed, though nothing had
+# spoken against it: the last line of file $2 is then from setsid, or from the shell that was to
+# become the command.
+note_unbegun() {
+    # bash says why, and then once more that all is well.
+    jobctl_said=$(tail -c 6000 "$2" 2>/dev/null | sed '/: Success$/d' | tail -n 1)
+    case $jobctl_said in "$0: "* | 'setsid: '*) ;; *) return 0 ;; esac
+    case $jobctl_said in
+    *': No such file or directory') jobctl_said="command not found: $1: its interpreter is not there" ;;
+    *)
+        jobctl_said=$(printf '%s\n' "${jobctl_said##*: }" | tr '[:upper:]' '[:lower:]')
+        jobctl_said="cannot execute $1: $jobctl_said"
+        ;;
+    esac
+    for_people "$jobctl_said" >"${failures-}failure"
+}

@@ -1,0 +1,98 @@
+"""Where nothing is executed: state directories, here and on a host, on a file system of theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Jobctl
+from far import Far
+from sshd import MakeSshd
+from test_enter import entered, says, with_shell
+from test_session import Make, far, make_far, status_of
+
+pytest_plugins = ("sshd",)
+__all__ = ["far", "make_far"]
+
+
+@pytest.fixture(name="noexec")
+def _noexec() -> Iterator[Callable[[Path], Path]]:
+    """Give what mounts a file system without programs in a folder."""
+    mounted = []
+
+    def mount(path: Path) -> Path:
+        path.mkdir(0o700, parents=True, exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", "noexec,mode=0700", "none", str(path)]
+        result = subprocess.run(words, capture_output=True, check=False)
+        if result.returncode:
+            pytest.fail(f"this needs the right to mount: {result.stderr.decode()}")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def _scripts(folder: Path) -> dict[Path, tuple[int, str]]:
+    """Make scripts; return with which status each ends, and what it says."""
+    contents = {
+        "bang": (b"#!/bin/sh\necho $1", 0, "x\n"),
+        "text": (b"echo $1", 0, "x\n"),
+        "program": (Path("/bin/echo").read_bytes(), 126, ""),
+    }
+    for name, (content, _, _) in contents.items():
+        (folder / name).write_bytes(content)
+    return {folder / name: (status, said) for name, (_, status, said) in contents.items()}
+
+
+def test_scripts_here(jobctl: Jobctl, tmp_path: Path, noexec: Callable[[Path], Path]) -> None:
+    noexec(jobctl.state_dir)
+    for path, (status, said) in _scripts(tmp_path).items():
+        result = jobctl.run("start", "-qw", "-f", str(path), "x", status=status)
+        assert result.stdout.decode() == said
+        words = ("--foreach", "-", "-f", str(path))
+        job = jobctl.start(*words, input=b"x", status=min(status, 1))
+        jobctl.run("wait", job, status=min(status, 1))
+        assert jobctl.out("receive", job) == said
+        reason = f"cannot execute {path}: its file system is mounted noexec"
+        assert jobctl.job(job)["reason"] == (reason if status else "")
+    command = noexec(tmp_path / "mounted") / "w"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    result = jobctl.run("start", "-qw", "mounted/w", cwd=tmp_path, status=126)
+    assert b"cannot execute mounted/w: its file system is mounted noexec" in result.stderr
+
+
+def test_scripts_on_a_host(far: Far, tmp_path: Path, noexec: Callable[[Path], Path]) -> None:
+    noexec(far.there)
+    for path, (status, said) in _scripts(tmp_path).items():
+        job = far.on("web1", "-f", str(path), "x")
+        far.run("wait", job, status=min(status, 1))
+        assert far.out("receive", job) == said
+        reason = f"cannot execute {path}: its file system is mounted noexec"
+        assert far.job(job)["reason"] == (reason if status else "")
+    far.run("session", "new", "web1")
+    assert far.out("session", "run", "web1", "--", "jobctl", "start", "-wq", "echo", "a  b") == (
+        "a  b\n"
+    )
+    text = 'jobctl start -q false && jobctl wait "$1"; echo $?'
+    assert far.out("session", "run", "web1", "-c", text, "2").splitlines()[-1] == "1"
+    assert far.run("session", "run", "web1", "jobctl", "nosuch", status=2).stdout == b""
+    assert far.out("session", "receive", "web1") == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "fish"])
+def test_entered(
+    make_far: Make, make_sshd: MakeSshd, noexec: Callable[[Path], Path], shell: str
+) -> None:
+    far = with_shell(make_far, make_sshd, shell)
+    noexec(far.there)
+    child = entered(far)
+    says(child, "jobctl start -w echo 'a  'b", r"a  b\r\n")
+    child.sendline("exit")
+    assert status_of(child) == 0
+    assert not os.access(next(far.there.glob("lib/*/bin/jobctl")), os.X_OK)
