@@ -61,6 +61,11 @@ class Carried:
         return self.folder.target
 
     @property
+    def whole(self) -> str:
+        """The id of the job that it is a part of, or its own."""
+        return self.id.partition(".")[0].partition("@")[0]
+
+    @property
     def adopted(self) -> bool:
         """Whether it was begun by somebody else."""
         return not self.path.startswith("guest/") or self.folder.has("adopted")

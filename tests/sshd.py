@@ -336,6 +336,7 @@ class Person:
         self.trusting = trusting
         self.prompts: list[str] = []
         self.questions: list[str] = []
+        self.shown: list[str] = []
 
     def secret(self, prompt: str) -> str | None:
         """Return the next secret, if any is left."""
@@ -346,6 +347,10 @@ class Person:
         """Return whether to trust."""
         self.questions.append(question)
         return self.trusting
+
+    def show(self, text: str) -> None:
+        """Read it."""
+        self.shown.append(text)
 
 
 def reach(

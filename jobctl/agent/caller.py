@@ -6,11 +6,13 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 from jobctl.errors import Unreachable
+from jobctl.transport.base import Ask
 
 
 class Client:
@@ -21,6 +23,9 @@ class Client:
         self._rest = b""
         self._fds: list[int] = []
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._answers: SimpleQueue[dict[str, Any] | None] | None = None
+        """What he answers, where until_gone() hears it."""
 
     def request(self) -> dict[str, Any]:
         """Return what is asked for, {} if he left without a word."""
@@ -65,11 +70,20 @@ class Client:
         message = json.loads(line)
         return message if isinstance(message, dict) else {}
 
+    def attend(self) -> None:
+        """Have until_gone() hear his answers from now on, as he is asked meanwhile."""
+        self._answers = SimpleQueue()
+
     def until_gone(self, said: Callable[[dict[str, Any]], None]) -> None:
         """Hand on what he says, until he leaves."""
         while (message := self._hear()) is not None:
+            if self._answers and "answer" in message:
+                self._answers.put(message)
+                continue
             with suppress(Unreachable):
                 said(message)
+        if self._answers:
+            self._answers.put(None)
 
     def gone(self) -> bool:
         """Whether he has left."""
@@ -82,14 +96,25 @@ class Client:
 
     def secret(self, prompt: str) -> str | None:
         """Have a person type what is not shown."""
-        self.say({"ask": "secret", "text": prompt})
-        answer = (self._hear() or {}).get("answer")
+        answer = self._ask({"ask": "secret", "text": prompt})
         return answer if isinstance(answer, str) else None
 
     def confirm(self, question: str, fingerprint: str) -> bool:
         """Have a person say yes or no, or type the fingerprint of a key, which is a yes."""
-        self.say({"ask": "confirm", "text": question, "fingerprint": fingerprint})
-        return (self._hear() or {}).get("answer") is True
+        return self._ask({"ask": "confirm", "text": question, "fingerprint": fingerprint}) is True
+
+    def show(self, text: str) -> None:
+        """Have a person read something."""
+        self.say({"show": text})
+
+    def _ask(self, question: dict[str, Any]) -> object:
+        """Return the answer to a question, None if there is nobody any more."""
+        with self._asking:
+            self.say(question)
+            message = self._answers.get() if self._answers else self._hear()
+            if message is None and self._answers:
+                self._answers.put(None)  # for the next question
+            return (message or {}).get("answer")
 
     def close(self) -> None:
         """End the connection."""
@@ -98,3 +123,63 @@ class Client:
         with suppress(OSError):  # wakes who listens
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+class People:
+    """Those at terminals who wait for jobs, and may be asked."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Client, frozenset[str]] = {}
+        self._lock = threading.Lock()
+
+    def come(self, client: Client, jobs: Iterable[str]) -> None:
+        """Note that somebody waits for jobs, which may not be there yet."""
+        client.attend()
+        with self._lock:
+            self._waiting[client] = frozenset(jobs)
+
+    def leave(self, client: Client) -> None:
+        """Forget somebody, who need not be known."""
+        with self._lock:
+            self._waiting.pop(client, None)
+
+    def who_waits(self, jobs: Iterable[str]) -> Client | None:
+        """Return somebody who waits for one of some jobs."""
+        with self._lock:
+            return next((who for who, ids in self._waiting.items() if ids.intersection(jobs)), None)
+
+
+class Nobody:
+    """No person at a terminal."""
+
+    def secret(self, prompt: str) -> str | None:
+        """Return None."""
+        return None
+
+    def confirm(self, question: str, fingerprint: str) -> bool:
+        """Return False."""
+        return False
+
+    def show(self, text: str) -> None:
+        """Show it to nobody."""
+
+
+class Whoever:
+    """Asks whoever is there at the time of the question."""
+
+    def __init__(self, person: Callable[[], Ask], reader: Callable[[], Ask]) -> None:
+        self._person = person
+        self._reader = reader
+        """Returns who may read something, should there be anybody."""
+
+    def secret(self, prompt: str) -> str | None:
+        """Ask for what is not shown."""
+        return self._person().secret(prompt)
+
+    def confirm(self, question: str, fingerprint: str) -> bool:
+        """Ask whether a key is to be trusted."""
+        return self._person().confirm(question, fingerprint)
+
+    def show(self, text: str) -> None:
+        """Show something."""
+        self._reader().show(text)

@@ -38,6 +38,10 @@ _TOLD = (
 _ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
 
 
+Asked = Callable[[dict[str, Any]], object]
+"""Has a person answer what the agent wants to know, or shows what it has to show."""
+
+
 class Talk:
     """A connection to the agent, on which one request was made."""
 
@@ -87,18 +91,28 @@ class Talk:
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def result(self, ask: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
+    def heed(self, message: dict[str, Any], ask: Asked | None) -> bool:
+        """Have a person answer a question, or read something; return whether it was that.
+
+        :param ask: None where there is nobody.
+        """
+        if "ask" in message:
+            self.say({"answer": ask(message) if ask else None})
+        elif "show" in message and ask:
+            ask(message)
+        return bool(message.keys() & {"ask", "show"})
+
+    def result(self, ask: Asked | None = None) -> dict[str, Any]:
         """Return the result, having a person asked what the agent wants to know.
 
         :raises JobctlError: the agent says why it did not do it.
         """
         for answer in self.answers():
-            if "ask" in answer:
-                self.say({"answer": ask(answer) if ask else None})
-            elif "error" in answer:
+            if self.heed(answer, ask):
+                continue
+            if "error" in answer:
                 raise _ERRORS.get(answer["status"], JobctlError)(answer["error"])
-            else:
-                return answer
+            return answer
         raise JobctlError(f"the agent was killed; see {self._state_dir}/agent.log, and try again")
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from jobctl import quoting
 from jobctl.agent.channels import Another, Channels
 from jobctl.errors import JobctlError
+from jobctl.model import printable
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
 SCRIPTS = ("runner.sh", "command.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
@@ -38,6 +39,8 @@ _KILLS = (
 )
 _MOST_NOISE = 1 << 20
 """Bytes that a login shell may print before we give up on it."""
+_MOST_SHOWN = 200
+"""Characters of what a host says that go into a reason."""
 _PATIENCE = 60.0
 """Seconds that the far end may take for an answer to what it has only to look up."""
 _PIECE = 1 << 20
@@ -346,6 +349,12 @@ def _wait(answer: SimpleQueue[bytes | None], seconds: float | None) -> bytes:
     return reply
 
 
+def _first_line(data: bytes) -> str:
+    """Return the first line with something in it, as people may see it."""
+    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
+    return next((printable(line[:_MOST_SHOWN]) for line in lines if line), "")
+
+
 class _Channel:
     """A stream that began as _BEGIN does: the bytes of the command, without the shell's noise."""
 
@@ -356,16 +365,29 @@ class _Channel:
         """How much of it was taken already."""
         if line is not None:
             stream.write(line + b"\n")
-        noise = 0
+        noise, size = b"", 0
         while True:
-            got = self.line()
+            try:
+                got = self.line()
+            except Lost as error:
+                error.said = _first_line(noise + self._rest)
+                raise
             if got.startswith(_READY):
                 break
-            noise += len(got)
-            if not got or noise > _MOST_NOISE:
-                raise Denied("the login shell of this host ended before it ran /bin/sh")
+            noise, size = noise or got.strip(), size + len(got)
+            if not got or size > _MOST_NOISE:
+                raise Denied(self._ended_early(noise))
         self.pid = int(got.split()[1])
         self._error_noise = True
+
+    def _ended_early(self, noise: bytes) -> str:
+        """Return that the login shell ran nothing of ours, and what it said instead."""
+        with suppress(Lost):
+            while not noise and (piece := self.stream.read_error(_PIECE)):
+                noise = piece.strip()
+        said = _first_line(noise or self._rest)
+        text = "the login shell of this host ended before it ran /bin/sh"
+        return f"{text}: {said}" if said else text
 
     def line(self) -> bytes:
         """Return the next line, b"" at the end."""

@@ -8,11 +8,12 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Protocol
 
 from jobctl import links
+from jobctl.agent.caller import Nobody, Whoever
 from jobctl.agent.far import Far, NotDone
 from jobctl.agent.mirror import Mirror
 from jobctl.agent.shares import Share
@@ -35,18 +36,6 @@ _MOST_LOSSES = 3
 """Connections that break before all is set up, until a job that waits for one has failed."""
 
 
-class Nobody:
-    """No person at a terminal."""
-
-    def secret(self, prompt: str) -> str | None:
-        """Return None."""
-        return None
-
-    def confirm(self, question: str, fingerprint: str) -> bool:
-        """Return False."""
-        return False
-
-
 class Company(Protocol):
     """Who is told what happens on a connection."""
 
@@ -55,6 +44,9 @@ class Company(Protocol):
 
     def changed(self, job: Carried) -> None:
         """A job began, or goes on differently."""
+
+    def person(self, jobs: Iterable[Carried]) -> Ask | None:
+        """Return somebody at a terminal who waits for one of these jobs."""
 
 
 class Link:
@@ -177,6 +169,13 @@ class Link:
                 raise self.error or Unreachable(f"{self.target.label} was disconnected")
             return self._far
 
+    def heed(self, ids: Collection[str]) -> None:
+        """Try at once to connect if one of these whole jobs needs it, for whom somebody waits."""
+        with self._change:
+            if self._far is None and any(job.whole in ids for job in self._jobs.values()):
+                self._asked = True
+                self._change.notify_all()
+
     def used(self, more: int) -> None:
         """Count who uses the connection, so that it stays: +1, and -1 afterwards."""
         with self._change:
@@ -246,7 +245,7 @@ class Link:
     def _open(self) -> Far:
         self._note(LinkState.OPENING, self.error)
         self._unheard = False
-        connection = self._connect(self.target, self._ask_now())
+        connection = self._connect(self.target, Whoever(self._person, self._present))
         try:
             far = self._begun(connection)
         except BaseException:
@@ -278,12 +277,12 @@ class Link:
         (limit := threading.Timer(seconds, give_up)).start()
         try:
             return Far(connection, lambda ask: self._connect(self.target, ask or Nobody()))
-        except Lost:
+        except Lost as error:
             if not late.is_set():
                 raise
             raise NoConnection(
                 f"cannot connect to {self.target.label}: its login shell does not answer"
-                f" within {seconds:g} seconds"
+                f" within {seconds:g} seconds" + (f": {error.said}" if error.said else "")
             ) from None
         except Denied as error:
             raise Denied(f"{self.target.label}: {error}") from None
@@ -293,27 +292,22 @@ class Link:
         finally:
             limit.cancel()
 
-    def _ask_now(self) -> Ask:
-        """Return who asks whoever waits for the connection at the time of the question."""
-        link = self
-
-        class Current:
-            def secret(self, prompt: str) -> str | None:
-                return link._person().secret(prompt)
-
-            def confirm(self, question: str, fingerprint: str) -> bool:
-                return link._person().confirm(question, fingerprint)
-
-        return Current()
-
     def _person(self) -> Ask:
-        self._unheard = self._unheard or isinstance(self._ask, Nobody)
-        return self._ask
+        person = self._present()
+        self._unheard = self._unheard or isinstance(person, Nobody)
+        return person
+
+    def _present(self) -> Ask:
+        """Return who waits for the connection, or at a terminal for a job over it."""
+        with self._change:
+            ask, jobs = self._ask, list(self._jobs.values())
+        return (self._company.person(jobs) or ask) if isinstance(ask, Nobody) else ask
 
     def _failed(self, error: Unreachable) -> None:
         """Tell who waits; jobs that never began and have no session to wait for have failed."""
         with self._change:
-            if self._unheard and self._asked and not isinstance(self._ask, Nobody):
+            if self._unheard and not isinstance(self._present(), Nobody):
+                self._asked = True
                 return  # who can answer came too late for the question: once more
             self.error = error
             self._asked = False

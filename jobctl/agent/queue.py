@@ -7,11 +7,12 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from jobctl import process, quoting, records
+from jobctl.agent.caller import People
 from jobctl.agent.far import Far
 from jobctl.agent.link import Link
 from jobctl.agent.shares import Share, Spread
@@ -26,6 +27,7 @@ from jobctl.process import Identity
 from jobctl.runner import SCRIPT, SHELL
 from jobctl.share import FarTask
 from jobctl.store import Store
+from jobctl.transport.base import Ask
 
 _HOSTS_AT_ONCE = 32
 _UNLIMITED = 1 << 31
@@ -48,11 +50,13 @@ class Queue:
         state_dir: str,
         link_of: Callable[[Carried], Link],
         tell: Callable[[str], None],
+        people: People,
     ) -> None:
         """Begin with nothing known.
 
         :param link_of: the link over which a job is reached.
         :param tell: is told the id of each job that has changed.
+        :param people: who waits for jobs at a terminal.
         """
         self._state_dir = state_dir
         self._jobs = Jobs(state_dir)
@@ -62,6 +66,7 @@ class Queue:
         self._boot = process.boot_id()
         self._link_of = link_of
         self._tell = tell
+        self._people = people
         self._looking = threading.Lock()
         self._attended = set[str]()
         self.waiting = set[str]()
@@ -214,6 +219,10 @@ class Queue:
     def changed(self, job: Carried) -> None:
         """Tell those who wait for news that a job has changed."""
         self._tell(job.id)
+
+    def person(self, jobs: Iterable[Carried]) -> Ask | None:
+        """Return somebody at a terminal who waits for one of these jobs."""
+        return self._people.who_waits(job.whole for job in jobs)
 
     def ended(self, job: Carried) -> None:
         """Tell that a job is finished, and do what was to be done then."""

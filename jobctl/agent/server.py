@@ -17,7 +17,7 @@ from typing import Any
 
 import jobctl
 from jobctl import __version__, links
-from jobctl.agent.caller import Client
+from jobctl.agent.caller import Client, People
 from jobctl.agent.client import peer_of
 from jobctl.agent.link import Link
 from jobctl.agent.passing import run
@@ -48,7 +48,8 @@ class Agent:
         self._clients = 0
         self._listeners: set[Client] = set()
         self._installed = _installed()
-        self._queue = Queue(state_dir, self._link_of, self.tell)
+        self._people = People()
+        self._queue = Queue(state_dir, self._link_of, self.tell, self._people)
         self._environ = dict(os.environ)
         """The environment of whoever last wanted something: where his ssh-agent is, and so on."""
 
@@ -102,6 +103,7 @@ class Agent:
             with self._lock:
                 self._clients -= 1
                 self._listeners.discard(client)
+            self._people.leave(client)
 
     def _retire_if_outdated(self, client: Client) -> None:
         """End, if another version was installed since; but not while a command runs through us."""
@@ -141,9 +143,16 @@ class Agent:
             client.tell({"job": job_id})
 
     def op_subscribe(self, client: Client, request: dict[str, Any]) -> None:
-        """Tell of each change of a job until the client leaves, who waits for some."""
+        """Tell of each change of a job until the client leaves, who waits for some.
+
+        If there is a person, that one is asked meanwhile what their hosts want to know.
+        """
         with self._lock:
             self._listeners.add(client)
+        if request.get("person"):
+            self._people.come(client, request["jobs"])
+            for link in list(self._links.values()):
+                link.heed(request["jobs"])
         client.say({})
         self._queue.look(request["jobs"])
         client.until_gone(lambda message: None)

@@ -20,7 +20,7 @@ from jobctl.model import Job, State, order, printable
 from jobctl.ops.find import parts
 from jobctl.ops.receive import Listener, Manner, Receiver
 from jobctl.ops.stop import ask_hosts
-from jobctl.ops.wait import finished
+from jobctl.ops.wait import Ends, News, finished
 from jobctl.store import Store
 
 _TIMED_OUT = 124
@@ -171,11 +171,16 @@ def follow(
     events: bool = False,
     auto_remove: bool = False,
     force: bool = False,
+    news: News | None = None,
 ) -> int:
     """Deliver output until jobs are finished; return the exit status.
 
     That of one job's command is passed on, and every failure of our own is then 125.
+
+    :param news: of these jobs, if somebody listens already.
     """
+    from jobctl.cli import terminal
+
     store = Store(paths.state_dir())
     ids = sorted({part for job in jobs for part in job.children or (job.id,)}, key=order)
     alone = len(jobs) == 1 and not jobs[0].children
@@ -185,7 +190,8 @@ def follow(
         for error in _fetched(store, jobs):
             raise error
         with _doubting(ids):
-            ended = receiver.follow(ids, deadline, force)
+            ends = Ends(store.jobs, ids, force, terminal.person(), news)
+            ended = receiver.follow(ends, deadline)
         if auto_remove and len(ended) == len(ids) and not receiver.errors:
             _remove([job.id for job in jobs], manner)
     except ReaderLeft:
@@ -215,12 +221,13 @@ def _gather(
     jobs: list[Job], manner: Manner, deadline: float | None, auto_remove: bool, force: bool
 ) -> int:
     """Deliver the outputs of jobs together when they are finished; return the exit status."""
+    from jobctl.cli import terminal
     from jobctl.ops.gather import grouped
 
     store = Store(paths.state_dir())
     ids = [job.id for job in parts(store, jobs, items=False)]
     whole = list[Job]()
-    for news in finished(store.jobs, ids, deadline, force=force):
+    for news in finished(store.jobs, ids, deadline, force=force, ask=terminal.person()):
         whole += [job for _, job in news if job is not None]
     ended = parts(store, whole)
     for error in _fetched(store, ended):

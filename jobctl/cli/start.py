@@ -30,6 +30,7 @@ from jobctl.task import Task
 
 if TYPE_CHECKING:
     from jobctl.ops.again import Again
+    from jobctl.ops.wait import News
 
 _MOST_RETRIES = 1_000_000
 _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS", "JOBCTL_RUNNER"}
@@ -218,14 +219,17 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     spec = _spec(values)
     state_dir = paths.state_dir()
     brief = wait or form == "ids"
+    attend = _Attending(state_dir) if wait and spec.places else None
     if singleton:
         if not spec.name:
             raise BadUsage("--singleton needs --name, to tell which jobs are the same")
         from jobctl.ops.others import unless_running
 
-        job, begun = unless_running(state_dir, spec.name, lambda: start(state_dir, spec, brief))
+        job, begun = unless_running(
+            state_dir, spec.name, lambda: start(state_dir, spec, brief, attend)
+        )
     else:
-        job, begun = start(state_dir, spec, brief), True
+        job, begun = start(state_dir, spec, brief, attend), True
     unable = _why_not(state_dir, job) if begun else ""
     if not wait:
         render.records([job], form)
@@ -237,7 +241,24 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     from jobctl.cli.receive import follow
     from jobctl.ops.receive import Manner
 
-    return follow([job], Manner(tag=os.isatty(1) and len(job.children) > 1))
+    manner = Manner(tag=os.isatty(1) and len(job.children) > 1)
+    return follow([job], manner, news=attend.news if attend else None)
+
+
+class _Attending:
+    """Whoever waits at a terminal for a job that is about to be, and may be asked from then on."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+        self.news: News | None = None
+
+    def __call__(self, job_id: str) -> None:
+        """Begin to be told of a job, if there is somebody to be asked."""
+        from jobctl.cli import terminal
+        from jobctl.ops.wait import News
+
+        if ask := terminal.person():
+            self.news = News(self._state_dir, [job_id], ask)
 
 
 def _why_not(state_dir: str, job: Job) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import Any
 
-from jobctl.agent.client import Talk
+from jobctl.agent.client import Asked, Talk
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import printable
 
@@ -23,18 +23,40 @@ _PATIENCE = 2
 """Signals that are passed on; who sends one more wants us to end whatever the host does."""
 
 
-def ask(question: dict[str, Any]) -> object:
-    """Return what a person says to the agent's question, None where there is no terminal."""
+def person() -> Asked | None:
+    """Return what asks the person at the terminal, None where we are not what he looks at."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     except OSError:
         return None
-    text = "\n".join(printable(line) for line in str(question["text"]).split("\n"))
+    with open(terminal, "rb", buffering=0):
+        return ask if os.tcgetpgrp(terminal) == os.getpgrp() else None
+
+
+def ask(question: dict[str, Any]) -> object:
+    """Return what a person says to the agent's question, None where there is no terminal.
+
+    Or show what it has to show, where messages go to a terminal.
+    """
+    if "show" in question:
+        if os.isatty(2):
+            os.write(2, (_lines(question["show"]) + "\n").encode())
+        return None
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return None
+    text = _lines(question["text"])
     with open(terminal, "r+b", buffering=0) as file:
         if question["ask"] == "confirm":
             return _confirmed(file, text, str(question["fingerprint"]))
         answer = _secret(file, text)
         return answer.rstrip(b"\r\n").decode("utf-8", "surrogateescape") if answer else None
+
+
+def _lines(text: object) -> str:
+    """Return some lines with nothing in them that could steer the terminal."""
+    return "\n".join(printable(line) for line in str(text).split("\n"))
 
 
 def _confirmed(file: FileIO, question: str, fingerprint: str) -> bool:
@@ -201,9 +223,9 @@ def _status(talk: Talk, begun: Callable[[], None]) -> int:
     :raises JobctlError: there is none.
     """
     for answer in talk.answers():
-        if "ask" in answer:
-            talk.say({"answer": ask(answer)})
-        elif "begun" in answer:
+        if talk.heed(answer, ask):
+            continue
+        if "begun" in answer:
             begun()
         elif "error" in answer:
             # Any other status would be taken for the command's.

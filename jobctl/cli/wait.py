@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from jobctl import process
-from jobctl.cli import options, render
+from jobctl.cli import options, render, terminal
 from jobctl.errors import Refused
 from jobctl.jobs import Jobs
 from jobctl.model import Job, State, printable
@@ -87,7 +87,8 @@ def _until_finished(
     waited_for = set[str]().union(*left.values())
     bar = _Bar(jobs, folders, waited_for)
     with bar.shown:
-        for ended in finished(folders, sorted(waited_for), deadline, bar.beat, force):
+        ask = terminal.person()
+        for ended in finished(folders, sorted(waited_for), deadline, bar.beat, force, ask):
             for part, _ in ended:
                 waited_for.discard(part)
                 whole = part.partition(".")[0]

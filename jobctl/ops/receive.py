@@ -146,18 +146,17 @@ class Receiver:
                     marks = marks.moved(stream, span[0], span[1] - span[0])
             move(marks._replace(told=True))
 
-    def follow(self, ids: list[str], deadline: float | None, force: bool = True) -> list[Job]:
+    def follow(self, ends: Ends, deadline: float | None) -> list[Job]:
         """Deliver output as it comes until all jobs are finished; return those that are.
 
+        :param ends: of these jobs.
         :param deadline: when to give up, by time.monotonic().
-        :param force: go on also where a session was disconnected on purpose.
-        :raises Refused: it was, and force is False.
+        :raises Refused: a session was disconnected on purpose, and ends does not go on then.
         """
         with self._accounting():
-            return list(self._follow(ids, deadline, force))
+            return list(self._follow(ends, deadline))
 
-    def _follow(self, ids: list[str], deadline: float | None, force: bool) -> Iterator[Job]:
-        ends = Ends(self._jobs, ids, force)
+    def _follow(self, ends: Ends, deadline: float | None) -> Iterator[Job]:
         pause, look_at = 0.0, 0.0
         while ends.unfinished:
             now = time.monotonic()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobctl import draft, paths, quoting
 from jobctl.agent import client
+from jobctl.agent.client import Asked
 from jobctl.errors import JobctlError, Refused, Unreachable
 from jobctl.jobs import Jobs
 from jobctl.links import Links, LinkState, Session
@@ -18,8 +19,6 @@ from jobctl.store import Store
 from jobctl.target import Target, parse_target
 
 _GRACE = 10.0
-Asked = Callable[[dict[str, Any]], object]
-"""Has a person answer what the agent wants to know."""
 
 
 class Shown(NamedTuple):

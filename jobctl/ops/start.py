@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jobctl import draft, process
 from jobctl.errors import JobctlError
 from jobctl.folder import Folder
@@ -11,12 +13,18 @@ from jobctl.runner import Runner, begin_slots
 from jobctl.task import Task
 
 
-def start(state_dir: str, spec: JobSpec, brief: bool = False) -> Job:
+def start(
+    state_dir: str,
+    spec: JobSpec,
+    brief: bool = False,
+    attend: Callable[[str], None] | None = None,
+) -> Job:
     """Return the new job: durably recorded, and, if it runs here, begun unless it waits.
 
     Killed at any instant, this leaves either no job or a whole one.
 
     :param brief: without a look at how it goes on hosts, which may be many.
+    :param attend: is told its id before it is real, and an agent may begin it on a host.
 
     :raises JobctlError: it could not be recorded; then there is no job.
     """
@@ -24,6 +32,8 @@ def start(state_dir: str, spec: JobSpec, brief: bool = False) -> Job:
     folder = None
     try:
         folder = Jobs(state_dir).allocate()
+        if attend and spec.places:
+            attend(folder.id)
         launch(folder, spec)
     except OSError as error:
         if folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from jobctl import process, records
 from jobctl.errors import Refused
@@ -16,6 +17,9 @@ from jobctl.runner import resume
 from jobctl.share import FarTask
 from jobctl.task import Part, Task
 
+if TYPE_CHECKING:
+    from jobctl.agent.client import Asked
+
 _AGAIN = 0.2
 """Seconds until the next look at a job that no process tells about."""
 _NEWS = "news"
@@ -24,11 +28,20 @@ _NEWS = "news"
 class Ends:
     """The ends of a set of jobs, as they come."""
 
-    def __init__(self, jobs: Jobs, ids: Iterable[str], force: bool = True) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        ids: Iterable[str],
+        force: bool = True,
+        ask: Asked | None = None,
+        news: News | None = None,
+    ) -> None:
         """Begin to wait.
 
         :param force: also for jobs whose session was disconnected on purpose; else wait()
             raises Refused.
+        :param ask: has a person at the terminal answer what hosts want to know.
+        :param news: of these jobs, if somebody listens already.
         """
         self._jobs = jobs
         self._boot = process.boot_id()
@@ -48,7 +61,10 @@ class Ends:
             else:
                 self._others.add(job_id)
                 self._folders[job_id] = folder
-        self._news: News | None = None
+        self._ask = ask
+        self._news = news
+        if news:
+            news.listen(self._watch)
         self._book = None if force else Links(jobs.state_dir)
 
     @property
@@ -143,7 +159,8 @@ class Ends:
                 else:
                     ids |= self._far_before(folder)
             if ids:
-                self._news = News(self._jobs.state_dir, self._watch, ids)
+                self._news = News(self._jobs.state_dir, ids, self._ask)
+                self._news.listen(self._watch)
         return ended
 
     def _far_before(self, folder: Folder) -> set[str]:
@@ -172,19 +189,25 @@ def _resumed(folder: Folder, boot: str) -> Identity | None:
 class News:
     """What the agent tells of jobs on hosts, until we end."""
 
-    def __init__(self, state_dir: str, watch: Watch, ids: Iterable[str]) -> None:
-        """Begin to listen.
+    def __init__(self, state_dir: str, ids: Iterable[str], ask: Asked | None = None) -> None:
+        """Begin to be told.
 
         :param ids: what the agent is to look after, should it not know.
+        :param ask: has a person at the terminal answer what hosts want to know.
         """
         self._state_dir = state_dir
         self._ids = sorted(ids)
-        self._listen(watch)
+        self._ask = ask
+        self._subscribe()
 
-    def _listen(self, watch: Watch) -> None:
+    def _subscribe(self) -> None:
         from jobctl.agent.client import Talk
 
-        self._talk = Talk(self._state_dir, {"op": "subscribe", "jobs": self._ids})
+        request = {"op": "subscribe", "jobs": self._ids, "person": self._ask is not None}
+        self._talk = Talk(self._state_dir, request)
+
+    def listen(self, watch: Watch) -> None:
+        """Have watch wake when there is something to hear."""
         watch.listen(_NEWS, self._talk.socket.fileno())
 
     def changed(self, watch: Watch) -> set[str] | None:
@@ -196,11 +219,13 @@ class News:
         if messages is None:
             watch.ignore(self._talk.socket.fileno())
             self._talk.close()
-            self._listen(watch)
+            self._subscribe()
+            self.listen(watch)
             return None
-        if any("job" not in message for message in messages):
+        told = [message for message in messages if not self._talk.heed(message, self._ask)]
+        if any("job" not in message for message in told):
             return None
-        return {message["job"] for message in messages}
+        return {message["job"] for message in told}
 
 
 def finished(
@@ -209,13 +234,15 @@ def finished(
     deadline: float | None,
     beat: float = 3600.0,
     force: bool = True,
+    ask: Asked | None = None,
 ) -> Iterator[list[tuple[str, Job | None]]]:
     """Yield jobs as they finish, None for a removed one, until all have or time is up.
 
     :param deadline: when to give up, by time.monotonic().
     :param beat: seconds after which to yield even if nothing happened.
+    :param ask: has a person at the terminal answer what hosts want to know.
     """
-    ends = Ends(jobs, ids, force)
+    ends = Ends(jobs, ids, force, ask)
     while ends.unfinished:
         left = beat if deadline is None else min(beat, deadline - time.monotonic())
         ended = ends.wait(max(0.0, left))

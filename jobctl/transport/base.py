@@ -25,6 +25,9 @@ class Denied(Unreachable):
 class Lost(Unreachable):
     """The connection broke."""
 
+    said = ""
+    """How what the host had said begins, where that may be why."""
+
 
 class NoChannel(Unreachable):
     """The server refuses one more command on this connection."""
@@ -102,3 +105,6 @@ class Ask(Protocol):
 
     def confirm(self, question: str, fingerprint: str) -> bool:
         """Return whether an unknown host key is to be trusted; False if nobody answers."""
+
+    def show(self, text: str) -> None:
+        """Let them read what the machine has to say before the login, in lines."""

@@ -27,6 +27,10 @@ _HUNG_UP = 0
 # A second factor may be a telephone that somebody has to find first.
 _PATIENCE = 120.0
 _MOST_QUESTIONS = 50
+_MOST_BANNERS = 50
+_LONGEST_BANNER = 1 << 14
+_QUIET = ("quiet", "silent", "fatal", "error")
+"""What ssh calls its LogLevel where it does not show them; QUIET is SILENT to `ssh -G`."""
 
 
 class _Reply(NamedTuple):
@@ -38,6 +42,8 @@ class _Reply(NamedTuple):
     """After a failure: what may be tried next."""
     partial: bool = False
     """Whether this step succeeded, but the server wants another one."""
+    text: str = ""
+    """What it has to say to people."""
 
 
 class _Replies:
@@ -54,9 +60,14 @@ class _Replies:
             _PK_OK,
         )
         self._handler_table: Mapping[int, Callable[[Message], None]] = {
-            common.MSG_USERAUTH_BANNER: lambda message: None,
+            common.MSG_USERAUTH_BANNER: self._banner,
             **{kind: self._taker(kind) for kind in kinds},
         }
+
+    def _banner(self, message: Message) -> None:
+        if not self._authenticated:
+            text = message.get_text()[:_LONGEST_BANNER]
+            self._queue.put(_Reply(common.MSG_USERAUTH_BANNER, message, text=text))
 
     def _taker(self, kind: int) -> Callable[[Message], None]:
         def take(message: Message) -> None:
@@ -104,6 +115,8 @@ class _Login:
         self.tried: list[str] = []
         self.amiss: list[str] = []
         """What else is to be said of it when it has failed."""
+        self.said = ""
+        """How the last thing begins that the server said to people."""
         self.unanswered = False
         """There was a question, and nobody to answer it."""
         self.offers: list[keys.Offer] | None = None
@@ -155,7 +168,8 @@ class _Login:
         text = f"{self.label} refuses the login of {self.settings.user}: tried {tried}"
         takes = [f"it takes {printable(', '.join(allowed))}"] if allowed else []
         ask = "'jobctl session new' at a terminal asks for what it needs"
-        return "; ".join([text, *self.amiss, *takes, *([ask] if self.unanswered else [])])
+        said = [f"it says: {self.said}"] if self.said else []
+        return "; ".join([text, *said, *self.amiss, *takes, *([ask] if self.unanswered else [])])
 
     def message(self, method: str) -> Message:
         """Return the beginning of a request to log in."""
@@ -182,13 +196,25 @@ class _Login:
         return self.answer()
 
     def answer(self) -> _Reply:
-        """Return what the server says next; raise _Failed."""
+        """Return what the server says next, to us; raise _Failed."""
         reply = self.replies.next(_PATIENCE + self.settings.connect_timeout)
+        for _ in range(_MOST_BANNERS):
+            if reply.kind != common.MSG_USERAUTH_BANNER:
+                break
+            self.show(reply.text)
+            reply = self.replies.next(_PATIENCE + self.settings.connect_timeout)
         # While somebody thinks about a question, the server alone decides how long it waits.
         self.transport.line.limit(None)
         if reply.kind == _HUNG_UP:
             raise _Failed
         return reply
+
+    def show(self, banner: str) -> None:
+        """Show what the server has to say to people, as ssh does, and keep how it begins."""
+        lines = [line.strip() for line in banner.splitlines() if line.strip()]
+        self.said = printable(lines[0]) if lines else self.said
+        if lines and self.settings.word("loglevel").lower() not in _QUIET:
+            self.ask.show(banner.rstrip("\r\n").replace("\r\n", "\n"))
 
     def secret(self, prompt: str) -> str | None:
         """Ask the person, unless nobody is to be asked."""
@@ -344,7 +370,8 @@ def login(transport: Transport, settings: Settings, ask: Ask, label: str) -> Non
         trouble = transport.trouble()
         if transport.farewell:
             raise Denied(f"{attempt.refusal(())}; {trouble}") from None
-        raise NoConnection(f"cannot connect to {label}: {trouble}") from None
+        said = f", after it said: {attempt.said}" if attempt.said else ""
+        raise NoConnection(f"cannot connect to {label}: {trouble}{said}") from None
     finally:
         if attempt.agent:
             attempt.agent.close()

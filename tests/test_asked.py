@@ -1,0 +1,175 @@
+"""Who is asked what a host wants to know, and what becomes of what hosts say to people."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import wait_until
+from far import Far
+from sshd import MakeSshd, keygen
+from test_session import (
+    Make,
+    at_terminal,
+    far,
+    fingerprint_of,
+    make_far,
+    sessions,
+    status_of,
+    until,
+)
+
+pytest_plugins = ("sshd",)
+__all__ = ["far", "make_far"]
+WAY_OUT = "; 'jobctl session new' at a terminal asks for what it needs"
+
+
+def locked(far: Far) -> Path:
+    """Have the host know only a key with the passphrase "sesame"; return its file."""
+    key = far.sshd.folder / f"asked{time.monotonic_ns()}"
+    keygen(key, "ed25519", "sesame")
+    far.sshd.authorized_keys.write_bytes(key.with_suffix(".pub").read_bytes())
+    far.sshd.hosts(f"IdentityFile {key}")
+    text = far.sshd.config.read_text()
+    far.sshd.config.write_text(text.replace(f"IdentityFile {far.sshd.key}", ""))
+    return key
+
+
+def says(child: pexpect.spawn[str], question: str, answer: str) -> None:
+    """Wait for a question, and answer it."""
+    child.expect_exact(question)
+    child.sendline(answer)
+
+
+# --- questions ---
+
+
+def test_who_starts_a_job_and_waits_is_asked(far: Far) -> None:
+    key = locked(far)
+    far.sshd.known_hosts.write_text("")
+    prompt = f"Enter passphrase for key '{key}': "
+    child = at_terminal(far, "start", "-w", "-H", "web1", "-c", "echo out; exit 7")
+    says(child, "(yes/no/[fingerprint])? ", fingerprint_of(far))
+    says(child, prompt, "wrong")
+    says(child, prompt, "sesame")
+    child.expect_exact("out\r\n")
+    assert status_of(child) == 7
+    # The same with children, which are asked for one after the other, and with items.
+    far.kill_agent()
+    for words in (("-H", "web2,web3"), ("-H", "web4", "--foreach", "/etc/hostname")):
+        child = at_terminal(far, "start", "-w", *words, "echo", "said")
+        for _ in range(words[1].count("web")):
+            says(child, prompt, "sesame")
+        child.expect_exact("said")
+        assert status_of(child) == 0
+
+
+def test_who_waits_for_a_job_is_asked(far: Far) -> None:
+    key = locked(far)
+    prompt = f"Enter passphrase for key '{key}': "
+    child = at_terminal(far, "session", "new", "web1")
+    says(child, prompt, "sesame")
+    assert status_of(child) == 0
+    job = far.out("start", "-q", "-s", "web1", "-c", "echo out; sleep 8642").strip()
+    wait_until(lambda: far.job(job)["state"] == "Running")
+    for words in (("wait", job), ("receive", "--wait", job)):
+        far.kill_agent()
+        child = at_terminal(far, *words)
+        says(child, prompt, "sesame")
+        until(far, "web1", "Opened")
+        assert ("out\r\n" in (child.before or "")) == (words[0] == "receive")
+        child.sendintr()
+        assert status_of(child) == 130
+    # Without a terminal nobody is asked, and the reason says what asks.
+    far.kill_agent()
+    reason = until(far, "web1", "Broken")["reason"]
+    assert reason.endswith(f"which needs its passphrase; it takes publickey{WAY_OUT}")
+    far.sshd.authorized_keys.write_bytes(far.sshd.key.with_suffix(".pub").read_bytes())
+    far.sshd.hosts()
+    far.run("session", "connect", "web1")
+
+
+def test_without_a_terminal_the_reason_names_the_way_out(far: Far) -> None:
+    locked(far)
+    state, reason, _ = far.outcome(far.on("web1", "true", start_new_session=True))
+    assert (state, reason.endswith(f"which needs its passphrase; it takes publickey{WAY_OUT}")) == (
+        "Failed",
+        True,
+    )
+    result = far.run("start", "-w", "-H", "web1", "true", status=125, start_new_session=True)
+    assert result.stderr.decode().endswith(f"publickey{WAY_OUT}\n")
+
+
+def test_who_leaves_while_he_is_asked(far: Far) -> None:
+    key = locked(far)
+    for number in (signal.SIGINT, signal.SIGKILL):
+        child = at_terminal(far, "start", "-w", "-n", f"left{number}", "-H", "web1", "true")
+        child.expect_exact(f"Enter passphrase for key '{key}': ")
+        child.kill(number)
+        child.expect(pexpect.EOF)
+        child.close()
+        state, reason, _ = far.outcome(far.jobs()[-1]["id"])
+        assert state == "Failed"
+        assert "needs its passphrase" in reason
+
+
+# --- what hosts say ---
+
+
+def test_a_banner_is_for_who_waits_at_a_terminal(make_far: Make, make_sshd: MakeSshd) -> None:
+    server = make_sshd()
+    banner = server.folder / "banner"
+    banner.write_text("\n  Authorized \x1b[31m use\nonly\n")
+    config = server.folder / "sshd_config"
+    config.write_text(f"Banner {banner}\n{config.read_text()}")
+    server.restart()
+    far = make_far(server)
+    shown = "  Authorized \\x1b[31m use\r\nonly\r\n"
+    result = far.run("session", "run", "web1", "echo", "hi")
+    assert (result.stdout, result.stderr) == (b"hi\n", b"")
+    far.kill_agent()
+    for words in (("session", "run", "web1", "true"), ("start", "-w", "-H", "web1", "true")):
+        child = at_terminal(far, *words)
+        child.expect_exact(shown)
+        assert status_of(child) == 0
+        far.kill_agent()
+    server.hosts("LogLevel QUIET")
+    child = at_terminal(far, "session", "new", "web1")
+    assert status_of(child) == 0
+    assert "Authorized" not in (child.before or "")
+    # Who is refused hears how it begins: there may be nothing else that says why.
+    far.kill_agent()
+    server.authorized_keys.write_text("")
+    said = far.refused(5, "session", "new", "web2")
+    assert f"tried key {server.key}; it says: Authorized ?[31m use; it takes publickey" in said
+
+
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [
+        (
+            "echo; echo ' This account is currently not available.'; echo more; exit 1",
+            "the login shell of this host ended before it ran /bin/sh:"
+            " This account is currently not available.",
+        ),
+        ("echo 'Only gi\x1bt' >&2; exit 1", "before it ran /bin/sh: Only gi\\x1bt"),
+        ("printf 'no newline'", "before it ran /bin/sh: no newline"),
+        ("exit 1", "the login shell of this host ended before it ran /bin/sh"),
+        ("echo; echo Press any key; cat >/dev/null", "within 1 seconds: Press any key"),
+        ("printf 'Choose: '; cat >/dev/null", "within 1 seconds: Choose:"),
+    ],
+)
+def test_what_a_login_shell_says_is_in_the_reason(
+    make_far: Make, make_sshd: MakeSshd, shell: str, said: str
+) -> None:
+    far = make_far(make_sshd(f"ForceCommand {shell}"))
+    told = far.refused(5, "session", "new", "--connect-timeout", "1", "web1")
+    assert told.endswith(said)
+    assert sessions(far) == []
+    if "cat" not in shell:
+        assert far.refused(125, "session", "run", "web1", "true").endswith(said)
+        _, reason, _ = far.outcome(far.on("web1", "true"))
+        assert reason.endswith(said)
