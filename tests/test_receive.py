@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import Jobctl, wait_until
+from conftest import PROGRAM, Jobctl, at_rest, wait_until
 
 from jobctl import quoting
 
@@ -251,7 +253,7 @@ def test_tags(jobctl: Jobctl, tmp_path: Path) -> None:
     first = jobctl.done("-c", "printf 'a\\rb\\n\\nlast'")
     second = jobctl.done("-c", "echo e >&2")
     result = jobctl.run("receive", "--tag", first, second)
-    assert result.stdout == b"1 localhost: a\rb\n1 localhost: \n1 localhost: last\n"
+    assert result.stdout == b"1 localhost: a\r1 localhost: b\n1 localhost: \n1 localhost: last\n"
     assert result.stderr == b"2 localhost: e\n"
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -260,6 +262,90 @@ def test_tags(jobctl: Jobctl, tmp_path: Path) -> None:
     assert jobctl.out("receive", "--tag", third) == ""
     gate.write_text("\n")
     assert jobctl.out("receive", "-w", "--tag", third) == "3 localhost: halfwhole\n"
+
+
+LINES = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); printf '%05000d\\n' $i; done"
+"""Lines that do not fit into a pipe by whole numbers of them."""
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "| dd bs=4096 2>/dev/null",
+        "2>&1 | dd bs=5000 2>/dev/null",
+        ">{out}; cat {out}",
+        ">{out} 2>&1; cat {out}",
+        ">>{out} 2>>{out}; cat {out}",
+    ],
+)
+def test_tagged_lines_are_whole_wherever_they_go(
+    jobctl: Jobctl, tmp_path: Path, reader: str
+) -> None:
+    job = jobctl.done("-c", f"{LINES}; {LINES} >&2" if ">&1" in reader else LINES)
+    reader = reader.format(out=tmp_path / "out")
+    lines = shell(jobctl, f"jobctl receive --tag {job} {reader}").stdout.splitlines()
+    wanted = [b"1 localhost: %05000d" % i for i in range(1, 301)]
+    assert sorted(lines) == sorted(wanted * (2 if ">&1" in reader else 1))
+    assert jobctl.job(job)["has_more_data"] is False
+
+
+def test_tagged_lines_on_a_terminal(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", f"{LINES}; {LINES} >&2")
+    child = pexpect.spawn(
+        PROGRAM, ["receive", "--tag", job], env=jobctl.env, timeout=60, encoding="utf-8"
+    )
+    lines = child.read().split("\r\n")
+    assert child.wait() == 0
+    assert sorted(lines) == sorted(["", *[f"1 localhost: {i:05000d}" for i in range(1, 301)] * 2])
+
+
+def test_a_long_line_has_one_tag(jobctl: Jobctl, tmp_path: Path) -> None:
+    """Longer than a pipe and than what is read at once, with a newline at its end and without."""
+    job = jobctl.done("-c", "printf '%0421083d\\nx\\n%0200000d' 1 2; printf '%0100000d' 3 >&2")
+    long = b"1 localhost: %0421083d\n1 localhost: x\n1 localhost: %0200000d\n" % (1, 2)
+    assert shell(jobctl, f"jobctl receive --again --tag --stream stdout {job} | cat").stdout == long
+    jobctl.run("receive", "--again", "--tag", "--output-dir", str(tmp_path), job)
+    assert (tmp_path / "1.stdout").read_bytes() == long
+    result = jobctl.run("receive", "-w", "--tag", job)
+    assert (result.stdout, result.stderr) == (long, b"1 localhost: %0100000d\n" % 3)
+
+
+def test_a_long_line_that_comes_by_and_by(jobctl: Jobctl, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    job = jobctl.sh(
+        f"printf '%090000d' 1; read x <{gate}; printf '%090000d\\n' 2; echo >{gate}; sleep 61.7"
+    )
+    receiver = jobctl.popen("receive", "-w", "--tag", job, stdout=subprocess.PIPE)
+    assert receiver.stdout
+    gate.write_text("\n")
+    gate.read_text()
+    line = receiver.stdout.readline()
+    assert line == b"1 localhost: %090000d%090000d\n" % (1, 2)
+    jobctl.run("stop", job)
+    assert receiver.communicate()[0] == b""
+
+
+def test_a_long_tagged_line_whose_reader_leaves(jobctl: Jobctl) -> None:
+    """A line that was not taken to its end comes again, whole; what was taken does not."""
+    job = jobctl.done("-c", "echo first; printf '%0300000d\\n' 7; echo last")
+    for size in (100, 70_000, 200_000):
+        taken = shell(jobctl, f"jobctl receive --tag {job} | head -c {size}").stdout
+        assert taken.startswith(b"1 localhost: first\n" if size == 100 else b"1 localhost: 000")
+    assert jobctl.out("receive", job) == f"{7:0300000d}\nlast\n"
+
+
+def test_a_carriage_return_ends_what_is_tagged(jobctl: Jobctl, tmp_path: Path) -> None:
+    """A progress bar is seen as it goes, and never without its tag; bytes stay as they are."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    job = jobctl.sh(f"printf '10%%\\r20%%\\r'; read x <{gate}; printf '\\nb\\r\\n90%%\\r'")
+    receiver = jobctl.popen("receive", "-w", "--tag", job, stdout=subprocess.PIPE)
+    assert receiver.stdout
+    assert os.read(receiver.stdout.fileno(), 100) == b"1 localhost: 10%\r"
+    gate.write_text("\n")
+    rest = receiver.communicate()[0]
+    assert rest == b"1 localhost: 20%\r\n1 localhost: b\r\n1 localhost: 90%\r\n"
 
 
 def test_tags_and_a_reader_that_leaves(jobctl: Jobctl) -> None:
@@ -286,6 +372,64 @@ def test_output_dir(jobctl: Jobctl, tmp_path: Path) -> None:
     jobctl.run("receive", "--again", "--output-dir", str(directory), job)
     assert (directory / "1.stdout").read_text() == "o\n"
     assert (directory / "1.stdout").stat().st_mode & 0o777 == 0o644
+
+
+def test_output_dir_is_made(jobctl: Jobctl, tmp_path: Path) -> None:
+    job = jobctl.done("echo", "o")
+    jobctl.refused(3, "receive", "--output-dir", f"{tmp_path}/none", "nobody")
+    assert not (tmp_path / "none").exists()
+    jobctl.run("receive", "--output-dir", f"{tmp_path}/out/new", job)
+    assert (tmp_path / "out/new/1.stdout").read_text() == "o\n"
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_output_that_is_not_blocking(jobctl: Jobctl) -> None:
+    """Whoever called us may have left a descriptor so: then what writes waits for room."""
+    jobctl.sh("exit 3", "-n", "x" * 200)
+    whole = {form: jobctl.run("get", "-o", form).stdout for form in ("json", "table")}
+    help_ = jobctl.run("start", "--help").stdout
+    job = jobctl.done("-c", "exit 4")
+    event = b'"state": "Failed"'
+    cases: list[tuple[int, list[str], int, Callable[[bytes], bool]]] = [
+        (1, ["get", "-o", "json", "1"], 0, lambda text: text == whole["json"]),
+        (1, ["get", "1"], 0, lambda text: text == whole["table"]),
+        (1, ["start", "--help"], 0, lambda text: text == help_),
+        (1, ["start", "-q", "true"], 0, lambda text: text == b"3\n"),
+        (2, ["receive", job], 0, lambda text: text == b"jobctl: job 2 failed: exit status 4\n"),
+        (2, ["receive", "-w", "--write-events", job], 4, lambda text: event in text),
+        (2, ["get", "nobody"], 3, lambda text: b"nobody" in text),
+        (2, ["get", "--nonsense"], 2, lambda text: b"--nonsense" in text),
+        (2, ["get", "--newest"], 2, lambda text: b"--newest" in text),
+    ]
+    for fd, words, status, as_it_should in cases:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        filled = 0
+        with suppress(BlockingIOError):
+            while True:
+                filled += os.write(writer, b"." * 1000)
+        process = jobctl.popen(
+            *words,
+            stdout=writer if fd == 1 else subprocess.DEVNULL,
+            stderr=writer if fd == 2 else subprocess.DEVNULL,
+        )
+        at_rest(process)
+        os.close(writer)
+        with open(reader, "rb") as file:
+            text = file.read()[filled:]
+        assert process.wait() == status, words
+        assert as_it_should(text), (words, text)
+
+
+def test_names_are_the_same_in_every_locale(jobctl: Jobctl) -> None:
+    other = {**jobctl.env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    jobctl.done("-n", "café", "echo", "é")
+    records = jobctl.out("get", "-o", "json", "café", env=other)  # indexes the job
+    assert records == jobctl.out("get", "-o", "json", "café")
+    assert json.loads(records)[0]["command"] == "echo 'é'"
+    jobctl.done("-n", "naïve", "echo", "ü", env=other)
+    job = jobctl.job("naïve")
+    assert (job["name"], job["argv"]) == ("naïve", ["echo", "ü"])
 
 
 def test_order_and_unknown_jobs(jobctl: Jobctl) -> None:
@@ -346,7 +490,7 @@ def test_output_that_never_ends_costs_no_memory(jobctl: Jobctl) -> None:
         (["--keep", "--again", "1"], "--again"),
         (["--stream", "stdin", "1"], "stdin"),
         (["--timeout", "x", "-w", "1"], "'x'"),
-        (["--output-dir", "/no/such", "1"], "/no/such"),
+        (["--output-dir", "/etc/passwd/x", "1"], "/etc/passwd/x"),
         (["--output-dir", "/etc/passwd", "1"], "/etc/passwd"),
         (["8-3"], "8-3"),
         ([""], "''"),

@@ -14,6 +14,8 @@ import pexpect
 import pytest
 from conftest import Jobctl, wait_until
 
+from jobctl.cli import render
+
 
 @pytest.fixture(name="some")
 def _some(jobctl: Jobctl) -> Jobctl:
@@ -241,6 +243,43 @@ def test_unknown_commands(jobctl: Jobctl) -> None:
     result = jobctl.run(status=2)
     assert b"Usage" in result.stderr
     assert jobctl.out("--version").startswith("jobctl, version ")
+
+
+def test_watching_nobody(jobctl: Jobctl) -> None:
+    assert "nobody" in jobctl.refused(3, "get", "--watch", "nobody")
+
+
+def test_children_of_what_a_filter_means_are_not_listed_twice(jobctl: Jobctl) -> None:
+    jobctl.run("start", "-q", "--foreach", "-", "echo", input=b"a\nb\n")
+    jobctl.run("wait", "1")
+    assert jobctl.out("get", "-q", "--location", "localhost") == "1\n"
+    for words in (["--location", "localhost"], ["1"], ["1.2", "1", "1.1"], []):
+        assert jobctl.out("get", "-q", "--children", *words) == "1\n1.1\n1.2\n"
+
+
+@pytest.mark.parametrize("columns", [200, 80, 60, 30])
+def test_rows_never_wrap_on_a_terminal(columns: int) -> None:
+    names = ["Id", "Name", "Type", "State", "HasMoreData", "Location", "Command"]
+    long = [
+        "12",
+        "日本語の名前がここにある",
+        "BackgroundJob",
+        "Completed",
+        "False",
+        "localhost",
+        "echo 👍 " * 50,
+    ]
+    rows = [long, ["1", "x", "BackgroundJob", "Running", "True", "web1", "true"]]
+    render.fit(rows, names, columns)
+    assert render.cells("  ".join(rows[0])) <= columns
+    assert (rows[0][0], len(rows[0])) == ("12", len(names))
+    assert ("Type" in names) == (columns > 60)
+    assert "State" in names
+
+
+def test_cells() -> None:
+    assert render.cells("日本 e\u0301 👍") == 9
+    assert [render.cut("日本語", most) for most in (6, 5, 4, 1)] == ["日本語", "日本…", "日…", "…"]
 
 
 def test_looking_changes_nothing(jobctl: Jobctl) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import Jobctl, at_home, at_rest, processes_with, wait_until
+from conftest import PROGRAM, Jobctl, at_home, at_rest, processes_with, wait_until
+
+from jobctl.cli.render import cells
 
 # --- wait ---
 
@@ -103,6 +106,25 @@ def test_wait_shows_progress_on_a_terminal(jobctl: Jobctl, tmp_path: Path) -> No
     child.expect(pexpect.EOF)
 
 
+def test_a_bar_never_wraps_and_begins_where_the_job_is(jobctl: Jobctl, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    job = jobctl.sh(f"echo '40 {'進捗どうですか' * 20}' >$JOBCTL_PROGRESS; read x <{gate}")
+    wait_until(lambda: jobctl.job(job)["progress"])
+    for columns in (80, 60, 200):
+        child = pexpect.spawn(
+            PROGRAM, ["wait", job], env=jobctl.env, dimensions=(24, columns), encoding="utf-8"
+        )
+        child.expect("%")
+        before = child.before or ""
+        assert before.endswith(" 40")
+        child.sendintr()
+        lines = re.split("[\r\n]+", f"{before}%{child.read()}")
+        assert max(cells(re.sub("\x1b\\[[?0-9]*[a-zA-Z]", "", line)) for line in lines) < columns
+        child.wait()
+    gate.write_text("\n")
+
+
 def test_wait_for_three_hundred(jobctl: Jobctl) -> None:
     for _ in range(30):
         jobctl.start("sleep", "2")
@@ -124,8 +146,8 @@ def test_many_at_once_with_a_time_limit(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_stop(jobctl: Jobctl) -> None:
-    job = jobctl.sh("setsid sleep 7551 & (setsid sleep 7551 &) ; sleep 7551")
-    wait_until(lambda: len(processes_with("sleep 7551")) >= 4)
+    job = jobctl.sh("setsid sleep 7551 & (setsid sleep 7551 &) ; exec sleep 7551")
+    wait_until(lambda: len(processes_with("sleep 7551")) >= 3)
     assert jobctl.out("stop", "--reason", "wrong\n input", job) == ""
     assert processes_with("sleep 7551") == []
     record = jobctl.job(job)

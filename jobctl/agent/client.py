@@ -234,7 +234,7 @@ def _spawn(state_dir: str) -> None:
     environment["JOBCTL_STATE_DIR"] = state_dir
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
-    words = [sys.executable, "-m", "jobctl.agent", state_dir, str(_LOCK)]
+    words = [sys.executable, "-X", "utf8", "-m", "jobctl.agent", state_dir, str(_LOCK)]
     null = os.open(os.devnull, os.O_RDWR)
     log = os.open(f"{state_dir}/agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     lock = os.open(f"{state_dir}/agent.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -40,10 +40,11 @@ def command(children: bool, watch: bool, form: str, quiet: bool, **values: Any) 
     """
     chosen = options.Chosen(values)
     form = "ids" if quiet else form
-    if watch:
-        _watch(chosen, children, form)
     found = options.found(chosen)
     _look_after(found.jobs)
+    if watch and (found.jobs or not found.missing):
+        render.tell_all(found.missing)
+        _watch(chosen, children, form)
     render.records(_shown(found.jobs, chosen, children), form)
     return render.tell_all(found.missing)
 
@@ -66,11 +67,12 @@ def _shown(jobs: list[Job], chosen: options.Chosen, children: bool) -> list[Job]
     from jobctl.ops.find import children_of
     from jobctl.store import Store
 
-    store, shown = Store(state_dir()), []
+    store, shown = Store(state_dir()), {job.id: job for job in jobs}
     for job in jobs:
-        shown.append(job)
-        shown += [child for child in children_of(store, job) if not states or child.state in states]
-    return shown
+        for child in children_of(store, job):
+            if not states or child.state in states:
+                shown[child.id] = child
+    return sorted(shown.values(), key=lambda job: job.key)
 
 
 def _watch(chosen: options.Chosen, children: bool, form: str) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -112,13 +112,13 @@ def command(
             raise BadUsage(f"{name} needs --wait")
     if keep and again:
         raise BadUsage("--keep and --again contradict each other; --again keeps the mark too")
-    if output_dir is not None and not os.path.isdir(output_dir):
-        raise BadUsage(f"--output-dir '{printable(output_dir)}' is not a directory")
     deadline = None if timeout is None else time.monotonic() + timeout
     chosen = options.Chosen(values)
     chosen.check()
     found = options.found(chosen)
     status = render.tell_all(found.missing)
+    if output_dir is not None and found.jobs:
+        _make_directory(output_dir)
     # A parent has no output of its own.
     jobs = [job for job in found.jobs if not (no_recurse and job.children)]
     manner = Manner(
@@ -136,6 +136,19 @@ def command(
     else:
         ended = deliver(jobs, manner)
     return status or ended
+
+
+def _make_directory(path: str) -> None:
+    """Make a directory, and those it is in, where there is none."""
+    before = os.umask(options.caller_umask)
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            raise BadUsage(f"--output-dir '{printable(path)}' is not a directory") from None
+        raise BadUsage(f"cannot make --output-dir '{printable(path)}': {error.strerror}") from None
+    finally:
+        os.umask(before)
 
 
 def deliver(jobs: list[Job], manner: Manner) -> int:
@@ -286,5 +299,4 @@ def _write_event(job: Job) -> None:
         "state": job.state.value,
         "reason": job.reason,
     }
-    with suppress(OSError):
-        os.write(2, json.dumps(event).encode() + b"\n")
+    render.tell(json.dumps(event))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import select
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
 
 from jobctl import process, timing
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
@@ -15,8 +20,12 @@ from jobctl.model import Job, State, printable
 
 FORMATS = ("table", "wide", "json", "jsonl", "ids")
 
+_CUT = ("Name", "Location", "Command", "Reason")
+"""Columns whose values are cut where a terminal is too narrow for all of them."""
 _NARROWEST = 12
-"""Characters that a column keeps however narrow the terminal."""
+"""Cells that such a column keeps while others can still be left out."""
+_LEFT_OUT = ("Type", "HasMoreData")
+"""Columns that are left out then, in this order."""
 _COLOURS = {
     State.RUNNING: "cyan",
     State.COMPLETED: "green",
@@ -38,8 +47,50 @@ def open_standard_files() -> None:
     while (fd := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass
     os.close(fd)
-    sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    # What libraries print goes the same way as what we do.
+    sys.stdout, sys.stderr = _stream(1), _stream(2)
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of data, waiting for room also where somebody made the descriptor non-blocking.
+
+    :raises OSError: as os.write() does.
+    """
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
+
+
+class _Descriptor(io.RawIOBase):
+    """A file descriptor that takes all it is given."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        whole = bytes(data)
+        write(self._fd, whole)
+        return len(whole)
+
+
+def _stream(fd: int) -> io.TextIOWrapper:
+    raw = cast(BinaryIO, _Descriptor(fd))
+    return io.TextIOWrapper(raw, "utf-8", "surrogateescape", write_through=True)
 
 
 def out(text: str) -> None:
@@ -48,10 +99,8 @@ def out(text: str) -> None:
     :raises ReaderLeft: nobody reads it any more.
     :raises CannotWrite: the disk is full, say.
     """
-    data = memoryview(text.encode("utf-8", "surrogateescape"))
     try:
-        while data:
-            data = data[os.write(1, data) :]
+        write(1, text.encode("utf-8", "surrogateescape"))
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise ReaderLeft("the reader of standard output has gone") from None
@@ -60,8 +109,13 @@ def out(text: str) -> None:
 
 def say(message: str) -> None:
     """Tell people something, in one line. Nothing can be done if they cannot be told."""
+    tell(f"jobctl: {printable(message)}")
+
+
+def tell(line: str) -> None:
+    """Write a line to standard error, for people or programs that read what happens."""
     with suppress(OSError):
-        os.write(2, f"jobctl: {printable(message)}\n".encode("utf-8", "replace"))
+        write(2, f"{line}\n".encode("utf-8", "replace"))
 
 
 def tell_all(errors: Sequence[JobctlError]) -> int:
@@ -140,6 +194,8 @@ def _tabulated(rows: list[list[str]], names: list[str]) -> str:
     import tabulate
 
     tabulate.MIN_PADDING = 0  # two spaces between columns are enough
+    # By itself it would count characters, or load wcwidth if there is one, for 30 ms.
+    vars(tabulate)["wcwidth"] = SimpleNamespace(wcswidth=cells)
     return tabulate.tabulate(rows, names, tablefmt="plain", disable_numparse=True) + "\n"
 
 
@@ -164,9 +220,9 @@ def _table(jobs: Sequence[Job], wide: bool) -> str:
     rows = [[printable(show(job)) for show in columns.values()] for job in jobs]
     names = list(columns)
     if os.isatty(1):
-        _fit(rows, names, _terminal_width())
+        fit(rows, names, terminal_width(1))
         if not os.environ.get("NO_COLOR"):
-            _colour(rows, jobs)
+            _colour(rows, names, jobs)
     return _tabulated(rows, names)
 
 
@@ -186,31 +242,77 @@ def _reason(job: Job) -> str:
     return f"{whole}: {job.reason}" if job.reason else whole
 
 
-def _fit(rows: list[list[str]], names: list[str], width: int) -> None:
-    """Cut the longest values of the widest columns until the table fits the width."""
-    widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
-    can_be_cut = [names.index(name) for name in ("Name", "Command", "Reason") if name in names]
+def fit(rows: list[list[str]], names: list[str], width: int) -> None:
+    """Have a table fit into a width in cells: cut long values, then leave columns out.
+
+    :param rows: the values, changed in place as names are.
+    """
+    widths = [max(map(cells, [name, *values])) for name, *values in zip(names, *rows, strict=True)]
+    widths = [min(size, width) for size in widths]
+    narrowest = _NARROWEST
     while sum(widths) + 2 * (len(widths) - 1) > width:
-        widest = max(can_be_cut, key=lambda column: widths[column])
-        if widths[widest] <= _NARROWEST:
+        can_be_cut = [i for i, name in enumerate(names) if name in _CUT and widths[i] > narrowest]
+        others = [names.index(name) for name in _LEFT_OUT if name in names]
+        if can_be_cut:
+            widths[max(can_be_cut, key=lambda column: widths[column])] -= 1
+        elif others:
+            _drop(others[0], rows, names, widths)
+        elif narrowest > 1:
+            narrowest = 1
+        elif len(names) > 1:
+            _drop(len(names) - 1, rows, names, widths)
+        else:
             break
-        widths[widest] -= 1
     for row in rows:
-        for column in can_be_cut:
-            if len(row[column]) > widths[column]:
-                row[column] = row[column][: widths[column] - 1] + "…"
+        row[:] = [cut(value, most) for value, most in zip(row, widths, strict=True)]
+    names[:] = [cut(value, most) for value, most in zip(names, widths, strict=True)]
 
 
-def _colour(rows: list[list[str]], jobs: Sequence[Job]) -> None:
+def _drop(column: int, rows: list[list[str]], names: list[str], widths: list[int]) -> None:
+    del widths[column]
+    for values in (*rows, names):
+        del values[column]
+
+
+def cells(text: str) -> int:
+    """Return how many cells of a terminal printable text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, most: int) -> str:
+    """Return text, with an ellipsis for its end if it takes more than so many cells."""
+    if cells(text) <= most:
+        return text
+    kept, room = "", most - 1
+    for character in text:
+        if (room := room - _cells(character)) < 0:
+            break
+        kept += character
+    return f"{kept}…"[:most]
+
+
+def _colour(rows: list[list[str]], names: list[str], jobs: Sequence[Job]) -> None:
     import click
 
+    if "State" not in names:
+        return
+    column = names.index("State")
     for row, job in zip(rows, jobs, strict=True):
         if colour := _COLOURS.get(job.state):
-            row[3] = click.style(row[3], fg=colour)
+            row[column] = click.style(row[column], fg=colour)
 
 
-def _terminal_width() -> int:
+def terminal_width(fd: int) -> int:
+    """Return how many cells a line of the terminal behind a descriptor has; 80 if it is none."""
     try:
-        return os.get_terminal_size(1).columns or 80
+        return os.get_terminal_size(fd).columns or 80
     except OSError:
         return 80

@@ -19,8 +19,8 @@ from jobctl.ops.wait import finished
 from jobctl.task import Task
 
 _TIMED_OUT = 124
-_MESSAGE = 40
-"""Characters of a job's own message that the bar shows."""
+_BAR, _BESIDE = 30, 26
+"""Cells of the bar itself, and at most of what stands around it: percent, time left, spaces."""
 _BEAT, _LONG = 0.5, 3600.0
 """Seconds between looks at a job's progress, and where nobody watches."""
 
@@ -129,17 +129,22 @@ class _Bar:
         ]
         total = self._parts + sum(task.count - 1 for task in self._tasks)
         self._only = folders.folder(jobs[0].id) if total == 1 and not self._tasks else None
+        label = f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        self._room = max(0, render.terminal_width(2) - len(label) - _BAR - _BESIDE)
+        """Cells that are left for a job's own message: a bar that wraps cannot be redrawn."""
         visible = bool(jobs) and os.isatty(2)
         self.beat = _BEAT if visible else _LONG
-        self._began, self._first = time.monotonic(), self._done() if visible else 0
+        self._began, self._first = time.monotonic(), self._now() if visible else 0
         self.shown = click.progressbar(
             length=100 if self._only else total,
-            label=f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs",
+            label=label,
+            width=_BAR,
             item_show_func=self._message,
             show_eta=not self._only,
             hidden=not visible,
             file=sys.stderr,
         )
+        self.shown.pos = self._first
 
     def _done(self) -> int:
         """Return how many parts and items have ended."""
@@ -152,7 +157,9 @@ class _Bar:
 
     def _message(self, _: int | None) -> str | None:
         if self._only:
-            return printable(self._only.progress()[1] or "")[:_MESSAGE]
+            message = render.cut(printable(self._only.progress()[1] or ""), self._room)
+            # Click clears what was there by its number of characters.
+            return message + " " * (self._room - render.cells(message))
         if self.shown.finished or self.shown.pos <= self._first:
             return None
         rate = (self.shown.pos - self._first) / (time.monotonic() - self._began)
@@ -160,10 +167,11 @@ class _Bar:
 
     def show(self) -> None:
         """Show how it is now."""
+        if self.beat != _LONG:
+            self.shown.update(self._now() - self.shown.pos)
+
+    def _now(self) -> int:
+        """Return where the bar is."""
         if self._only:
-            now = round(self._only.progress()[0] or 0) if self._waited_for else 100
-        elif self.beat == _LONG:
-            return
-        else:
-            now = self._done()
-        self.shown.update(now - self.shown.pos)
+            return round(self._only.progress()[0] or 0) if self._waited_for else 100
+        return self._done()

@@ -35,6 +35,16 @@ class Origin(NamedTuple):
     stream: str
     start: int
     end: int
+    unit: int | None = None
+    """Where the line begins, if it counts only as a whole."""
+
+
+class Part(NamedTuple):
+    """Bytes to deliver, as they are in a job's output."""
+
+    data: bytes
+    origin: Origin | None = None
+    """None for our own words, which are written to their end before anything else."""
 
 
 class Sink:
@@ -55,8 +65,8 @@ class Sink:
                 self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
                 self._blocks = False
         self._pending = b""
-        """The rest of what write() has promised to write as a whole."""
-        self._on_the_way: deque[tuple[int, Origin]] = deque()
+        """The rest of our own words: to be written before anything else is."""
+        self._on_the_way: deque[tuple[int, Origin | None]] = deque()
         self._length = 0
         """Bytes of all that is on the way, or was and is not forgotten yet."""
 
@@ -69,10 +79,8 @@ class Sink:
         while True:
             if not self._plain:
                 self._check(self._poll(select.POLLOUT, None))
-            if not self._pending:
+            if self._finish_words():
                 return
-            with uninterrupted():
-                self._pending = self._pending[self._write(self._pending) :]
 
     def check(self) -> None:
         """Look whether there is still a reader.
@@ -82,32 +90,60 @@ class Sink:
         if self._pipe:
             self._check(self._poll(0, 0))
 
+    def _finish_words(self) -> bool:
+        """Return whether nothing is left of our own words after writing what there is room for."""
+        if self._pending:
+            with uninterrupted():
+                self._pending = self._pending[self._write(self._pending) :]
+        return not self._pending
+
     def room(self) -> int:
-        """Return the bytes that write() takes as a whole, once wait() has returned."""
+        """Return the bytes that write() takes at once, once wait() has returned."""
         empty = self._pipe and not self._unread()
         if self._plain or (not self._blocks and (self._device or empty)):
             return PIECE
         return select.PIPE_BUF
 
-    def write(self, data: bytes, origin: Origin, whole: bool = False) -> int:
-        """Return how many bytes of data were taken, 0 if there was no room after all.
+    def write(self, *parts: Part) -> int | None:
+        """Write parts as far as there is room.
 
-        :param whole: take all of data or nothing; what does not fit now, the next wait()
-            or drain() writes.
+        :return: the bytes of job output that were taken, None if there was no room for anything.
+            Of our own words all are taken once one byte of them is, or all that is before them:
+            the rest goes before whatever is written next.
         :raises ReaderLeft: nobody reads the pipe any more.
         :raises CannotWrite: the disk is full, say.
         """
-        taken = self._write(data)
-        if whole and taken:
-            self._pending = data[taken:]
-            taken = len(data)
-        if taken and self._pipe:
-            self._on_the_way.append((taken, origin))
-            self._length += taken
+        if not self._finish_words():
+            return None
+        left = self._write(b"".join(part.data for part in parts))
+        if not left:
+            return None
+        delivered = 0
+        for data, origin in parts:
+            now = min(left, len(data))
+            left -= now
+            if origin is None:
+                self._pending = data[now:]
+                self._note(len(data), None)
+            else:
+                delivered += now
+                self._note(now, origin._replace(end=origin.start + now))
+            if now < len(data):
+                break
+        self._forget()
+        return delivered
+
+    def _note(self, length: int, origin: Origin | None) -> None:
+        if self._pipe:
+            self._on_the_way.append((length, origin))
+            self._length += length
+
+    def _forget(self) -> None:
+        """Forget what was on the way and has arrived."""
+        if self._pipe:
             unread = self._unread() + len(self._pending)
             while self._on_the_way and self._length - self._on_the_way[0][0] >= unread:
                 self._length -= self._on_the_way.popleft()[0]
-        return taken
 
     def drain(self, seconds: float | None = None) -> None:
         """Return when the reader has taken all that is in the pipe, or seconds have passed.
@@ -131,8 +167,10 @@ class Sink:
 
     def _write(self, data: bytes) -> int:
         try:
-            # More than this could block where it cannot be made not to.
-            return os.write(self._fd, data[: select.PIPE_BUF] if self._blocks else data)
+            if self._blocks:
+                # More than this could block where it cannot be made not to.
+                data = data[: select.PIPE_BUF] if self._events(select.POLLOUT, 0) else b""
+            return os.write(self._fd, data) if data else 0
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -143,24 +181,30 @@ class Sink:
     def lost(self) -> list[Origin]:
         """Return where the bytes came from that are still in the pipe, the last ones first.
 
-        What was altered on the way (its length is not that of its origin) counts as a whole.
+        What counts only as a whole is lost as a whole, also what of it was taken.
         """
         unread = self._unread() + len(self._pending)
-        lost = []
+        lost: list[Origin] = []
         while unread > 0 and self._on_the_way:
             length, origin = self._on_the_way.pop()
-            if unread < length == origin.end - origin.start:
-                origin = origin._replace(start=origin.end - unread)
-            lost.append(origin)
+            if origin is not None:
+                start = max(origin.start, origin.end - unread)
+                start = start if origin.unit is None else origin.unit
+                if not lost or lost[-1][:3] != (origin.job, origin.stream, start):
+                    lost.append(origin._replace(start=start))
             unread -= length
-        return list(dict.fromkeys(lost))
+        return lost
 
     def _poll(self, event: int, seconds: float | None) -> bool:
         """Wait for an event; return whether the reader went away instead."""
+        return bool(self._events(event, seconds) & (select.POLLERR | select.POLLHUP))
+
+    def _events(self, event: int, seconds: float | None) -> int:
+        """Wait for an event; return what was seen, 0 if nothing was."""
         poll = select.poll()
         poll.register(self._fd, event)
-        events = poll.poll(None if seconds is None else seconds * 1000)
-        return any(seen & (select.POLLERR | select.POLLHUP) for _, seen in events)
+        seen = poll.poll(None if seconds is None else seconds * 1000)
+        return seen[0][1] if seen else 0
 
     def _check(self, gone: bool) -> None:
         if gone:

@@ -81,7 +81,7 @@ def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found
 
 
 def _whole(store: Store, among: set[int] | None, narrow: Filter) -> list[Job]:
-    """Return the jobs that pass the filter; of one on several hosts, maybe some children only."""
+    """Return the jobs that pass the filter, and children that do where their parent does not."""
     where = ["1"] if among is None else [_among(among)]
     values: list[object] = []
     _narrow(narrow, where, values)
@@ -92,7 +92,10 @@ def _whole(store: Store, among: set[int] | None, narrow: Filter) -> list[Job]:
         return store.select(condition, values, order + limit)
     jobs = list[Job]()
     for job in store.select(f"{condition} OR ({where[0]} AND {_HAS_CHILDREN})", values, order):
-        jobs += [part for part in (job, *children_of(store, job)) if passes(part, narrow)]
+        if passes(job, narrow):
+            jobs.append(job)
+        else:
+            jobs += [part for part in children_of(store, job) if passes(part, narrow)]
     return jobs[: narrow.newest]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from typing import NamedTuple
 
 from jobctl import nodes
@@ -40,7 +41,8 @@ class Group(NamedTuple):
 def grouped(jobs: Jobs, ended: list[Job], manner: Manner) -> list[Group]:
     """Return finished jobs in groups, in the order of the first of each.
 
-    What counts is the output that a receive in this manner would deliver, and the reason.
+    What counts is the output that a receive in this manner would deliver, but for what carriage
+    returns had the rest of a line written over (progress bars differ by pace), and the reason.
     """
     groups: dict[tuple[object, ...], Group] = {}
     for job in ended:
@@ -56,7 +58,7 @@ def grouped(jobs: Jobs, ended: list[Job], manner: Manner) -> list[Group]:
 
 def _sum(folder: Folder, stream: str, marks: Marks) -> tuple[bytes, int]:
     """Return what tells the rest of a stream from another one, and how long it is."""
-    digest, length = hashlib.sha256(), 0
+    digest, length = _Visible(), 0
     try:
         with folder.output(stream) as source:
             while span := marks.next(stream, folder.size(stream)):
@@ -70,3 +72,35 @@ def _sum(folder: Folder, stream: str, marks: Marks) -> tuple[bytes, int]:
     except FileNotFoundError:
         pass
     return digest.digest(), length
+
+
+_ENDS = re.compile(rb"([\r\n])")
+
+
+class _Visible:
+    """The digest of what a terminal shows in the end: the last text of each line."""
+
+    def __init__(self) -> None:
+        self._lines = hashlib.sha256()
+        self._line = self._lines.copy()
+        """With the text of the last line besides."""
+        self._returned = False
+        """Whether a carriage return came last."""
+
+    def update(self, data: bytes) -> None:
+        """Go on with data."""
+        for piece in _ENDS.split(data):
+            if piece == b"\n":
+                self._line.update(b"\n")
+                self._lines = self._line.copy()
+                self._returned = False
+            elif piece == b"\r":
+                self._returned = True
+            elif piece:
+                if self._returned:
+                    self._line, self._returned = self._lines.copy(), False
+                self._line.update(piece)
+
+    def digest(self) -> bytes:
+        """Return the digest of all there was."""
+        return self._line.digest()

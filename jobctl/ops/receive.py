@@ -8,19 +8,21 @@ has not taken when he leaves is given back.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 
 from jobctl import process
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.folder import STREAMS, Folder
 from jobctl.jobs import Jobs
 from jobctl.model import Job, Marks, State, order, printable
-from jobctl.ops.delivery import PIECE, Origin, Sink, uninterrupted
+from jobctl.ops.delivery import PIECE, Origin, Part, Sink, uninterrupted
 from jobctl.ops.wait import Ends
 
 _LIVELY = 0.01
@@ -32,10 +34,11 @@ _ALL = 1.0
 """Seconds between looks at jobs that have not grown: what a reader gave back is theirs, too."""
 _AT_ONCE = 1 << 20
 """Bytes to hand over before others get their turn."""
-_NOWHERE = 1 << 62
-"""Where no stream has a byte."""
 _LAST_CHANCE = 1.0
 """Seconds that a reader gets to take what is in the pipe when we are interrupted."""
+_LINE = 1 << 12
+"""Bytes in which most lines have their end."""
+_LINE_END = re.compile(rb"\n|\r(?:\n|(?=[^\n]))")
 _STANDARD = {"stdout": (1, "standard output"), "stderr": (2, "standard error")}
 
 
@@ -72,6 +75,27 @@ class Unmarkable(JobctlError):
         )
 
 
+class _Line(NamedTuple):
+    """A line that is written in part: the rest of it goes before anything else."""
+
+    sink: Sink
+    job: str
+    stream: str
+    at: int
+    begin: int
+    stop: int
+    """Where it goes on, begins, and is over, in the stream."""
+
+
+def _part(job: Job, stream: str, start: int, data: bytes, unit: int | None = None) -> Part:
+    return Part(data, Origin(job.id, stream, start, start + len(data), unit))
+
+
+def _lacks_newline(text: bytes, at_end: bool) -> bool:
+    """Whether what follows a line's text would begin in the middle of that line."""
+    return not text.endswith(b"\n") and (at_end or not text.endswith(b"\r"))
+
+
 class Receiver:
     """Delivers the output of some jobs."""
 
@@ -86,6 +110,9 @@ class Receiver:
         """The marks of this process alone, where those in the folder are to stay."""
         self._states: dict[str, State] = {}
         self._tags: dict[str, bytes] = {}
+        self._line: _Line | None = None
+        self._searched: dict[tuple[str, str, int], int] = {}
+        """Up to where a line that is not complete was looked through, by where it begins."""
         self._sizes: dict[str, list[int]] = {}
         self._all_seen_at = 0.0
         self.errors: dict[str, JobctlError] = {}
@@ -127,7 +154,7 @@ class Receiver:
         """Write what comes from no job."""
         with self._sink(job, "stdout") as sink:
             sink.wait()
-            while not sink.write(words, Origin(job.id, "stdout", _NOWHERE, _NOWHERE), whole=True):
+            while sink.write(Part(words)) is None:
                 sink.wait()
 
     def _unfinished_line(self, folder: Folder) -> bool:
@@ -250,42 +277,82 @@ class Receiver:
             left = _AT_ONCE
             taken: int | None = None
             try:
-                while left > 0 and (span := marks.next(stream, folder.size(stream))):
-                    start, end = span
+                while left > 0 and (span := marks.next(stream, size := folder.size(stream))):
                     if self._manner.tag:
-                        taken = self._write_line(job, stream, source, sink, start, end)
+                        taken = self._write_line(job, stream, source, sink, span, span[1] < size)
                     else:
-                        taken = self._write(job, stream, source, sink, start, end)
+                        taken = self._write(job, stream, source, sink, span)
                     if not taken:
                         break
-                    marks = marks.moved(stream, start, taken)
+                    marks = marks.moved(stream, span[0], taken)
                     left -= taken
             finally:
                 if marks != before:
                     move(marks)
-            return bool(span) and taken is not None
+            return marks != before or (bool(span) and taken is not None)
 
-    def _write(
-        self, job: Job, stream: str, source: int, sink: Sink, start: int, end: int
-    ) -> int | None:
-        """Write some of a stream; return how many bytes, 0 if there is no room."""
+    def _write(self, job: Job, stream: str, source: int, sink: Sink, span: tuple[int, int]) -> int:
+        """Write some of a span of a stream; return how many bytes, 0 if there is no room."""
+        start, end = span
         piece = os.pread(source, min(sink.room(), end - start), start)
         # Receivers that share the output are to get whole lines each.
         piece = piece[: piece.rfind(b"\n") + 1] or piece
-        return sink.write(piece, Origin(job.id, stream, start, start + len(piece)))
+        return sink.write(_part(job, stream, start, piece)) or 0
 
     def _write_line(
-        self, job: Job, stream: str, source: int, sink: Sink, start: int, end: int
+        self, job: Job, stream: str, source: int, sink: Sink, span: tuple[int, int], closed: bool
     ) -> int | None:
-        """Write the next line with its tag; return its bytes, None if it is not complete."""
-        piece = os.pread(source, min(PIECE, end - start), start)
-        line, newline, _ = piece.partition(b"\n")
-        if not newline and not job.state.finished and len(piece) < PIECE:
-            return None
-        length = len(line) + len(newline)
-        text = self._tag(job.id) + line + b"\n"
-        written = sink.write(text, Origin(job.id, stream, start, start + length), whole=True)
-        return length if written else 0
+        """Write some of the next line, with a tag where it begins.
+
+        :param closed: what follows the span is not to be received, or was.
+        :return: how many bytes of it, 0 if there is no room, None if it is not complete.
+        """
+        start, end = span
+        line = self._line
+        if line and line[:4] != (sink, job.id, stream, start):
+            # Another receiver has the rest of it, or the job is gone.
+            if line.sink.write(Part(b"\n")) is not None:
+                self._line = None
+            return 0
+        stop = line.stop if line else self._end_of_line(job.id, stream, source, span)
+        if stop is None:
+            if not (closed or job.state.finished):
+                return None
+            stop = end
+        body = os.pread(source, min(PIECE, stop - start, end - start), start)
+        begin = line.begin if line else start
+        parts = [] if line else [Part(self._tag(job.id))]
+        parts.append(_part(job, stream, start, body, begin))
+        if start + len(body) == stop and _lacks_newline(body, at_end=stop == end):
+            parts.append(Part(b"\n"))
+        taken = sink.write(*parts) if body else None
+        if taken is None:
+            return 0
+        reached = start + taken
+        self._line = None
+        if reached < stop:
+            self._line = _Line(sink, job.id, stream, reached, begin, stop)
+        return taken
+
+    def _end_of_line(
+        self, job_id: str, stream: str, source: int, span: tuple[int, int]
+    ) -> int | None:
+        """Return where the line ends that a span begins with, None if it does not end in there.
+
+        A carriage return ends one, too: progress bars write nothing else for minutes. What
+        follows it must be seen, as it may be a newline.
+        """
+        start, end = span
+        at, length = self._searched.pop((job_id, stream, start), start), _LINE
+        while piece := os.pread(source, min(length, end - at), at):
+            if found := _LINE_END.search(piece):
+                return at + found.end()
+            if piece == b"\r":
+                break
+            at += len(piece) - piece.endswith(b"\r")
+            length = PIECE
+        self._searched[job_id, stream, start] = at
+        return None
 
     def _tag(self, job_id: str) -> bytes:
         """Return what each line of a job begins with: `12.3 web1: `."""
@@ -349,7 +416,10 @@ class Receiver:
     def _give_back(self, sink: Sink) -> None:
         if self._manner.keep or self._manner.again:
             return
-        for job_id, stream, start, end in sink.lost():
+        lost = sink.lost()
+        if (line := self._line) and line.sink is sink and not lost:
+            lost = [Origin(line.job, line.stream, line.begin, line.at)]
+        for job_id, stream, start, end, _ in lost:
             folder = self._jobs.folder(job_id)
             if folder.exists():
                 with folder.receiving() as move:
