@@ -111,7 +111,7 @@ def test_a_bar_never_wraps_and_begins_where_the_job_is(jobctl: Jobctl, tmp_path:
     os.mkfifo(gate)
     job = jobctl.sh(f"echo '40 {'進捗どうですか' * 20}' >$JOBCTL_PROGRESS; read x <{gate}")
     wait_until(lambda: jobctl.job(job)["progress"])
-    for columns in (80, 60, 200):
+    for columns in (80, 40, 200):
         child = pexpect.spawn(
             PROGRAM, ["wait", job], env=jobctl.env, dimensions=(24, columns), encoding="utf-8"
         )

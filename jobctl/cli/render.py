@@ -74,15 +74,19 @@ class _Descriptor(io.RawIOBase):
         self._fd = fd
 
     def fileno(self) -> int:
+        """Return the descriptor."""
         return self._fd
 
     def isatty(self) -> bool:
+        """Whether it leads to a terminal."""
         return os.isatty(self._fd)
 
     def writable(self) -> bool:
+        """Whether it takes anything."""
         return True
 
     def write(self, data: Any) -> int:
+        """Write all of data and return how many bytes that were."""
         whole = bytes(data)
         write(self._fd, whole)
         return len(whole)

@@ -19,8 +19,8 @@ from jobctl.ops.wait import finished
 from jobctl.task import Task
 
 _TIMED_OUT = 124
-_BAR, _BESIDE = 30, 26
-"""Cells of the bar itself, and at most of what stands around it: percent, time left, spaces."""
+_BAR, _BESIDE = 36, 26
+"""Cells of the bar itself, and of what stands around it at most: percent, time left, spaces."""
 _BEAT, _LONG = 0.5, 3600.0
 """Seconds between looks at a job's progress, and where nobody watches."""
 
@@ -130,7 +130,9 @@ class _Bar:
         total = self._parts + sum(task.count - 1 for task in self._tasks)
         self._only = folders.folder(jobs[0].id) if total == 1 and not self._tasks else None
         label = f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs"
-        self._room = max(0, render.terminal_width(2) - len(label) - _BAR - _BESIDE)
+        room = max(0, render.terminal_width(2) - len(label) - _BESIDE)
+        width = max(1, min(room, _BAR))  # Click takes 0 for "all there is"
+        self._room = max(0, room - width)
         """Cells that are left for a job's own message: a bar that wraps cannot be redrawn."""
         visible = bool(jobs) and os.isatty(2)
         self.beat = _BEAT if visible else _LONG
@@ -138,7 +140,7 @@ class _Bar:
         self.shown = click.progressbar(
             length=100 if self._only else total,
             label=label,
-            width=_BAR,
+            width=width,
             item_show_func=self._message,
             show_eta=not self._only,
             hidden=not visible,
