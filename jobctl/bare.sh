@@ -4,7 +4,7 @@
 #   sh bare.sh start|get|receive|wait|stop|remove ...     sh bare.sh --help says more
 #
 # For a host with nothing but a POSIX sh. The state directory is the one that the full
-# jobctl would use, and a job is the same folder in it: either may start what the other
+# jobctl would use (place.sh), and a job is the same folder in it: either may start what the other
 # one receives or stops. runner.sh, beside this file, runs the jobs, says what is in their
 # folders, and lends its functions. Two files are not its own:
 #   last, in the state directory    the highest id given out, 20 digits
@@ -52,7 +52,7 @@ jobctl_sourced=1
 verb='' newline='
 '
 # What its functions set.
-boot_now='' own='' born='' condition='' instant='' now='' uptime=''
+boot_now='' own='' born='' condition='' instant='' now='' uptime='' d='' w='' s=''
 runner='' runner_ticks='' boot='' pid='' ticks=''
 
 # --- text ---------------------------------------------------------------------
@@ -254,33 +254,12 @@ parse() {
 
 # Enters the folder of job folders.
 enter() {
-    state_dir=${JOBCTL_STATE_DIR-}
-    if [ -z "$state_dir" ]; then
-        state_dir=${XDG_STATE_HOME-}
-        case $state_dir in /*) ;; *) state_dir=${HOME+"$HOME/.local/state"} ;; esac
-        case $state_dir in
-        /*) state_dir=$state_dir/jobctl ;;
-        *) fail 125 'there is no home directory to keep jobs in; set JOBCTL_STATE_DIR' ;;
-        esac
-    fi
-    case $state_dir in /*) ;; *) state_dir=$PWD/$state_dir ;; esac
-    mkdir -p -- "$state_dir" 2>/dev/null
-    { [ -w "$state_dir/." ] && [ -x "$state_dir/." ]; } ||
-        fail 125 "cannot use the state directory $state_dir; set JOBCTL_STATE_DIR"
-    for place in "$state_dir" "$state_dir/."; do
-        # shellcheck disable=SC2046  # to split is the point
-        set -- $(ls -ldn -- "$place")
-        [ "$3" = "$(id -u)" ] || fail 4 \
-            "the state directory $state_dir belongs to user $3, not to you; set JOBCTL_STATE_DIR"
-    done
-    case $1 in
-    ?????w* | ????????w*)
-        fail 4 "others can write to the state directory $state_dir; chmod go-w it"
-        ;;
-    ????------*) ;;
-    # One that was made for us becomes private, one with other things in it stays as it is.
-    *) [ -n "$(ls -A -- "$state_dir")" ] || chmod 700 -- "$state_dir" ;;
-    esac
+    # shellcheck source=/dev/null
+    . "$home/place.sh"
+    state_dir=$d
+    [ -z "$w" ] || fail "$s" "$w"
+    { [ -w "$d/." ] && [ -x "$d/." ]; } ||
+        fail 125 "cannot use the state directory $d: Permission denied; set JOBCTL_STATE_DIR"
     [ -d "$state_dir/jobs" ] || mkdir -- "$state_dir/jobs" 2>/dev/null
     CDPATH='' cd -- "$state_dir/jobs" || fail 125 "cannot use $state_dir/jobs; set JOBCTL_STATE_DIR"
     boot

@@ -62,6 +62,7 @@ INSIDE = {
 ALONE = {"click": "jobctl.cli", "tabulate": "jobctl.cli", "sqlite3": "jobctl.store"}
 ALONE |= {
     "paramiko": "jobctl.transport.ssh",
+    "platformdirs": "jobctl.paths",
     "cryptography": "jobctl.transport",
     "ClusterShell": "jobctl.nodes",
 }

@@ -23,16 +23,11 @@ from jobctl.errors import JobctlError
 from jobctl.model import printable
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
-SCRIPTS = ("runner.sh", "command.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
+SCRIPTS = ("runner.sh", "command.sh", "place.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
 _READY = b"jobctl-ready"
 _BEGIN = "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2; {}'"
 """With nothing in it that csh or fish would read differently than sh: no quote, ! or newline."""
 _OBEY = _BEGIN.format('IFS= read -r jobctl && eval "$jobctl"')
-_FIND = (
-    "case ${JOBCTL_STATE_DIR-} in /*) d=$JOBCTL_STATE_DIR;; *) case ${XDG_STATE_HOME-} in"
-    " /*) d=$XDG_STATE_HOME/jobctl;; *) d=$HOME/.local/state/jobctl;; esac;; esac"
-)
-"""As paths.state_dir() does."""
 _KILLS = (
     "jobs end at logout there, by KillUserProcesses=yes in logind.conf(5); run"
     " 'loginctl enable-linger' on it"
@@ -266,7 +261,7 @@ class Far:
     def enter(self, terminal: Terminal, mark: str, ask: Ask) -> Stream:
         """Begin an interactive shell in a terminal, its prompt marked."""
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@:-") else "_" for c in mark)
-        command = f'{_FIND}; exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
+        command = f'{_place()}; exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
         return self._connection.open(f"exec /bin/sh -c '{command}'", terminal, ask)
 
     def _environment(self) -> bytes:
@@ -298,17 +293,22 @@ _RUNNER = "unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
 """It is no part of the job that it may be called from."""
 
 
+def _place() -> str:
+    """Return a line of sh that sets d to the state directory, and w to what is wrong with it."""
+    lines = _contents()["place.sh"].decode().splitlines()
+    return " ".join(line.strip() for line in lines if line and line[0] != "#")
+
+
 def _serve() -> str:
     """Return what makes a shell one of `serve.sh control`, if that is there, or else brought.
 
     A shell reads its input byte by byte, at a system call each, but not its arguments.
     """
     return (
-        f'{_FIND}; [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
+        f'{_place()}; [ -z "$w" ] || {{ printf "no %s\\n" "$w"; exit; }};'
+        ' [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
         ' (umask 077; mkdir -p -- "$d/lib" "$d/guest") ||'
         ' { printf "no cannot make %s\\n" "$d"; exit; };'
-        ' case $(ls -ldL -- "$d") in d????w*|d???????w*)'
-        ' printf "no others can write to %s; chmod go-w it\\n" "$d"; exit;; esac;'
         f' v={_version()}; if [ -f "$d/lib/$v/enter.sh" ]; then printf "have %s\\n" "$d";'
         ' else printf "need %s\\n" "$d"; IFS= read -r l && eval "$l"; fi;'
         f' {_RUNNER}; exec /bin/sh "$d/lib/$v/serve.sh" control "$d" {_LITTLE}'
