@@ -376,7 +376,8 @@ class Spread:
         else:
             numbers = {n for n in numbers if not self._withdrawn(n, reason)}
         for share in self.shares:
-            mine = self._unended[share.number] & (numbers or self._unended[share.number])
+            unended = self._unended[share.number]
+            mine = unended if numbers is None else unended & numbers
             if not share.folder.has("accepted") or (numbers is not None and not mine):
                 continue
             far = self._far_of(share)

@@ -1,0 +1,124 @@
+"""What a job with items on hosts asks each host to do, over a stand-in for the far end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobctl import draft
+from jobctl.agent.far import Far
+from jobctl.agent.shares import Spread
+from jobctl.folder import Folder
+from jobctl.model import JobSpec, Place, State
+from jobctl.share import FarTask
+from jobctl.target import Target
+
+
+class Host:
+    """Takes down what is asked of it, and ends the items that it is told to."""
+
+    def __init__(self, task: FarTask, number: int) -> None:
+        self._task = task
+        self._number = number
+        self.asked = list[set[int]]()
+
+    def request(self, verb: str, *words: bytes, seconds: float = 0) -> bytes:
+        """Do it, and tell of nothing that is left."""
+        first = {"end_items": 3, "signal_items": 2}[verb]
+        numbers = {int(word.split(b":")[0]) for word in words[first:]}
+        self.asked.append(numbers)
+        if verb == "end_items":
+            ((_, size),) = self._task.journal_sizes(self._number)
+            running = self._task.runs_on(self._number)
+            ended = running if 0 in numbers else running & numbers
+            lines = b"".join(b"%d X 0 TERM 1 1 stopped\n" % n for n in sorted(ended))
+            assert self._task.append_journal(self._number, 1, size, lines)
+        return b""
+
+
+GIVEN = {1: (1, 4), 2: (5, 4)}
+"""The first item and how many there are, by host: the third has none, two items nobody has."""
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> FarTask:
+    """Give a job with ten items on three hosts."""
+    folder = Folder(str(tmp_path / "jobs/1"))
+    os.makedirs(folder.path)
+    places = tuple(Place(Target(f"web{n}")) for n in (1, 2, 3))
+    items = (b"%d" % n for n in range(1, 11))
+    draft.write(folder, JobSpec(("echo",), "/", {}, 0o22, places=places, items=items))
+    draft.commit(folder)
+    task = FarTask(folder.path)
+    for number, block in GIVEN.items():
+        task.share(number).give(*block)
+        task.share(number).put("accepted", b"2\n")
+        lines = b"".join(b"%d B %d 1 1 1\n" % (n, n) for n in range(block[0], sum(block)))
+        task.append_journal(number, 1, 0, lines)
+    return task
+
+
+@pytest.fixture
+def hosts(task: FarTask) -> dict[int, Host]:
+    """Give what stands for the far ends."""
+    return {number: Host(task, number) for number in (1, 2, 3)}
+
+
+@pytest.fixture
+def spread(task: FarTask, hosts: dict[int, Host]) -> Iterator[Spread]:
+    """Give the job as the agent has it."""
+
+    def far_of(share: object) -> Far:
+        return hosts[share.number]  # type: ignore[attr-defined,return-value]
+
+    def ignore(job_id: str) -> None:
+        pass
+
+    spread = Spread(task, far_of, ignore, ignore)
+    yield spread
+    task.delete()
+
+
+STOPPED = [
+    ({10}, {}, {10}),
+    ({9, 10}, {}, {9, 10}),
+    ({1, 10}, {1: {1}}, {10}),
+    ({2, 3, 7}, {1: {2, 3}, 2: {7}}, set()),
+    ({5}, {2: {5}}, set()),
+    (set(), {}, set()),
+    (None, {1: {0, 1, 2, 3, 4}, 2: {0, 5, 6, 7, 8}}, set()),
+]
+"""Items to stop (None: all), what each host is asked to stop, and what is stopped here."""
+
+
+@pytest.mark.parametrize(("numbers", "there", "here"), STOPPED)
+def test_stop(
+    spread: Spread,
+    task: FarTask,
+    hosts: dict[int, Host],
+    numbers: set[int] | None,
+    there: dict[int, set[int]],
+    here: set[int],
+) -> None:
+    assert spread.stop(numbers, 1.0, "enough") == (False, "")
+    asked = {n: chosen for n, host in hosts.items() for chosen in host.asked}
+    assert asked == there
+    if numbers is not None:
+        told = set[int]().union(*there.values())
+        assert {n for n in range(1, 11) if task.ended(n)} == here | told
+        states = {n: task.child(n).read("") for n in here}
+        assert all(job and job.state is State.STOPPED for job in states.values())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "there"),
+    [({10}, {}), ({1, 10}, {1: {1}}), (set(), {}), (None, {1: {1, 2, 3, 4}, 2: {5, 6, 7, 8}})],
+)
+def test_signal(
+    spread: Spread, hosts: dict[int, Host], numbers: set[int] | None, there: dict[int, set[int]]
+) -> None:
+    assert spread.signal(numbers, "USR1") == ""
+    assert {n: chosen for n, host in hosts.items() for chosen in host.asked} == there
