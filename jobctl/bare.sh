@@ -773,6 +773,15 @@ check_file() {
     { [ -r "$2" ] && [ ! -d "$2" ]; } || bad "cannot read '$2', which $1 names"
 }
 
+# Succeeds if standard input has something that a person may take the job to read. A file of
+# which somebody has read a part is that of a loop, say, which goes on with it.
+input_is_left() {
+    at=0
+    # Not of 0, which is another file while this is read.
+    [ ! -r /proc/self/fdinfo/0 ] || { read -r _ at </proc/self/fdinfo/7; } 7<&0
+    [ -p /dev/stdin ] || { [ -f /dev/stdin ] && [ -s /dev/stdin ] && [ "$at" = 0 ]; }
+}
+
 do_start() {
     [ -z "${opt_text+set}" ] || [ -z "${opt_script+set}" ] ||
         bad '-c and -f contradict each other; give one of them'
@@ -797,7 +806,16 @@ do_start() {
     case ${opt_cwd-} in /*) directory=$opt_cwd ;; ?*) directory=$PWD/$opt_cwd ;; esac
     { [ -d "$directory" ] && [ -x "$directory" ] && [ -n "${opt_cwd-x}" ]; } ||
         bad "'${opt_cwd-$PWD}' is not a directory that can be entered; give one with --cwd"
-    [ -z "${opt_script+set}" ] || { check_file -f "$opt_script" && exec 6<"$opt_script"; }
+    case ${opt_script-} in
+    -)
+        [ "${opt_stdin-}" != - ] ||
+            bad '--stdin - and -f - contradict each other; one can read a file'
+        exec 6<&0
+        ;;
+    *) [ -z "${opt_script+set}" ] || { check_file -f "$opt_script" && exec 6<"$opt_script"; } ;;
+    esac
+    [ "${opt_script-}" = - ] || [ -n "${opt_stdin+set}" ] || [ ! -t 2 ] || ! input_is_left ||
+        say 'standard input is not read by the job; to give it to it, use --stdin -'
     case ${opt_stdin--} in
     -) exec 7<&0 ;;
     *) check_file --stdin "$opt_stdin" && exec 7<"$opt_stdin" ;;
@@ -1216,7 +1234,7 @@ part of jobctl that needs no Python. 'jobctl start --help' and so on say more.
 Example: jobctl start -n nightly -- make -j4 && jobctl wait nightly
 
 jobctl start [OPTIONS] COMMAND [ARG]...     Start a job in the background.
--c TEXT, -f SCRIPT                shell text, or a script, instead of COMMAND
+-c TEXT, -f SCRIPT|-              shell text, or a script, instead of COMMAND
 -n, --name NAME                   a name to find the job by
 -C, --cwd DIR                     run there
 -e, --env NAME[=VALUE]            set a variable

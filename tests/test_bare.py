@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -198,6 +199,27 @@ def test_scripts_by_their_contents(bare: Bare, tmp_path: Path) -> None:
     script.write_bytes(b"\0\1\2\3")
     result = bare.run("start", "-wq", "-f", str(script), status=126)
     assert b"exec format error" in result.stderr
+
+
+def test_standard_input(bare: Bare, tmp_path: Path) -> None:
+    assert bare.run("start", "-wq", "-f", "-", "x", input=b"echo $1").stdout == b"x\n"
+    assert "contradict" in bare.refused(2, "start", "-f", "-", "--stdin", "-", input=b"")
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    leader, terminal = pty.openpty()
+    bare.run("start", "-wq", "cat", input=b"lost", stderr=terminal)
+    told = b"jobctl: standard input is not read by the job; to give it to it, use --stdin -\r\n"
+    assert os.read(leader, 4096) == told
+    with open(tmp_path / "lines", "rb", buffering=0) as lines:
+        bare.run("start", "-wq", "cat", stdin=lines, stderr=terminal)
+        assert os.read(leader, 4096) == told
+        lines.readline()
+        bare.run("start", "-wq", "cat", stdin=lines, stderr=terminal)
+    bare.run("start", "-wq", "--stdin", "-", "cat", input=b"x", stderr=terminal)
+    bare.run("start", "-wq", "cat", stderr=terminal)
+    bare.run("start", "-wq", "nosuch", stderr=terminal, status=127)
+    assert os.read(leader, 4096).startswith(b"jobctl: job 7 failed")
+    os.close(leader)
+    os.close(terminal)
 
 
 def test_after(bare: Bare, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ _OF_THE_JOB = {
     "init": "--init",
 }
 """Options that say what to do and where, by the names of their values."""
+_READERS = {"foreach": "--foreach", "stdin": "--stdin", "script": "-f"}
+"""Those that may read standard input."""
 
 
 def _complete_command(
@@ -77,9 +80,9 @@ def _complete_command(
 @click.option(
     "-f",
     "script",
-    metavar="SCRIPT",
+    metavar="SCRIPT|-",
     shell_complete=options.complete_file,
-    help="Run this script file with the arguments.",
+    help="Run this script file, or standard input, with the arguments.",
 )
 @click.option("-n", "--name", help="A name to find the job by.")
 @click.option(
@@ -231,6 +234,8 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     else:
         job, begun = start(state_dir, spec, brief, attend), True
     unable = _why_not(state_dir, job) if begun else ""
+    if begun and os.isatty(2) and _input_is_left(values):
+        render.say("standard input is not read by the job; to give it to it, use --stdin -")
     if not wait:
         render.records([job], form)
         if unable:
@@ -304,6 +309,7 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         "on_finish": values["on_finish"],
         "variables": _variables(values["variables"]),
     }
+    _only_one_reads_input(values)
     items_given = values["foreach"] is not None or bool(again and again.items)
     if (again and again.places) or values["hosts"] or values["sessions"]:
         if again:
@@ -339,7 +345,7 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         name_of_it = again.script_name if again else script
         spec |= {"script": _opened(script), "script_name": name_of_it}
     if values["stdin"] is not None:
-        spec["stdin"] = 0 if values["stdin"] == "-" else _opened(values["stdin"])
+        spec["stdin"] = _opened(values["stdin"])
     if values["after"] or values["after_ok"]:
         from jobctl.ops.others import dependencies
 
@@ -398,10 +404,7 @@ def _items(values: dict[str, Any]) -> Iterator[bytes]:
     """Return the items that --foreach names."""
     if values["results"] == "remote":
         raise BadUsage("--results remote and --foreach contradict each other")
-    if values["foreach"] == "-" == values["stdin"]:
-        raise BadUsage("--foreach - and --stdin - contradict each other; one can read a file")
-    source = 0 if values["foreach"] == "-" else _opened(values["foreach"])
-    return items.read(source, b"\0" if values["null"] else b"\n")
+    return items.read(_opened(values["foreach"]), b"\0" if values["null"] else b"\n")
 
 
 def _directory(cwd: str | None) -> str:
@@ -447,11 +450,40 @@ def _variables(variables: tuple[str, ...]) -> dict[str, str]:
     return environment
 
 
+def _only_one_reads_input(values: dict[str, Any]) -> None:
+    """Refuse options of which several would read standard input."""
+    reading = [option for name, option in _READERS.items() if values[name] == "-"]
+    if len(reading) > 1:
+        both = f"{reading[0]} - and {reading[1]} -"
+        raise BadUsage(f"{both} contradict each other; one can read a file")
+
+
+def _input_is_left(values: dict[str, Any]) -> bool:
+    """Whether standard input has something that a person may take the job to read.
+
+    A file of which somebody has read a part is that of a loop, say, which goes on with it.
+    """
+    if any(values[name] == "-" for name in _READERS) or values["stdin"] is not None:
+        return False
+    mode = os.fstat(0).st_mode
+    if stat.S_ISREG(mode):
+        return os.fstat(0).st_size > 0 and os.lseek(0, 0, os.SEEK_CUR) == 0
+    if not stat.S_ISFIFO(mode):
+        return False
+    import select
+
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    return all(event & select.POLLIN for _, event in poll.poll(0))
+
+
 def _opened(path: str) -> int:
-    """Return a file opened for reading.
+    """Return a file opened for reading; - is standard input.
 
     :raises BadUsage: it cannot be.
     """
+    if path == "-":
+        return 0
     try:
         fd = os.open(path, os.O_RDONLY)
         if os.path.isdir(path):

@@ -1,0 +1,86 @@
+"""Standard input of `jobctl start`: a script, the job's input, items, or nobody's."""
+
+from __future__ import annotations
+
+import os
+import pty
+from pathlib import Path
+
+import pytest
+from conftest import Jobctl
+from far import Far
+
+TOLD = b"jobctl: standard input is not read by the job; to give it to it, use --stdin -\r\n"
+
+
+def test_a_script(either: Far) -> None:
+    for contents, said in (
+        (b"echo text $1 $#", "text x y 1\n"),
+        (b"#!/bin/sh -u\necho script $1 $#", "script x y 1\n"),
+        (b"", ""),
+    ):
+        job = either.done("-f", "-", "x y", input=contents)
+        assert either.job(job)["state"] == "Completed"
+        assert either.output(job) == said
+    assert either.job(job)["command"] == "- 'x y'"
+    again = either.start("-f", "-", input=b"exit 3")
+    either.run("wait", again, status=1)
+    job = either.out("start", "-q", "--retry-failed", again).strip()
+    assert either.outcome(job) == ("Failed", "exit status 3", 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [
+        (("-f", "-", "--stdin", "-"), "--stdin - and -f -"),
+        (("-f", "-", "--foreach", "-"), "--foreach - and -f -"),
+        (("--stdin", "-", "--foreach", "-", "cat"), "--foreach - and --stdin -"),
+    ],
+)
+def test_one_reads_it(jobctl: Jobctl, words: tuple[str, ...], both: str) -> None:
+    said = jobctl.refused(2, "start", *words, input=b"true\n")
+    assert said == f"jobctl: {both} contradict each other; one can read a file"
+    assert not (jobctl.state_dir / "jobs").exists()
+
+
+def test_input_that_nobody_reads(jobctl: Jobctl, tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(b"echo x\n")
+    (tmp_path / "empty").touch()
+    (tmp_path / "-").write_bytes(b"true")
+
+    def told(*words: str, path: str = "input", at: int = 0) -> bytes:
+        """Start a job with a terminal for errors; return what is said there."""
+        leader, terminal = pty.openpty()
+        with open(tmp_path / path, "rb", buffering=0) as source:
+            source.seek(at)
+            jobctl.run("start", "-q", *words, stdin=source, stderr=terminal, cwd=tmp_path)
+        os.close(terminal)
+        said = b""
+        try:
+            while piece := os.read(leader, 4096):
+                said += piece
+        except OSError:  # all have closed it
+            pass
+        os.close(leader)
+        return said
+
+    assert told("sh") == TOLD
+    assert told("-w", "sh") == TOLD
+    assert told("-f", "./-") == TOLD
+    for words in (("--stdin", "-", "sh"), ("--stdin", "empty", "sh"), ("-f", "-")):
+        assert told(*words) == b""
+    assert told("--foreach", "-", "echo") == b""
+    # That of a loop, none, and nothing.
+    assert told("sh", at=3) == told("sh", path="empty") == told("sh", path="/dev/null") == b""
+    assert jobctl.run("start", "-q", "sh", input=b"echo x\n").stderr == b""
+
+
+def test_a_pipe_that_nobody_reads(jobctl: Jobctl) -> None:
+    leader, terminal = pty.openpty()
+    jobctl.run("start", "-q", "sh", input=b"echo x\n" * 20_000, stderr=terminal)
+    assert os.read(leader, 4096) == TOLD
+    jobctl.run("start", "-q", "sh", input=b"", stderr=terminal)
+    jobctl.run("start", "-q", "no such", status=1, stderr=terminal)
+    assert os.read(leader, 4096).startswith(b"jobctl: job 3 failed")
+    os.close(leader)
+    os.close(terminal)
