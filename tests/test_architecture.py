@@ -53,6 +53,7 @@ INSIDE = {
         "mirror",
         "link",
         "passing",
+        "post",
         "slots",
         "queue",
         "server",

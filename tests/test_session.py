@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -17,9 +18,11 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import PROGRAM, at_home, wait_until
+from conftest import PROGRAM, at_home, processes_with, wait_until
 from far import Far, nothing_left
 from sshd import MakeSshd, Sshd, free_port, keygen, program
+
+from jobctl import links
 
 pytest_plugins = ("sshd",)
 HEADER = ["Id", "Name", "Transport", "Host", "State", "Availability", "Jobs"]
@@ -459,6 +462,28 @@ def test_a_socket_that_nobody_serves_any_more_does_not_matter(far: Far) -> None:
     far.kill_agent()
     assert (far.state_dir / "agent.sock").is_socket()
     assert far.out("session", "run", "web1", "echo", "hi") == "hi\n"
+
+
+@pytest.mark.parametrize("deleted", ["agent.sock", "agent.lock", "agent.[sl]*", "*", ""])
+def test_files_of_the_agent_are_deleted_while_it_lives(far: Far, deleted: str) -> None:
+    """It is reached again or replaced, and takes away only what is its own."""
+
+    def agents() -> list[int]:
+        return processes_with(f"jobctl.agent {far.state_dir} ")
+
+    far.run("session", "new", "web1")
+    (before,) = agents()
+    for path in list(far.state_dir.glob(deleted)) if deleted else [far.state_dir]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert far.out("start", "-w", "-H", "web2", "echo", "there") == "there\n"
+    wait_until(lambda: len(agents()) == 1)
+    if not deleted:
+        assert agents() != [before]
+    assert far.out("start", "-w", "-H", "web2", "echo", "again") == "again\n"
+    assert (far.state_dir / "agent.sock").is_socket()
+    assert links.agent_alive(str(far.state_dir))
+    for pid in agents():
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kind", ["symlink", "writable", "foreign", "folder", "fifo"])

@@ -5,7 +5,6 @@ It keeps nothing that is not in the folders: killed at any moment, the next one 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from jobctl.agent.caller import Client, People
 from jobctl.agent.client import peer_of
 from jobctl.agent.link import Link
 from jobctl.agent.passing import run
+from jobctl.agent.post import NotTheAgent, Post
 from jobctl.agent.queue import Queue
 from jobctl.carried import Carried
 from jobctl.errors import BadUsage, JobctlError, Refused, Unreachable
@@ -40,8 +40,9 @@ _LOCK_FLAGS = os.O_RDWR | os.O_CREAT
 class Agent:
     """What one process does for one state directory, which is the current one."""
 
-    def __init__(self, state_dir: str) -> None:
+    def __init__(self, state_dir: str, post: Post) -> None:
         self._state_dir = state_dir
+        self._post = post
         self._book = Links(state_dir)
         self._links: dict[str, Link] = {}
         self._lock = threading.Lock()
@@ -53,15 +54,24 @@ class Agent:
         self._environ = dict(os.environ)
         """The environment of whoever last wanted something: where his ssh-agent is, and so on."""
 
-    def serve(self, listener: socket.socket) -> None:
-        """Answer whoever connects, until there has been nothing to do for a while."""
+    def serve(self) -> None:
+        """Answer whoever connects, until there has been nothing to do for a while.
+
+        :raises NotTheAgent: others are to do that now.
+        """
         idle_since = time.monotonic()
-        listener.settimeout(_BEAT)
         threading.Thread(target=_load, daemon=True).start()
-        threading.Thread(target=self._look, daemon=True).start()
+        self._look_soon()
+        seen_at = idle_since
         while True:
+            if time.monotonic() > seen_at + _BEAT:
+                seen_at = time.monotonic()
+                if not self._post.keep():
+                    log("agent goes on: its socket was gone, and is there again")
+                    self._look_soon()  # nobody could tell us of anything
+            self._post.listener.settimeout(_BEAT)
             try:
-                connection, _ = listener.accept()
+                connection, _ = self._post.listener.accept()
             except TimeoutError:
                 if self._queue.waiting:
                     self._look()
@@ -111,7 +121,7 @@ class Agent:
             needed = self._clients - len(self._listeners) > 1
         if not needed and _installed() != self._installed:
             client.say({"retired": True})
-            os.unlink("agent.sock")
+            self._post.leave()
             log("agent ends: the program was replaced")
             os._exit(0)
 
@@ -136,6 +146,9 @@ class Agent:
                 now = self._book.session(session.name)
                 if now is None or not now.wanted:  # since we looked
                     self._let_go(session.name)
+
+    def _look_soon(self) -> None:
+        threading.Thread(target=self._look, daemon=True).start()
 
     def tell(self, job_id: str) -> None:
         """Tell those who wait for news that a job has changed."""
@@ -290,24 +303,6 @@ def _installed() -> tuple[int, int] | None:
     return about.st_ino, about.st_mtime_ns
 
 
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _served() -> bool:
-    """Return whether somebody listens."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect("agent.sock")
-        except OSError:
-            return False
-    return True
-
-
 def main() -> None:
     """Serve the state directory that is the first argument, unless somebody does so.
 
@@ -318,23 +313,19 @@ def main() -> None:
     os.chdir(state_dir)
     lock = int(sys.argv[2]) if len(sys.argv) > 2 else os.open("agent.lock", _LOCK_FLAGS, 0o600)
     os.set_inheritable(lock, False)
-    while not _locked(lock):
-        # Another one that is about to end will not hear what we were started for.
-        # And whoever asks whether there is an agent holds the lock for a moment.
-        if _served():
-            return
-        time.sleep(0.02)
+    post = Post(state_dir, lock)
+    if not post.take():
+        return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.excepthook = lambda given: log(f"a thread failed: {given.exc_value!r}")
-    with suppress(FileNotFoundError):
-        os.unlink("agent.sock")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind("agent.sock")
-    listener.listen(128)
     Links(state_dir).forget()
     log(f"agent {__version__} begins, process {os.getpid()}")
-    Agent(state_dir).serve(listener)
-    os.unlink("agent.sock")
-    log("agent ends: nothing to do")
+    try:
+        Agent(state_dir, post).serve()
+    except NotTheAgent:
+        log("agent ends: its files have gone, or another one has taken its place")
+    else:
+        post.leave()
+        log("agent ends: nothing to do")
     os._exit(0)
