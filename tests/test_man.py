@@ -16,6 +16,7 @@ from jobctl.errors import JobctlError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "man").glob("*.1"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = {
     "NAME",
     "SYNOPSIS",
@@ -209,6 +210,22 @@ def test_the_page_has_no_faults(page: Path) -> None:
             assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
             return
     pytest.fail("neither mandoc nor groff is installed; the man pages cannot be checked")
+
+
+def test_node_sets_are_quoted_from_the_shell() -> None:
+    texts = {path.name: path.read_text() for path in [*PAGES, *DOCUMENTS]}
+    for name, context in commands().items():
+        for place, of in {name: context, **subcommands(context)}.items():
+            texts[f"help of {place}"] = f"jobctl {of.get_help()}".replace("\n ", " ")
+    found = 0
+    for name, content in texts.items():
+        plain = content.replace(r"\-", "-").replace(r"\(aq", "'")
+        for line in plain.splitlines():
+            for word in re.findall(r"\S*[a-z0-9@]\[\d+-\d[^\s`]*", line):
+                found += 1
+                if re.search(r"jobctl |start |-H|--host", line):
+                    assert word.lstrip("(`")[0] == "'", (name, line)
+    assert found > 5
 
 
 def test_the_pages_are_installed() -> None:

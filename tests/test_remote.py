@@ -67,6 +67,23 @@ def test_what_cannot_be_started(either: Far, tmp_path: Path) -> None:
     assert either.output(either.done("-f", "/bin/echo", "hi")) == "hi\n"
 
 
+def test_a_host_that_is_also_a_file(far: Far, tmp_path: Path) -> None:
+    (tmp_path / "web1").touch()
+    (tmp_path / "web").touch()
+    told = "jobctl: host web1 is also a file here; if you wrote a node set, quote it: 'web[1-3]'\n"
+    for words, said in {
+        ("start", "-q", "-H", "web1", "true"): told,
+        ("start", "-q", "-H", "web2", "-H", "web1", "true"): told,
+        ("start", "-q", "-H", "web[1-2]", "true"): "",
+        ("start", "-q", "-H", "web1,web2", "true"): "",
+        ("start", "-q", "-H", "web2", "true"): "",
+        ("session", "new", "-q", "web1"): told,
+    }.items():
+        result = far.run(*words, cwd=tmp_path)
+        assert (result.stdout.count(b"\n"), result.stderr.decode()) == (1, said)
+    far.run("start", "-q", "-H", "web", "true", cwd=tmp_path)
+
+
 def test_records(either: Far) -> None:
     job = either.job(either.done("-n", "a name", "echo", "x y"))
     assert (

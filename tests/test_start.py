@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -385,3 +386,28 @@ BAD = [
 def test_bad_input_records_nothing(jobctl: Jobctl, words: list[str], named: str) -> None:
     assert named in jobctl.refused(2, "start", *words)
     assert not (jobctl.state_dir / "jobs").exists()
+
+
+def test_what_a_ci_server_marks_is_taken_away(jobctl: Jobctl, tmp_path: Path) -> None:
+    env = jobctl.env | {"RUNNER_TRACKING_ID": "github_7312", "LATER": str(tmp_path)}
+    mark = ("-e", "RUNNER_TRACKING_ID=")
+    (tmp_path / "items").write_text("1\n")
+    jobs = [
+        jobctl.start(*mark, "--retries", "1", "--timeout", "1h", "sleep", "7312", env=env),
+        jobctl.start(*mark, "--after", "1", "sleep", "7312", env=env),
+        jobctl.start(*mark, "--foreach", str(tmp_path / "items"), "--", "sleep", "7312{}", env=env),
+    ]
+
+    def bearers(text: bytes) -> set[int]:
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if text in (folder / "environ").read_bytes().split(b"\0"):
+                    found.add(int(folder.name))
+        return found
+
+    wait_until(lambda: len(processes_with("sleep 7312")) >= 2)
+    assert bearers(b"LATER=" + os.fsencode(tmp_path)) >= set(processes_with("sleep 7312"))
+    assert jobctl.runner_pid(jobs[1]) not in bearers(b"LATER=" + os.fsencode(tmp_path))
+    assert bearers(b"RUNNER_TRACKING_ID=github_7312") == set()
+    jobctl.run("stop", *jobs, "--grace", "0")

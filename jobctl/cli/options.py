@@ -249,6 +249,17 @@ def complete_hosts(
     ]
 
 
+def tell_of_files(hosts: Iterable[str]) -> None:
+    """Say which hosts a shell may have made of a node set that was not quoted: web1 of web[1-3].
+
+    Node sets have numbers in brackets; a shell puts in a file's name where there is one.
+    """
+    for host in hosts:
+        if re.fullmatch(r"[^/,[]*\d[^/,[]*", host) and os.path.lexists(host):
+            way_out = "if you wrote a node set, quote it: 'web[1-3]'"
+            render.say(f"host {printable(host)} is also a file here; {way_out}")
+
+
 def complete_sessions(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -77,6 +77,7 @@ _either = click.argument("to", metavar="NAME|HOST", shell_complete=_complete_eit
 def new(hosts: str, name: str | None, form: str, quiet: bool, **values: Any) -> int:
     """Open a session to each of HOSTS, a list with commas or a node set, and print them."""
     targets = [_with(target.parse_target(host), values) for host in nodes.expand(hosts)]
+    options.tell_of_files((hosts,))
     if name is not None and len(targets) > 1:
         raise BadUsage("--name names one session; leave it out to open several")
     opened, errors = [], list[JobctlError]()

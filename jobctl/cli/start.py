@@ -92,7 +92,7 @@ def _complete_command(
     metavar="HOSTS",
     multiple=True,
     shell_complete=options.complete_hosts,
-    help="Run on these hosts over SSH: a list with commas, or a node set. May be repeated.",
+    help="Run on these hosts over SSH: a list with commas, or 'web[1-9]'. May be repeated.",
 )
 @click.option(
     "-s",
@@ -386,6 +386,7 @@ def _places(hosts: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[Place
     from jobctl.links import Links
     from jobctl.target import parse_target
 
+    options.tell_of_files(hosts)
     book, config = Links(paths.state_dir()), paths.ssh_config()
     places = []
     for name in names:
