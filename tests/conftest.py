@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
 
 pytest_plugins = ("sshd", "far")
 
@@ -59,7 +60,10 @@ class Jobctl:
             options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
-        result = subprocess.run([PROGRAM, *words], timeout=120, **options)
+        if quick.can(words, options):
+            result = quick.run(PROGRAM, words, timeout=120, **options)
+        else:
+            result = subprocess.run([PROGRAM, *words], timeout=120, **options)
         if status is not None:
             assert result.returncode == status, (words, result)
         return result
@@ -126,15 +130,19 @@ class Jobctl:
 
 
 def at_rest(process: subprocess.Popen[bytes]) -> None:
-    """Wait until a process does nothing any more but wait, for half a second or so."""
-    used, since = b"", time.monotonic()
-    while time.monotonic() - since < 0.5:
-        words = ["ps", "-o", "time=", "-p", str(process.pid)]
-        if os.path.exists("/proc/self/stat"):  # counts in hundredths of a second
-            words = ["cut", "-d", " ", "-f", "14,15", f"/proc/{process.pid}/stat"]
-        now = subprocess.run(words, stdout=subprocess.PIPE).stdout
+    """Wait until a process has begun and does nothing any more but wait, for half a second."""
+    used, since = "0", time.monotonic()
+    while time.monotonic() - since < 0.5 or used == "0":
+        try:  # counts in hundredths of a second
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
+            now = str(int(fields[11]) + int(fields[12]))
+        except OSError:
+            words = ["ps", "-o", "time=", "-p", str(process.pid)]
+            now = subprocess.run(words, stdout=subprocess.PIPE, text=True).stdout
         if now != used:
             used, since = now, time.monotonic()
+        elif process.poll() is not None:
+            return
         time.sleep(0.02)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM, WEIRD, Jobctl, wait_until
+from conftest import PROGRAM, WEIRD, Jobctl, at_rest, wait_until
 
 from jobctl.folder import STREAMS
 
@@ -459,6 +459,7 @@ def test_folders_removed_by_hand(jobctl: Jobctl) -> None:
     pid = jobctl.job(running)["pid"]
     runner = jobctl.runner_pid(running)
     waiter = jobctl.popen("wait", running, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    at_rest(waiter)
     for job in (finished, running):
         shutil.rmtree(jobctl.folder(job))
         assert jobctl.jobs() == [] or job == finished
