@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import suppress
 
-from jobctl import process, quoting
+from jobctl import process, quoting, records
 from jobctl.folder import Folder
 from jobctl.target import Target
+from jobctl.timing import Clocks
 
 _NOT_SENT = (
     *("throttle", "per_host", "hosts"),
@@ -25,7 +25,10 @@ _ALSO_EMPTY = ("cwd",)
 """What means something else where it is empty than where it is not there."""
 # What is taken from a host: a runner here reads the files with these in them as sh does.
 _END = ("state", "code", "signal", "reason", "ended", "ended_uptime", "boot")
-_RUN = ("runner", "runner_ticks", "boot", "host", "attempt", "pid", "ticks", "began")
+_RUN = (
+    *("runner", "runner_ticks", "boot", "host", "attempt"),
+    *("pid", "ticks", "began", "began_uptime"),
+)
 
 
 class Carried:
@@ -50,6 +53,7 @@ class Carried:
         """Whether there was so much of it at once that it has a way of its own."""
         self.gone = False
         """Whether the host has it no more."""
+        self._clocks: Clocks | None = None
         self._fds: dict[str, int] = {}
 
     @property
@@ -146,10 +150,25 @@ class Carried:
             view = view[os.write(self._fds[stream], view) :]
         return True
 
+    def note_clocks(self, clocks: Clocks) -> None:
+        """Take down how the host's clocks stand to ours."""
+        self._clocks = clocks
+
+    def _ours(self, told: dict[str, bytes], name: str) -> dict[str, bytes]:
+        """Return a record of the host with the time `name` as our clocks showed it.
+
+        What its own clock since boot showed stays, and beside it is what ours did.
+        """
+        moment = records.moment(told, name, "boot")
+        if not self._clocks or moment.time is None:
+            return told
+        ours = records.dump_moment(self._clocks.ours(moment), "seen", "seen_boot")
+        return told | {name: ours.pop("seen")} | ours
+
     def note_run(self, content: bytes) -> None:
         """Write down who runs it there."""
         told = {key: value for key, value in quoting.load(content).items() if key in _RUN}
-        self.folder.replace("run", quoting.dump(told))
+        self.folder.replace("run", quoting.dump(self._ours(told, "began")))
 
     def note_progress(self, content: bytes) -> None:
         """Write down what it last told of its progress."""
@@ -164,29 +183,20 @@ class Carried:
 
     def finish(self, content: bytes) -> bool:
         """Write down how it ended there; return False if there was an end already."""
-        uptime = process.uptime()
-        seen = {
-            "seen_boot": process.boot_id().encode(),
-            "seen_uptime": b"" if uptime is None else b"%.2f" % uptime,
-        }
-        self.close()
-        if self.keeps_results_there and (self.brings_output or self.gone):
-            self.folder.put("home", b"")  # all that there is came before the end
         told = {key: value for key, value in quoting.load(content).items() if key in _END}
-        return self.folder.settle(quoting.dump(told | seen))
+        return self._settle(self._ours(told, "ended"))
 
     def end(self, state: str, reason: str) -> bool:
         """Write down an end that the host knows nothing of."""
-        record = {
-            "state": state,
-            "code": "",
-            "signal": "",
-            "reason": reason,
-            "ended": f"{time.time():.6f}",
-            "ended_uptime": "",
-            "boot": "",
-        }
-        return self.finish(quoting.dump({k: os.fsencode(v) for k, v in record.items()}))
+        record = {"state": state, "code": "", "signal": "", "reason": reason}
+        ended = records.dump_moment(process.now(), "ended", "boot")
+        return self._settle({key: os.fsencode(value) for key, value in record.items()} | ended)
+
+    def _settle(self, record: dict[str, bytes]) -> bool:
+        self.close()
+        if self.keeps_results_there and (self.brings_output or self.gone):
+            self.folder.put("home", b"")  # all that there is came before the end
+        return self.folder.settle(quoting.dump(record))
 
     def close(self) -> None:
         """Let go of its files."""

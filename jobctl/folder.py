@@ -19,6 +19,7 @@ from jobctl import process, quoting, records
 from jobctl.errors import BadUsage
 from jobctl.model import TYPE_REMOTE, Job, Marks, State, parent_of
 from jobctl.process import Identity
+from jobctl.timing import Moment
 
 if TYPE_CHECKING:
     from jobctl.links import Links
@@ -123,7 +124,7 @@ class Folder:
         job = Job(
             self.id,
             name=os.fsdecode(spec.get("name", b"")),
-            instance_id=_cookie(spec.get("instance_id")),
+            instance_id=cookie(spec.get("instance_id")),
             command=os.fsdecode(spec.get("command", b"")),
             argv=tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
             cwd=os.fsdecode(spec.get("cwd", b"")),
@@ -150,18 +151,20 @@ class Folder:
         unfinished = None
         if not self.finished():
             unfinished = self._unfinished_there(planned) if remote else self._unfinished(boot)
-        known = unfinished or self._finished()
+        end = {} if unfinished else self._end()
+        known = unfinished or self._finished(end)
         run = records.load(self.file("run"))
-        known |= {
-            "pid": records.integer(run.get("pid")),
-            "began_at": records.number(run.get("began")),
-            "began_uptime": None if remote else records.number(run.get("began_uptime")),
-        }
+        began = records.moment(run, "began", "boot")
         known["percent"], known["message"] = self.progress()
-        job = planned._replace(**known)
+        job = planned._replace(
+            **known,
+            pid=records.integer(run.get("pid")),
+            began_at=began.time,
+            began_uptime=_seen(run, "began").at_boot(boot),
+        )
         if unfinished:
             return job
-        return job._replace(elapsed=job.took(records.text(run.get("boot")) == job.ended_boot))
+        return job._replace(elapsed=records.moment(end, "ended", "boot").took(began))
 
     def link_name(self, book: Links) -> str:
         """Return the name of the connection over which a job on a host is reached."""
@@ -234,28 +237,25 @@ class Folder:
             return None
         return {"state": State.FAILED, "reason": reason}  # the disk takes nothing
 
-    def _finished(self) -> dict[str, Any]:
-        """Return what is known of a finished job."""
-        record = records.load(self.file("exit"))
-        try:
-            state, reason = State(records.text(record.get("state"))), record.get("reason", b"")
-            if not state.finished:
-                raise ValueError(state)
-        except ValueError:
-            state, reason = State.FAILED, _DAMAGED.format("exit").encode()
+    def _end(self) -> dict[str, bytes]:
+        """Return what is written down of the end."""
+        return records.load(self.file("exit"))
+
+    def _finished(self, record: dict[str, bytes]) -> dict[str, Any]:
+        """Return what is known of a finished job, by the record of its end."""
+        state, reason = ended_as(record)
         # Asked first: what is written after that is seen when it is asked again.
         still_written = any(records.being_written(self.file(stream)) for stream in STREAMS)
         marks = self.marks()
-        boot = records.text(record.get("seen_boot") or record.get("boot"))
-        uptime = record.get("seen_uptime") or record.get("ended_uptime")
+        ended = _seen(record, "ended")
         return {
             "state": state,
-            "reason": os.fsdecode(reason),
+            "reason": reason,
             "exit_code": records.integer(record.get("code")),
             "signal": records.integer(record.get("signal")),
-            "ended_at": records.number(record.get("ended")),
-            "ended_boot": boot,
-            "ended_uptime": records.number(uptime),
+            "ended_at": ended.time,
+            "ended_boot": ended.boot,
+            "ended_uptime": ended.uptime,
             "still_written": still_written,
             "has_more_data": self.stays_there()
             or any(marks.next(stream, self.size(stream)) for stream in STREAMS),
@@ -267,18 +267,10 @@ class Folder:
 
     def _settle_as(self, state: State, reason: str, boot: str) -> None:
         """Write down the end of a job that no runner writes down."""
-        uptime = process.uptime()
-        record = {
-            "state": state.value,
-            "code": "",
-            "signal": "",
-            "reason": reason,
-            "ended": f"{time.time():.6f}",
-            "ended_uptime": "" if uptime is None else f"{uptime:.2f}",
-            "boot": boot,
-        }
+        record = {"state": state.value, "code": "", "signal": "", "reason": reason}
+        ended = records.dump_moment(process.now()._replace(boot=boot), "ended", "boot")
         with suppress(OSError):
-            self.settle(quoting.dump({key: os.fsencode(v) for key, v in record.items()}))
+            self.settle(quoting.dump({key: os.fsencode(v) for key, v in record.items()} | ended))
 
     def settle(self, content: bytes) -> bool:
         """Write down the job's end; return False if somebody did so before.
@@ -447,10 +439,28 @@ class Folder:
         return age > 60 and not self.exists() and self.watched(boot) is None
 
 
-def _cookie(value: bytes | None) -> str:
+def ended_as(record: dict[str, bytes]) -> tuple[State, str]:
+    """Return how a finished job ended, and why, by the record of its end."""
+    try:
+        state = State(records.text(record.get("state")))
+    except ValueError:
+        state = State.RUNNING
+    if state.finished:
+        return state, os.fsdecode(record.get("reason", b""))
+    return State.FAILED, _DAMAGED.format("exit")
+
+
+def cookie(value: bytes | None) -> str:
     """Return an instance id, which goes to other programs, "" if value is none."""
     text = records.text(value)
     return text if _UUID.fullmatch(text) else ""
+
+
+def _seen(record: dict[str, bytes], name: str) -> Moment:
+    """Return when something happened, by the clocks of this machine: see Carried."""
+    moment = records.moment(record, name, "boot")
+    seen = records.moment(record, "seen", "seen_boot")
+    return seen._replace(time=moment.time) if seen.boot else moment
 
 
 def _identity(run: dict[str, bytes], pid: str, start: str) -> Identity | None:

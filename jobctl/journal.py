@@ -6,42 +6,47 @@ items.sh says what is in their files.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from jobctl import process, records
 from jobctl.model import State
 from jobctl.process import Identity, Sight
+from jobctl.timing import Clocks, Moment
 
 STATES = {b"C": State.COMPLETED, b"F": State.FAILED, b"X": State.STOPPED}
 """How an item can end, by the letter that says so in a journal."""
 
 
 class Run(NamedTuple):
-    """A command that was begun. Times as in Job."""
+    """A command that was begun."""
 
     pid: int
     start: str
-    began: float | None
-    began_uptime: float | None
+    began: Moment
     slot: str
 
 
 class Journals:
     """The slots of one job. What was read once is not read again: journals only grow."""
 
-    def __init__(self, path: str) -> None:
-        """Look at the slots in a folder that need not exist."""
+    def __init__(self, path: str, clocks: Callable[[str], Clocks | None]) -> None:
+        """Look at the slots in a folder that need not exist.
+
+        :param clocks: returns how the clocks of a slot's host stand to ours, None if it is here.
+        """
         self._path = path
+        self._clocks = clocks
         self._offsets: dict[str, int] = {}
         self._begun: dict[int, tuple[str, bytes]] = {}
         """Slots and lines of the items that were begun, without their numbers."""
         self.ends: dict[int, bytes] = {}
         """The lines of the items that have ended."""
-        self.boots: dict[int, str] = {}
-        """On which boot they did."""
+        self._ended_in: dict[int, str] = {}
+        """In which slots they did."""
+        self._boots: dict[str, str] = {}
+        """The boots that slots are of."""
         self.newest: list[int] = []
         """Their numbers, in the order in which we read them."""
 
@@ -92,11 +97,25 @@ class Journals:
 
     def run(self, number: int) -> Run:
         """Return how an item was begun last; one that never was has no pid."""
-        slot, line = self._begun.get(number, ("", b""))
+        return self._run(*self._begun.get(number, ("", b"")))
+
+    def _run(self, slot: str, line: bytes) -> Run:
         fields = (line.split(b" ") + [b""] * 6)[:6]
         _, pid, start, _, began, uptime = fields
-        times = records.number(began), records.number(uptime)
-        return Run(records.integer(pid) or 0, records.text(start), *times, slot)
+        moment = self._moment(slot, began, uptime)
+        return Run(records.integer(pid) or 0, records.text(start), moment, slot)
+
+    def ended(self, number: int) -> Moment:
+        """Return when an item that has ended did."""
+        fields = (self.ends[number].split(b" ", 5) + [b""] * 5)[:5]
+        return self._moment(self._ended_in[number], *fields[3:])
+
+    def _moment(self, slot: str, time: bytes, uptime: bytes) -> Moment:
+        """Return by our clocks what the line of a slot says by those of its host."""
+        boot = self._boots.get(slot, "")
+        moment = Moment(records.number(time), records.number(uptime), boot)
+        clocks = self._clocks(slot)
+        return clocks.ours(moment) if clocks else moment
 
     def sight(self, run: Run, cookie: str, boot: str) -> Sight | None:
         """Return what is to be seen of a command, None if it has ended.
@@ -126,7 +145,7 @@ class Journals:
             text = text[: text.rfind(b"\n") + 1]
             self._offsets[slot] = at + len(text)
             itself = self._self(slot)
-            boot = records.text(itself[2]) if itself else process.boot_id()
+            self._boots[slot] = records.text(itself[2]) if itself else process.boot_id()
             for line in text.splitlines():
                 digits, _, rest = line.partition(b" ")
                 if not digits.isdigit():
@@ -136,12 +155,17 @@ class Journals:
                     self._begun[number] = slot, rest
                 elif rest[:1] in STATES and number not in self.ends:
                     self.ends[number] = rest
-                    self.boots[number] = boot
+                    self._ended_in[number] = slot
                     self.newest.append(number)
 
     def first_began(self) -> float | None:
         """Return when the first item began."""
-        times = (records.number(line.split(b" ", 5)[4]) for _, line in self._begun.values())
+        first = dict[str, tuple[float, bytes]]()
+        for slot, line in self._begun.values():
+            began = records.number(line.split(b" ", 5)[4])
+            if began is not None and (slot not in first or began < first[slot][0]):
+                first[slot] = began, line
+        times = (self._run(slot, line).began.time for slot, (_, line) in first.items())
         return min((began for began in times if began is not None), default=None)
 
     def note_end(self, number: int, state: State, reason: str) -> None:
@@ -150,8 +174,8 @@ class Journals:
         :raises OSError: the disk is full, say.
         """
         letter = next(key for key, known in STATES.items() if known is state).decode()
-        uptime = process.uptime()
-        ended = f"{time.time():.2f} {'-' if uptime is None else f'{uptime:.2f}'}"
+        now = process.now()
+        ended = f"{now.time:.2f} {'-' if now.uptime is None else f'{now.uptime:.2f}'}"
         line = f"{number} {letter} - - {ended} {' '.join(reason.split())}\n"
         os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
         path = f"{self._path}/0/journal"

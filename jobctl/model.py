@@ -146,7 +146,7 @@ class Job(NamedTuple):
     child_count: int = 0
     """How many children it has."""
     began_uptime: float | None = None
-    """Seconds from boot to began; None where that is not known."""
+    """Seconds from our boot to began; None where that is not known, or was on another boot."""
     elapsed: float | None = None
     """Seconds from began to ended, by the clock since boot, which nobody sets."""
     ended_boot: str = ""
@@ -180,15 +180,10 @@ class Job(NamedTuple):
             return max(0.0, uptime - self.began_uptime)
         return max(0.0, now - self.began_at)
 
-    def took(self, one_boot: bool = True) -> float | None:
-        """Return the seconds from began to ended, by the clock that nobody sets if can be.
-
-        :param one_boot: both times since boot are since the same.
-        """
+    def took(self) -> float | None:
+        """Return the seconds from began to ended, for what has no clock since boot."""
         if self.began_at is None or self.ended_at is None:
             return None
-        if one_boot and self.began_uptime is not None and self.ended_uptime is not None:
-            return max(0.0, self.ended_uptime - self.began_uptime)
         return max(0.0, self.ended_at - self.began_at)
 
     @property
@@ -234,7 +229,7 @@ def parent_of(job: Job, children: list[Job]) -> Job:
         ended_boot=last.ended_boot,
         ended_uptime=last.ended_uptime,
     )
-    return job._replace(elapsed=job.took(one_boot=False))
+    return job._replace(elapsed=job.took())
 
 
 def _state_of(states: list[State], begun: bool) -> State:

@@ -12,8 +12,11 @@ import functools
 import os
 import select
 import sys
+import time
 from contextlib import suppress
 from typing import NamedTuple
+
+from jobctl.timing import Moment
 
 _PROC = os.path.exists("/proc/self/stat")
 
@@ -70,6 +73,11 @@ def uptime() -> float | None:
             return float(file.read().split()[0])
     except OSError:
         return None
+
+
+def now() -> Moment:
+    """Return what the clocks of this machine show."""
+    return Moment(time.time(), uptime(), boot_id())
 
 
 def processors() -> int:

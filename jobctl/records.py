@@ -12,9 +12,11 @@ import re
 import signal
 import stat
 import sys
+from collections.abc import Mapping
 
 from jobctl import quoting
 from jobctl.model import Marks
+from jobctl.timing import Moment
 
 _LONGEST = 1 << 26
 """Bytes of a record that are read; a job may have made it larger than the memory."""
@@ -107,12 +109,29 @@ def number(value: bytes | None) -> float | None:
     return result if abs(result) < 1e12 else None
 
 
+def moment(record: Mapping[str, bytes], name: str, boot: str) -> Moment:
+    """Return the point in time `name` of a record; `boot` is the key of that on which it was."""
+    uptime = number(record.get(f"{name}_uptime"))
+    return Moment(number(record.get(name)), uptime, text(record.get(boot)))
+
+
+def dump_moment(moment: Moment, name: str, boot: str) -> dict[str, bytes]:
+    """Return what moment() reads."""
+    times = {name: moment.time, f"{name}_uptime": moment.uptime}
+    dumped = {key: b"" if at is None else b"%.6f" % at for key, at in times.items()}
+    return dumped | {boot: moment.boot.encode()}
+
+
 # --- read marks ---
 
 
 def load_marks(path: str) -> Marks:
     """Return the read marks in a file."""
-    record = load(path)
+    return marks_in(load(path))
+
+
+def marks_in(record: Mapping[str, bytes]) -> Marks:
+    """Return the read marks in a record."""
     return Marks(
         integer(record.get("stdout")) or 0,
         integer(record.get("stderr")) or 0,

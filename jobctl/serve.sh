@@ -13,7 +13,8 @@
 # STATE is the state directory. It is the current one; the jobs of other computers are in
 # guest/, each in a folder called by its instance id and of the shape that runner.sh describes.
 #
-# control says "serving BOOT KILLS HOST" first; KILLS is "kills" where jobs end at logout.
+# control says "serving BOOT KILLS NOW UPTIME HOST" first; KILLS is "kills" where jobs end at
+# logout, NOW and UPTIME are seconds since 1970 and since BOOT, the latter - where that is not told.
 #
 # A line of standard input is a command of sh: one of the functions below with its words,
 # quoted; $nl stands for a newline. Those with a TAG are answered once, in any order, by the
@@ -31,8 +32,11 @@
 #   signal TAG FOLDER NAME JOB...      send them a signal
 #   hit TAG NAME PID                   send a signal to the process group of a process
 #   erase TAG PATH...                  delete finished jobs
-#   survey TAG                         print all jobs: "job PATH ALIVE OUT ERR LENGTH", then
-#                                      spec, run, exit and received, LENGTH bytes, a newline
+#   survey TAG                         print all jobs: "job PATH LETTER OUT ERR SPEC RUN EXIT
+#                                      RECEIVED LENGTH", then these four files, of so many bytes,
+#                                      LENGTH in all, and a newline. LETTER is the condition of
+#                                      the command, - where it does not live, = where the job
+#                                      has ended
 #
 # Without TAG, and without an answer:
 #
@@ -76,7 +80,7 @@ here=${0%/*}
 # Set by functions of runner.sh, or for them.
 runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now='' own=''
 # shellcheck disable=SC2034
-born='' host='' told_time=''
+born='' host='' told_time='' now='' uptime=''
 export jobctl_sourced=1
 # shellcheck source=/dev/null
 . "$here/runner.sh"
@@ -351,14 +355,23 @@ list_jobs() {
         path=${spec%/spec}
         [ -s "$spec" ] || continue
         [ ! -d "$path/items" ] || continue
+        case ${path##*/} in *[!0-9A-Za-z-]*) continue ;; esac # we make none that is called so
         note_loss "$path"
         letter=-
-        alive "$pid" "$ticks" "$boot" && letter=$condition
-        record=$(cat "$path/spec" "$path/run" "$path/exit" "$path/received" 2>/dev/null; echo .)
-        record=${record%.}
+        if [ -s "$path/exit" ]; then
+            letter='='
+        elif alive "$pid" "$ticks" "$boot"; then
+            letter=$condition
+        fi
         # shellcheck disable=SC2046  # two numbers
         set -- $($size "$path/stdout" "$path/stderr" 2>/dev/null) 0 0
-        echo "job $path $letter $1 $2 ${#record}"
+        record='' words="job $path $letter $1 $2"
+        for name in spec run exit received; do
+            content=''
+            [ ! -f "$path/$name" ] || read_text "$path/$name"
+            record=$record$content words="$words ${#content}"
+        done
+        echo "$words ${#record}"
         printf '%s\n' "$record"
     done
     echo "$tag ok"
@@ -833,7 +846,8 @@ control)
         [ ! -e "/var/lib/systemd/linger/$(id -un)" ]; then
         kills=kills
     fi
-    echo "serving $boot_now $kills $host"
+    clock
+    echo "serving $boot_now $kills $now ${uptime:--} $host"
     own_pipe 7
     self
     served=$own served_ticks=$born

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from jobctl import process, records
+from jobctl import process, quoting, records
 from jobctl.folder import Folder
 from jobctl.journal import Run
 from jobctl.model import TYPE_REMOTE, Job, State
 from jobctl.task import Task
+from jobctl.timing import Clocks
 
 
 class FarTask(Task):
@@ -56,6 +57,11 @@ class FarTask(Task):
         if not self._shares:
             self._shares = [self.share(number) for number in range(1, self.share_count + 1)]
         return self._shares
+
+    def clocks(self, slot: str) -> Clocks | None:
+        """Return how the clocks of a slot's host stand to ours, as far as is known."""
+        host, dot, _ = slot.partition(".")
+        return self._all()[int(host) - 1].clocks() if dot else None
 
     def _share_of(self, number: int) -> ShareFolder | None:
         """Return the share that an item is in, if it was given to a host."""
@@ -182,6 +188,7 @@ class ShareFolder(Folder):
         spec = self.spec()
         self.host = os.fsdecode(spec.get("host", b""))
         self._away: tuple[bool, str] | None = None
+        self._clocks: Clocks | None = None
         self._given: list[tuple[int, int]] = []
         self._given_size = -1
 
@@ -200,8 +207,22 @@ class ShareFolder(Folder):
         return self.task.finished()
 
     def forget(self) -> None:
-        """Forget how the connection was."""
-        self._away = None
+        """Forget what changes with the connection."""
+        self._away = self._clocks = None
+
+    def clocks(self) -> Clocks | None:
+        """Return how the host's clocks stood to ours when it was last connected."""
+        if self._clocks is None and (record := records.load(self.file("clocks"))):
+            there = records.moment(record, "there", "there_boot")
+            self._clocks = Clocks(there, records.moment(record, "here", "here_boot"))
+        return self._clocks
+
+    def note_clocks(self, clocks: Clocks) -> None:
+        """Write down how the host's clocks stand to ours."""
+        record = records.dump_moment(clocks.there, "there", "there_boot")
+        record |= records.dump_moment(clocks.here, "here", "here_boot")
+        with suppress(OSError):  # it was removed, or the disk is full: then what was there stays
+            self.replace("clocks", quoting.dump(record))
 
     def away(self) -> tuple[bool, str]:
         """Return whether the host has items and cannot be reached now, and why nothing begins.

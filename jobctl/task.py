@@ -22,6 +22,7 @@ from jobctl.journal import STATES, Journals, Run
 from jobctl.model import TYPE_TASK, Job, Marks, State, parent_of
 from jobctl.process import Identity
 from jobctl.received import PartMarks
+from jobctl.timing import Clocks
 
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
@@ -32,11 +33,15 @@ class Task(Folder):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._journals = Journals(f"{path}/slots")
+        self._journals = Journals(f"{path}/slots", self.clocks)
         self.part_marks = PartMarks(path)
         """What was received of the children."""
         self._block: tuple[int, list[bytes]] = (0, [])
         self._firsts: list[int] = []
+
+    def clocks(self, slot: str) -> Clocks | None:
+        """Return how the clocks of a slot's host stand to ours, None where they are the same."""
+        return None
 
     @staticmethod
     def is_at(path: str) -> bool:
@@ -178,13 +183,13 @@ class Task(Folder):
 
     def _whole_end(self, job: Job) -> Job:
         """Return a finished job with all that is known of its end."""
-        end = super()._finished()
+        end = super()._finished(self._end())
         fields = ("state", "reason", "ended_at", "ended_boot", "ended_uptime")
         job = job._replace(**{key: end[key] for key in fields})
         sizes = self._unreceived()
         job = job._replace(has_more_data=next(sizes, None) is not None)
         job = job._replace(still_written=self._has_leftovers())
-        return job._replace(elapsed=job.took(one_boot=False))
+        return job._replace(elapsed=job.took())
 
     def _variable(self, number: int) -> str:
         """Return what marks the processes of an item."""
@@ -232,8 +237,8 @@ class Task(Folder):
                 state=state,
                 reason=self._rest()[1] if state.finished else "",
                 pid=run.pid,
-                began_at=run.began,
-                began_uptime=run.began_uptime,
+                began_at=run.began.time,
+                began_uptime=run.began.at_boot(boot),
                 percent=percent,
                 message=message,
             )
@@ -241,30 +246,29 @@ class Task(Folder):
         job = job._replace(state=state, reason=reason, has_more_data=not state.finished)
         if not state.finished:
             return job
-        end = super()._finished()
+        end = super()._finished(self._end())
         return job._replace(**{key: end[key] for key in ("ended_at", "ended_boot", "ended_uptime")})
 
     def _part_end(self, job: Job, number: int, line: bytes, marks: Marks) -> Job:
         fields = (line.split(b" ", 5) + [b""] * 6)[:6]
-        state, code, signal, ended, ended_uptime, reason = fields
-        run = self._journals.run(number)
-        job = job._replace(
+        state, code, signal, _, _, reason = fields
+        run, ended = self._journals.run(number), self._journals.ended(number)
+        return job._replace(
             state=STATES[state],
             reason=os.fsdecode(reason),
             exit_code=records.integer(code),
             signal=records.integer(signal),
             pid=run.pid or None,
-            began_at=run.began,
-            began_uptime=run.began_uptime,
-            ended_at=records.number(ended),
-            ended_uptime=records.number(ended_uptime),
-            ended_boot=self._journals.boots.get(number, ""),
+            began_at=run.began.time,
+            ended_at=ended.time,
+            ended_uptime=ended.uptime,
+            ended_boot=ended.boot,
+            elapsed=ended.took(run.began),
             has_more_data=any(
                 marks.next(stream, records.size(f"{self.path}/children/{number}.{stream}"))
                 for stream in STREAMS
             ),
         )
-        return job._replace(elapsed=job.took())
 
     def _command_of(self, words: tuple[str, ...], item: str, number: int) -> str:
         """Return the command of an item as people read it."""

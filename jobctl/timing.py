@@ -6,6 +6,7 @@ import datetime
 import math
 import re
 import time
+from typing import NamedTuple
 
 from jobctl.errors import BadUsage
 
@@ -15,6 +16,56 @@ _SECONDS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 _LONGEST = 100 * 365 * 86400
 _FRACTION = re.compile(r"\.\d+", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)", re.ASCII)
+
+
+class Moment(NamedTuple):
+    """A point in time by the clocks of one machine, in seconds."""
+
+    time: float | None
+    """Since 1970: somebody may set that clock."""
+    uptime: float | None
+    """Since the machine was started, None where it does not tell."""
+    boot: str
+    """What differs after each start of the machine."""
+
+    def at_boot(self, boot: str) -> float | None:
+        """Return the uptime if it is one of that boot."""
+        return self.uptime if self.boot == boot else None
+
+    def since(self, earlier: Moment) -> float | None:
+        """Return the seconds from another moment on the same machine to this one.
+
+        By the clock that nobody sets, if both are known by it.
+        """
+        if self.boot == earlier.boot and self.uptime is not None and earlier.uptime is not None:
+            return self.uptime - earlier.uptime
+        if self.time is None or earlier.time is None:
+            return None
+        return self.time - earlier.time
+
+    def took(self, began: Moment) -> float | None:
+        """Return the seconds that something took which ended now; not less than none."""
+        seconds = self.since(began)
+        return None if seconds is None else max(0.0, seconds)
+
+
+class Clocks(NamedTuple):
+    """What the clocks of a host and those of this machine show at one moment."""
+
+    there: Moment
+    here: Moment
+
+    def ours(self, moment: Moment) -> Moment:
+        """Return what our clocks showed at a moment that is known by those of the host."""
+        passed = self.there.since(moment)
+        if passed is None:
+            return Moment(None, None, "")
+        time_here, uptime, boot = self.here
+        return Moment(
+            None if time_here is None else time_here - passed,
+            None if uptime is None else uptime - passed,
+            boot,
+        )
 
 
 def parse_duration(text: str) -> float:

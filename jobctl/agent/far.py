@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from jobctl import quoting
+from jobctl import process, quoting, records
 from jobctl.agent.channels import Another, Channels
 from jobctl.errors import JobctlError
 from jobctl.model import printable
+from jobctl.timing import Clocks, Moment
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
 SCRIPTS = ("runner.sh", "command.sh", "place.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
@@ -72,7 +73,10 @@ class Far:
         self._bulk: _Channel | None = None
         """Where it comes when there is much, which others are not to wait for."""
         words = _greeting(self._control)
-        self.host = words[3].strip().decode("utf-8", "replace")
+        there = Moment(records.number(words[3]), records.number(words[4]), records.text(words[1]))
+        self.clocks = Clocks(there, process.now())
+        """What the host's clocks showed, and ours, when the connection was made."""
+        self.host = words[5].strip().decode("utf-8", "replace")
         self.warning = _KILLS if words[2] == b"kills" else ""
         """What the user should know of this host."""
 
@@ -317,8 +321,8 @@ def _serve() -> str:
 
 def _greeting(channel: _Channel) -> list[bytes]:
     """Return the words that serve.sh begins with; raise Denied."""
-    words = channel.line().split(b" ", 3)
-    if len(words) != 4 or words[0] != b"serving":
+    words = channel.line().split(b" ", 5)
+    if len(words) != 6 or words[0] != b"serving" or records.number(words[3]) is None:
         raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
     return words
 

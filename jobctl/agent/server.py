@@ -257,7 +257,8 @@ class Agent:
         try:
             far = link.opened(client)
             answer = far.request("survey", seconds=300.0)
-            return {"jobs": answer.decode("utf-8", "surrogateescape"), "host": far.host}
+            jobs = answer.decode("utf-8", "surrogateescape")
+            return {"jobs": jobs, "host": far.host, "clocks": far.clocks}
         finally:
             link.used(-1)
 

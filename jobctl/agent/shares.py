@@ -23,6 +23,7 @@ from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.model import State
 from jobctl.share import FarTask
+from jobctl.timing import Clocks
 
 _AHEAD = 1.0
 """For how many seconds a host is given items that it cannot run yet, so that it never waits."""
@@ -63,6 +64,10 @@ class Share(Carried):
         else:
             self.spread.lost(self, reason)
         return False
+
+    def note_clocks(self, clocks: Clocks) -> None:
+        """Write down how the host's clocks stand to ours, for its journals."""
+        self.place.note_clocks(clocks)
 
     def hand_over(self, far: Far) -> None:
         """Have the host be ready for items."""

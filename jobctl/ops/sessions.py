@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
-from jobctl import draft, paths, quoting
+from jobctl import draft, paths, quoting, records
 from jobctl.agent import client
 from jobctl.agent.client import Asked
 from jobctl.errors import JobctlError, Refused, Unreachable
+from jobctl.folder import STREAMS, cookie, ended_as
 from jobctl.jobs import Jobs
 from jobctl.links import Links, LinkState, Session
-from jobctl.model import TYPE_REMOTE, Job, Place, State, printable
+from jobctl.model import TYPE_BACKGROUND, TYPE_REMOTE, Job, Place, State, printable
 from jobctl.ops.find import parts
 from jobctl.ops.stop import stop
 from jobctl.store import Store
 from jobctl.target import Target, parse_target
+from jobctl.timing import Clocks, Moment
 
 _GRACE = 10.0
 
@@ -160,8 +161,8 @@ class Found(NamedTuple):
 
     path: str
     """Its folder, below the state directory there."""
-    record: dict[str, bytes]
-    """What spec, run, exit and received say together."""
+    spec: dict[str, bytes]
+    """What its spec says, with the time by our clock."""
     job: Job
 
 
@@ -174,12 +175,13 @@ def survey(state_dir: str, to: str, ask: Asked) -> list[Found]:
     """
     answer = client.call(state_dir, {"op": "survey", "to": to}, ask=ask)
     data = answer["jobs"].encode("utf-8", "surrogateescape")
+    clocks = Clocks(*(Moment(*moment) for moment in answer["clocks"]))
     found = []
     while data:
         line, _, data = data.partition(b"\n")
         words = line.split(b" ")
-        size = int(words[-1])
-        found.append(_found(words, quoting.load(data[:size]), to))
+        size = int(words[-1])  # the agent has looked at it
+        found.append(_found(words, data[:size], to, clocks))
         data = data[size + 1 :]
     here = {job.instance_id: job.has_more_data for job in known_here(state_dir, found)}
     found = [
@@ -191,56 +193,58 @@ def survey(state_dir: str, to: str, ask: Asked) -> list[Found]:
     return sorted(found, key=lambda entry: (entry.job.created_at or 0.0, entry.path))
 
 
-def _found(words: list[bytes], record: dict[str, bytes], location: str) -> Found:
-    path = words[1].decode("ascii", "replace")
+def _found(words: list[bytes], data: bytes, location: str, clocks: Clocks) -> Found:
+    """Return a job that lies on a host, its times by our clocks.
+
+    :param words: what serve.sh says of it; data are the files that it tells the lengths of.
+    """
+    path, letter = words[1].decode("ascii", "replace"), words[2]
+    begun_there, finished = path.startswith("jobs/"), letter == b"="
+    files = list[dict[str, bytes]]()
+    for size in map(int, words[5:9]):
+        files.append(quoting.load(data[:size]))
+        data = data[size:]
+    spec, run, end, received = files
 
     def text(key: str) -> str:
-        return os.fsdecode(record.get(key, b""))
+        return os.fsdecode(spec.get(key, b""))
 
-    def number(key: str) -> float | None:
-        try:
-            return float(text(key))
-        except ValueError:
-            return None
+    def ours(record: dict[str, bytes], name: str) -> float | None:
+        return clocks.ours(records.moment(record, name, "boot")).time
 
-    def integer(key: str) -> int | None:
-        return int(text(key)) if text(key).isdigit() else None
-
-    finished = "state" in record
-    if finished:
-        state = State(text("state"))
-    elif words[2] in (b"T", b"t"):
-        state = State.SUSPENDED
-    else:
-        state = State.RUNNING if "pid" in record else State.NOT_STARTED
+    if begun_there and (created := ours(spec, "created")) is not None:
+        spec["created"] = b"%.6f" % created  # else it is by the clock of whoever started it
+    state, reason = ended_as(end) if finished else (_unfinished(letter, run), "")
+    instance_id, marks = cookie(spec.get("instance_id")), records.marks_in(received)
+    sizes = zip(STREAMS, map(records.integer, words[3:5]), strict=False)
+    unreceived = any(marks.next(stream, size or 0) for stream, size in sizes)
     job = Job(
-        path.rpartition("/")[2] if path.startswith("jobs/") else text("instance_id"),
+        path.rpartition("/")[2] if begun_there or not instance_id else instance_id,
         name=text("name"),
-        instance_id=text("instance_id"),
-        type="BackgroundJob",
+        instance_id=instance_id,
+        type=TYPE_BACKGROUND,
         state=state,
-        reason=text("reason"),
-        has_more_data=not finished or _unreceived(words, integer),
-        exit_code=integer("code"),
-        signal=integer("signal"),
+        reason=reason,
+        has_more_data=not finished or unreceived,
+        exit_code=records.integer(end.get("code")),
+        signal=records.integer(end.get("signal")),
         location=location,
         command=text("command"),
-        argv=tuple(map(os.fsdecode, quoting.split(record.get("words", b"")))),
+        argv=tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
         cwd=text("cwd"),
-        pid=integer("pid"),
-        created_at=number("created"),
-        began_at=number("began"),
-        ended_at=number("ended"),
+        pid=records.integer(run.get("pid")),
+        created_at=records.number(spec.get("created")),
+        began_at=ours(run, "began"),
+        ended_at=ours(end, "ended"),
+        elapsed=records.moment(end, "ended", "boot").took(records.moment(run, "began", "boot")),
     )
-    return Found(path, record, job)
+    return Found(path, spec, job)
 
 
-def _unreceived(words: list[bytes], integer: Callable[[str], int | None]) -> bool:
-    """Whether there is output that was not received on the host itself."""
-    return any(
-        int(size) > (integer(stream) or 0)
-        for size, stream in zip(words[3:5], ("stdout", "stderr"), strict=True)
-    )
+def _unfinished(letter: bytes, run: dict[str, bytes]) -> State:
+    if letter in (b"T", b"t"):
+        return State.SUSPENDED
+    return State.RUNNING if "pid" in run else State.NOT_STARTED
 
 
 def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
@@ -263,7 +267,7 @@ def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
     for entry in found:
         if entry.job.instance_id not in known:
             folder = Jobs(state_dir).allocate()
-            draft.adopt(folder, entry.record, place, entry.path)
+            draft.adopt(folder, entry.spec, place, entry.path)
             new.append(folder.id)
             if entry.job.state.finished:
                 over.append(folder.id)

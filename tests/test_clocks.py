@@ -1,0 +1,160 @@
+"""Hosts whose clock is wrong: no time that is shown or compared is theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from far import Far
+from sshd import MakeSshd
+from test_session import Make, make_far
+
+from jobctl import quoting
+from jobctl.timing import Clocks, Moment
+
+pytest_plugins = ("sshd", "far")
+__all__ = ["make_far"]
+
+
+def at_other_time(make_far: Make, make_sshd: MakeSshd, offset: str) -> Far:
+    """Return a computer, and a host where it is another time."""
+    words = ["faketime", "-f", offset, "printenv", "LD_PRELOAD"]
+    library = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    wrong = {"LD_PRELOAD": library, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    program = make_far(make_sshd(environ=wrong))
+    there = float(program.out("session", "run", "web1", "--", "date", "+%s"))
+    assert abs(there - time.time()) > 10_000
+    return program
+
+
+def seconds(text: str) -> float:
+    """Return what RFC 3339 means, since 1970."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def timely(record: dict[str, Any], since: float) -> None:
+    """Fail unless all times of a record are between one and now."""
+    times = [record[key] for key in ("created_at", "began_at", "ended_at") if record[key]]
+    assert times
+    for text in times:
+        assert since - 1 < seconds(text) < time.time() + 1, record
+    assert times == sorted(times) or seconds(times[-1]) > seconds(times[-2]) - 0.1
+
+
+def elapsed(far: Far, *words: str) -> list[float]:
+    """Return what `get -o wide` says of how long jobs have been running, in seconds."""
+    lines = far.out("get", "-o", "wide", *words).splitlines()
+    at = lines[0].index("Elapsed")
+    return [
+        float(line[at:].split()[0].removesuffix("s")) for line in lines[1:] if line[at:].strip()
+    ]
+
+
+@pytest.mark.parametrize("offset", ["-3h", "+3h"])
+def test_jobs_on_a_host(make_sshd: MakeSshd, make_far: Make, tmp_path: Path, offset: str) -> None:
+    far, since = at_other_time(make_far, make_sshd, offset), time.time()
+    plain = far.on("web1", "true")
+    stays = far.on("web1", "--results", "remote", "echo", "x")
+    several = far.on("web2,web3", "true")
+    (tmp_path / "items").write_text("a\nb\n")
+    task = far.on("web1,web4", "--foreach", str(tmp_path / "items"), "true")
+    far.run("wait", "--all", "--timeout", "60")
+    last = far.out("start", "-q", "true").strip()
+    far.run("wait", last)
+    running = far.on("web1", "sleep", "7341")
+    both = far.on("web2,web3", "sleep", "7342")
+    items = far.on("web1", "--foreach", str(tmp_path / "items"), "-c", "sleep 7343")
+    for job in (running, f"{both}.1", f"{both}.2", f"{items}.1"):
+        far.until(job, "Running")
+    records = json.loads(far.out("get", "--children", "-o", "json"))
+    assert len(records) == 8 + 2 * 4
+    for record in records:
+        timely(record, since)
+    # What has just ended is neither old nor of the future; the last to end is the newest.
+    far.out("remove", "--all", "--older-than", "1h")
+    finished = [plain, stays, several, task, last]
+    assert far.out("get", "-q", "--after", "1h").split() == finished
+    assert far.out("get", "-q", "--before", "1h").split() == []
+    unfinished = [running, both, items]
+    assert far.out("get", "-q", "--newest", "4").split() == [last, *unfinished]
+    assert max(elapsed(far, "--children")) < time.time() - since + 1
+
+
+def test_what_is_there(make_sshd: MakeSshd, make_far: Make) -> None:
+    far, since = at_other_time(make_far, make_sshd, "-3h"), time.time()
+    for name in ("first", "second"):
+        far.run("session", "run", "web1", "--", "jobctl", "start", "-w", "-q", "-n", name, "true")
+    far.run("session", "run", "web1", "--", "jobctl", "start", "-q", "-n", "third", "sleep", "7344")
+    found = json.loads(far.out("session", "get", "--on", "web1", "-o", "json"))
+    assert [record["name"] for record in found] == ["first", "second", "third"]
+    for record in found:
+        timely(record, since)
+    adopted = far.out("session", "receive", "web1", "--out-target", "job", "-q").split()
+    far.until(adopted[2], "Running")
+    for record in json.loads(far.out("get", "-o", "json")):
+        timely(record, since)
+    far.out("remove", "--all", "--older-than", "1h")
+    assert far.out("get", "-q").split() == adopted
+    assert max(elapsed(far)) < time.time() - since + 1
+
+
+def test_what_ended_while_the_host_was_away(far: Far) -> None:
+    job = far.on("web1", "-c", "while [ ! -e go7345 ]; do sleep 0.05; done")
+    far.until(job, "Running")
+    guest = far.guest(job)
+    far.kill_agent()
+    (far.sshd.home / "go7345").touch()
+    wait_until(lambda: (guest / "exit").exists() and (guest / "exit").stat().st_size)
+    (far.sshd.home / "go7345").unlink()
+    here = far.out("start", "-q", "true").strip()
+    far.run("wait", here)
+    far.run("wait", job)
+    assert far.out("get", "-q", "--newest", "1").split() == [here]
+
+
+def test_a_moment_there_is_known_here() -> None:
+    then = Moment(1000.0, 50.0, "b")
+    clocks = Clocks(Moment(1000.0, 60.0, "b"), Moment(9000.0, 7.0, "ours"))
+    # By the clock since boot, whatever was set; by the other one where that is not known.
+    assert clocks.ours(then) == Moment(8990.0, -3.0, "ours")
+    assert clocks.ours(Moment(900.0, 50.0, "other")) == Moment(8900.0, -93.0, "ours")
+    assert clocks.ours(Moment(900.0, None, "b")) == Moment(8900.0, -93.0, "ours")
+    assert clocks.ours(Moment(None, None, "")) == Moment(None, None, "")
+    assert Moment(5.0, 3.0, "b").took(Moment(900.0, 1.0, "b")) == 2.0
+    assert Moment(5.0, 3.0, "c").took(Moment(900.0, 1.0, "b")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("exit", b"state='Foo'\n"),
+        ("exit", b"\x00\xff' garbage"),
+        ("exit", b"state='Completed\n"),
+        ("exit", b"state='Running'\nended='nan'\n"),
+        ("spec", None),
+    ],
+)
+def test_what_is_damaged_there(far: Far, name: str, content: bytes | None) -> None:
+    whole = far.done("-n", "whole", "true")
+    broken = far.done("-n", "broken", "true")
+    path = far.guest(broken) / name
+    if content is None:
+        spec = quoting.load(path.read_bytes())
+        content = quoting.dump(spec | {"created": b"inf", "instance_id": b"../..", "words": b"'"})
+    path.write_bytes(content)
+    found = json.loads(far.out("session", "get", "--on", "web1", "-o", "json"))
+    reasons = {record["name"]: (record["state"], record["reason"]) for record in found}
+    assert reasons.pop("whole") == ("Completed", "")
+    (shown,) = reasons.values()
+    if name == "exit":
+        assert shown == ("Failed", "damaged: the file exit cannot be read")
+    far.out("session", "receive", "web1")
+    assert far.job(whole)["state"] == "Completed"
+    assert os.path.exists(path)
