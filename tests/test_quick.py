@@ -42,7 +42,7 @@ def test_words_files_and_status(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_the_folder_the_environment_and_the_input(jobctl: Jobctl, tmp_path: Path) -> None:
-    text = "pwd; umask; env | sort | grep -v '^JOBCTL_[IN]'; cat"
+    text = "pwd; umask; env | sort | grep -v '^JOBCTL_[INPR]'; cat"
     outputs = []
     options: dict[str, Any] = {
         "env": {**jobctl.env, "X": "a\nb"},
