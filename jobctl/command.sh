@@ -3,11 +3,11 @@
 # runner.sh, which reads this only when something may be wrong: it is no part of most jobs.
 #
 # They are called where any variable but jobctl_* may have the caller's value, PATH included.
-# jobctl_named is what people call the command.
+# jobctl_called is what people call the command, and jobctl_named what of it is looked at.
 
 # shellcheck disable=SC2034  # runner.sh uses the variables
 jobctl_tools=${jobctl_tools-} jobctl_newline=${jobctl_newline-} jobctl_failure=${jobctl_failure-}
-jobctl_blank=' 	' jobctl_depth=0 jobctl_called=${jobctl_named-}
+jobctl_called=${jobctl_called-} jobctl_blank=' 	' jobctl_loaded=1
 
 # Returns if the command $1, which locate_program has looked for, can be executed, as far as
 # that is known before; else refuses.
@@ -133,8 +133,8 @@ parse_bang() {
 # interpreter is called by hand, as the kernel would do it: the folder may lie where nothing is
 # executed.
 read_script() {
-    head_of "$1"
-    jobctl_bang=$jobctl_head
+    # It is known to begin with a line of text.
+    IFS= read -r jobctl_bang <"$1"
     parse_bang "$jobctl_bang"
     [ -n "$jobctl_interpreter" ] || jobctl_interpreter=/bin/sh
     # Without a slash it is one in the current directory, not one to look for.

@@ -185,7 +185,9 @@ slots() {
         next=$((next + 1))
         another "$next"
     done
-    clock # before the items, each of which is run in a shell of its own
+    # Before the items, each of which is run in a shell of its own.
+    clock
+    [ "$script" != executable ] || load_command_sh
     self() { itself; }
     # shellcheck disable=SC2119
     serve_items

@@ -581,8 +581,9 @@ command_itself() {
     # shellcheck disable=SC2034  # command.sh uses them
     jobctl_named=${1-} jobctl_newline=$newline
     jobctl_bang='' jobctl_interpreter='' jobctl_argument=''
+    [ -z "$script" ] || { first_of "$words" && jobctl_named=$first; }
     # shellcheck disable=SC2034  # likewise
-    [ -z "$script" ] || jobctl_named=$(first_of "$words")
+    jobctl_called=$jobctl_named jobctl_depth=0
     case $script in
     '') ;;
     executable)
@@ -660,10 +661,10 @@ refuse() {
     end_unbegun "$1" "$2"
 }
 
-# Prints the first of the words $1, which are quoted for sh.
+# Sets first to the first of the words $1, which are quoted for sh.
 first_of() {
     eval "set -- $1"
-    printf '%s\n' "${1-}"
+    first=${1-}
 }
 
 # Returns if the command $1 can be executed, else refuses. exec would find out only
@@ -704,14 +705,15 @@ locate_program() {
 
 load_command_sh() {
     # shellcheck source=/dev/null
-    . "$jobctl_lib/command.sh"
+    [ -n "${jobctl_loaded-}" ] || . "$jobctl_lib/command.sh"
 }
 
 # The last attempt ended with $code: puts it down if the command was never begun.
 unbegun() {
     case $code in 126 | 127) [ ! -e "${failures-}failure" ] || return 0 ;; *) return 0 ;; esac
     load_command_sh
-    note_unbegun "$(first_of "$words")" "${failures-}$([ "$merge" ] && echo stdout || echo stderr)"
+    first_of "$words"
+    note_unbegun "$first" "${failures-}$([ "$merge" ] && echo stdout || echo stderr)"
 }
 
 # Succeeds if what killed the last attempt is a signal that `signal` sent.
@@ -782,7 +784,7 @@ case $0 in
 esac
 [ -z "${PATH+set}" ] || caller_path=$PATH
 [ -z "${LC_ALL+set}" ] || caller_locale=$LC_ALL
-jobctl_tools=/usr/bin:/bin:/usr/sbin:/sbin
+jobctl_tools=/usr/bin:/bin:/usr/sbin:/sbin jobctl_loaded=''
 export LC_ALL=C PATH="$jobctl_tools"
 # A script beside this one may want its functions only.
 [ -z "${jobctl_sourced-}" ] || return 0
