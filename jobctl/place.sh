@@ -43,13 +43,13 @@ fi;
 if [ -z "$w" ]; then
     [ -O "$d" ] || w=$(ls -ldnL -- "$d");
     if [ -h "$d" ]; then
-        case $(ls -ldn -- "$d" | { read -r h h h w; echo "$h"; }) in
+        case $(ls -ldn -- "$d" | { read -r h h h w; printf %s "$h"; }) in
         "$(id -u)") ;;
         *) w=$(ls -ldn -- "$d") ;;
         esac
     fi;
     if [ "$w" ]; then
-        w=$(echo "$w" | { read -r h h h w; echo "$h"; });
+        w=$(printf %s "$w" | { read -r h h h w; printf %s "$h"; });
         s=4 w="the state directory $d belongs to user $w, not to you; set JOBCTL_STATE_DIR to one of your own";
     else
         case $(ls -ldL -- "$d") in
