@@ -339,13 +339,67 @@ def test_a_carriage_return_ends_what_is_tagged(jobctl: Jobctl, tmp_path: Path) -
     """A progress bar is seen as it goes, and never without its tag; bytes stay as they are."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    job = jobctl.sh(f"printf '10%%\\r20%%\\r'; read x <{gate}; printf '\\nb\\r\\n90%%\\r'")
+    job = jobctl.sh(f"printf '10%%\\r20%%\\r'; read x <{gate}; printf '\\nb\\r\\n\\r90%%\\r'")
     receiver = jobctl.popen("receive", "-w", "--tag", job, stdout=subprocess.PIPE)
     assert receiver.stdout
-    assert os.read(receiver.stdout.fileno(), 100) == b"1 localhost: 10%\r"
+    begin = b"1 localhost: 10%\r1 localhost: 20%\r"
+    assert receiver.stdout.read(len(begin)) == begin
     gate.write_text("\n")
     rest = receiver.communicate()[0]
-    assert rest == b"1 localhost: 20%\r\n1 localhost: b\r\n1 localhost: 90%\r\n"
+    assert rest == b"\n1 localhost: b\r\n1 localhost: \r1 localhost: 90%\r\n"
+    directory = tmp_path / "out"
+    jobctl.run("receive", "--again", "--tag", "--output-dir", str(directory), job)
+    whole = b"1 localhost: 10%\r1 localhost: 20%\r\n" + rest.removeprefix(b"\n")
+    assert (directory / "1.stdout").read_bytes() == whole
+
+
+def test_bars_on_a_terminal_show_nothing_of_what_they_write_over(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", "printf 'long 10%%\\r20%%\\r\\nok\\n99%%\\r'; exit 3")
+    child = pexpect.spawn(
+        PROGRAM, ["receive", "--tag", job], env=jobctl.env, timeout=60, encoding="utf-8"
+    )
+    assert child.read().replace("\r\n", "\n") == (
+        "1 localhost: long 10%\r1 localhost: 20%\x1b[K\r\n1 localhost: ok\n"
+        "1 localhost: 99%\r\njobctl: job 1 failed: exit status 3\n"
+    )
+
+
+def test_receivers_at_once_get_whole_tagged_lines(jobctl: Jobctl) -> None:
+    job = jobctl.done("-c", f"{LINES}; {LINES} >&2")
+    taken: list[bytes] = []
+
+    def read(fd: int) -> None:
+        whole = b""
+        while piece := os.read(fd, 3_000):
+            whole += piece
+        os.close(fd)
+        taken.extend(whole.splitlines())
+
+    readers, receivers = [], []
+    for _ in range(3):
+        end, begin = os.pipe()
+        os.set_blocking(begin, False)
+        receivers.append(jobctl.popen("receive", "--tag", job, stdout=begin, stderr=begin))
+        os.close(begin)
+        readers.append(threading.Thread(target=read, args=(end,)))
+        readers[-1].start()
+    for reader, receiver in zip(readers, receivers, strict=True):
+        reader.join()
+        assert receiver.wait(10) == 0
+    assert sorted(taken) == sorted([b"1 localhost: %05000d" % i for i in range(1, 301)] * 2)
+
+
+def test_what_is_told_does_not_count_as_output(jobctl: Jobctl) -> None:
+    """Where it goes into the same pipe, whose reader leaves before it has taken all."""
+    numbers = b"".join(b"%d\n" % i for i in range(1, 5001))
+    failed, job = jobctl.done("false"), jobctl.done("seq", "5000")
+    words = f"jobctl receive {{}} {failed} {job} 2>&1 | head -c 3000"
+    first = shell(jobctl, words.format("-w --write-events")).stdout
+    told = b"".join(line for line in first.splitlines(True) if b"job" in line or b"{" in line)
+    assert told.startswith(b'{"time"')
+    taken = first.replace(told, b"")
+    assert numbers.startswith(taken)
+    assert taken + jobctl.run("receive", job).stdout == numbers
 
 
 def test_tags_and_a_reader_that_leaves(jobctl: Jobctl) -> None:

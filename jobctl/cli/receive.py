@@ -158,7 +158,7 @@ def deliver(jobs: list[Job], manner: Manner) -> int:
     pieces = parts(store, jobs)
     ids = [job.id for job in pieces]
     with _doubting(ids):
-        receiver = Receiver(store.jobs, manner, Listener(_tell_failure))
+        receiver = Receiver(store.jobs, manner, Listener(_failure))
         receiver.now(pieces)
     return render.tell_all([*errors, *receiver.errors.values()])
 
@@ -197,7 +197,7 @@ def follow(
     store = Store(paths.state_dir())
     ids = sorted({part for job in jobs for part in job.children or (job.id,)}, key=order)
     alone = len(jobs) == 1 and not jobs[0].children
-    listener = Listener(_tell_failure, _write_event if events else None)
+    listener = Listener(_failure, _event if events else None)
     receiver = Receiver(store.jobs, manner, listener)
     try:
         for error in _fetched(store, jobs):
@@ -246,7 +246,7 @@ def _gather(
     for error in _fetched(store, ended):
         raise error
     groups = grouped(store.jobs, ended, manner)
-    receiver = Receiver(store.jobs, manner, Listener(lambda job: None))
+    receiver = Receiver(store.jobs, manner, Listener(lambda job: ""))
     with _doubting(ids):
         receiver.together(
             (group.header, [job.id for job in group.jobs]) for group in groups if not group.empty
@@ -287,11 +287,11 @@ def _remove(ids: list[str], manner: Manner) -> None:
         raise error
 
 
-def _tell_failure(job: Job) -> None:
-    render.say(f"job {job.id} failed: {job.reason}")
+def _failure(job: Job) -> str:
+    return render.message(f"job {job.id} failed: {job.reason}")
 
 
-def _write_event(job: Job) -> None:
+def _event(job: Job) -> str:
     event = {
         "time": timing.rfc3339(time.time()),
         "id": job.id,
@@ -299,4 +299,4 @@ def _write_event(job: Job) -> None:
         "state": job.state.value,
         "reason": job.reason,
     }
-    render.tell(json.dumps(event))
+    return json.dumps(event)

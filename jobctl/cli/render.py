@@ -111,15 +111,15 @@ def out(text: str) -> None:
         raise CannotWrite(f"cannot write to standard output: {error.strerror}") from None
 
 
-def say(message: str) -> None:
+def say(text: str) -> None:
     """Tell people something, in one line. Nothing can be done if they cannot be told."""
-    tell(f"jobctl: {printable(message)}")
-
-
-def tell(line: str) -> None:
-    """Write a line to standard error, for people or programs that read what happens."""
     with suppress(OSError):
-        write(2, f"{line}\n".encode("utf-8", "replace"))
+        write(2, f"{message(text)}\n".encode("utf-8", "replace"))
+
+
+def message(text: str) -> str:
+    """Return the line in which people are told something."""
+    return f"jobctl: {printable(text)}"
 
 
 def tell_all(errors: Sequence[JobctlError]) -> int:

@@ -15,7 +15,7 @@ import struct
 import termios
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -40,11 +40,28 @@ class Origin(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Bytes to deliver, as they are in a job's output."""
+    """Bytes to deliver, as they are in a job's output, and our own words around them."""
 
-    data: bytes
+    data: bytes = b""
     origin: Origin | None = None
-    """None for our own words, which are written to their end before anything else."""
+    """Where data comes from."""
+    before: bytes = b""
+    """Words that are written to their end, before anything else, once they are begun."""
+    after: bytes = b""
+    """Words that are so once the last of data is written."""
+    awaited: bool = True
+    """Whether the reader is to take it before we end."""
+
+
+class Taken(NamedTuple):
+    """What a sink took of some parts."""
+
+    delivered: int
+    """Bytes of job output."""
+    last: bytes
+    """The last of these, or of our own words after them."""
+    begun: bool
+    """Whether it took some of a part, but not all."""
 
 
 class Sink:
@@ -55,7 +72,8 @@ class Sink:
         self._fd = fd
         kind = os.fstat(fd).st_mode
         self._plain = stat.S_ISREG(kind)
-        self._device = stat.S_ISCHR(kind) and not os.isatty(fd)
+        self.terminal = os.isatty(fd)
+        self._device = stat.S_ISCHR(kind) and not self.terminal
         self._pipe = stat.S_ISFIFO(kind)
         self._blocks = not self._plain
         writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
@@ -66,9 +84,12 @@ class Sink:
                 self._blocks = False
         self._pending = b""
         """The rest of our own words: to be written before anything else is."""
-        self._on_the_way: deque[tuple[int, Origin | None]] = deque()
+        self._on_the_way: deque[tuple[int, Origin | None, bool]] = deque()
+        """Its length, where it comes from, and whether it is awaited."""
         self._length = 0
         """Bytes of all that is on the way, or was and is not forgotten yet."""
+        self._to_be_empty = False
+        """Whether wait() is to wait until the pipe is."""
 
     def wait(self) -> None:
         """Return when there is room for something.
@@ -80,7 +101,18 @@ class Sink:
             if not self._plain:
                 self._check(self._poll(select.POLLOUT, None))
             if self._finish_words():
-                return
+                break
+        if self._to_be_empty:
+            self._nap_while(lambda: bool(self._unread()))
+            self._to_be_empty = False
+
+    def fits(self, size: int) -> bool:
+        """Return whether so many bytes are written at once, or there is no way to have them so.
+
+        If not, the next wait() sees to it.
+        """
+        self._to_be_empty = self._pipe and not self._blocks and self.room() < size <= PIECE
+        return not self._to_be_empty
 
     def check(self) -> None:
         """Look whether there is still a reader.
@@ -104,38 +136,45 @@ class Sink:
             return PIECE
         return select.PIPE_BUF
 
-    def write(self, *parts: Part) -> int | None:
-        """Write parts as far as there is room.
+    def write(self, *parts: Part) -> Taken | None:
+        """Write parts as far as there is room; return what was taken, None if it was nothing.
 
-        :return: the bytes of job output that were taken, None if there was no room for anything.
-            Of our own words all are taken once one byte of them is, or all that is before them:
-            the rest goes before whatever is written next.
         :raises ReaderLeft: nobody reads the pipe any more.
         :raises CannotWrite: the disk is full, say.
         """
         if not self._finish_words():
             return None
-        left = self._write(b"".join(part.data for part in parts))
+        left = self._write(b"".join(part.before + part.data + part.after for part in parts))
         if not left:
             return None
-        delivered = 0
-        for data, origin in parts:
-            now = min(left, len(data))
-            left -= now
-            if origin is None:
-                self._pending = data[now:]
-                self._note(len(data), None)
-            else:
-                delivered += now
-                self._note(now, origin._replace(end=origin.start + now))
-            if now < len(data):
+        delivered, last, begun = 0, b"", False
+        for part in parts:
+            if not left:
                 break
+            left = self._take_words(part.before, left, part.awaited)
+            now = min(left, len(part.data))
+            if part.origin and now:
+                origin = part.origin._replace(end=part.origin.start + now)
+                self._note(now, origin, part.awaited)
+                delivered, last = delivered + now, part.data[now - 1 : now]
+            left -= now
+            if begun := now < len(part.data):
+                break
+            left = self._take_words(part.after, left, part.awaited)
+            last = part.after[-1:] or last
         self._forget()
-        return delivered
+        return Taken(delivered, last, begun)
 
-    def _note(self, length: int, origin: Origin | None) -> None:
+    def _take_words(self, words: bytes, left: int, awaited: bool) -> int:
+        """Count words as written, of which the first `left` bytes are; return what remains."""
+        if words:
+            self._pending = words[left:]
+            self._note(len(words), None, awaited)
+        return max(0, left - len(words))
+
+    def _note(self, length: int, origin: Origin | None, awaited: bool) -> None:
         if self._pipe:
-            self._on_the_way.append((length, origin))
+            self._on_the_way.append((length, origin, awaited))
             self._length += length
 
     def _forget(self) -> None:
@@ -146,24 +185,27 @@ class Sink:
                 self._length -= self._on_the_way.popleft()[0]
 
     def drain(self, seconds: float | None = None) -> None:
-        """Return when the reader has taken all that is in the pipe, or seconds have passed.
+        """Return when the reader has taken what is awaited of it, or seconds have passed.
 
         :raises ReaderLeft: it went away before.
         """
         if seconds is None:
             self.wait()
+        self._nap_while(lambda: self._awaits() and bool(self._unread()), seconds)
+
+    def _nap_while(self, goes_on: Callable[[], bool], seconds: float | None = None) -> None:
+        """Look again and again at what only the reader changes."""
         deadline = None if seconds is None else time.monotonic() + seconds
         nap = 0.0002
-        while self._on_the_way and self._unread():
-            if deadline is not None and time.monotonic() > deadline:
-                break
+        while goes_on() and (deadline is None or time.monotonic() <= deadline):
             gone = self._poll(0, nap)
-            if gone and self._unread():
+            if gone and goes_on():
                 self._check(gone)
             nap = min(nap * 1.5, _PATIENCE)
-        if not self._pending:
-            self._on_the_way.clear()
-            self._length = 0
+
+    def _awaits(self) -> bool:
+        self._forget()
+        return any(awaited for _, _, awaited in self._on_the_way)
 
     def _write(self, data: bytes) -> int:
         try:
@@ -186,7 +228,7 @@ class Sink:
         unread = self._unread() + len(self._pending)
         lost: list[Origin] = []
         while unread > 0 and self._on_the_way:
-            length, origin = self._on_the_way.pop()
+            length, origin, _ = self._on_the_way.pop()
             if origin is not None:
                 start = max(origin.start, origin.end - unread)
                 start = start if origin.unit is None else origin.unit

@@ -8,21 +8,20 @@ has not taken when he leaves is given back.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import NamedTuple
 
 from jobctl import process
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.folder import STREAMS, Folder
 from jobctl.jobs import Jobs
 from jobctl.model import Job, Marks, State, order, printable
-from jobctl.ops.delivery import PIECE, Origin, Part, Sink, uninterrupted
+from jobctl.ops.delivery import Origin, Part, Sink, uninterrupted
+from jobctl.ops.lines import Stretch, TaggedLines
 from jobctl.ops.wait import Ends
 
 _LIVELY = 0.01
@@ -36,9 +35,6 @@ _AT_ONCE = 1 << 20
 """Bytes to hand over before others get their turn."""
 _LAST_CHANCE = 1.0
 """Seconds that a reader gets to take what is in the pipe when we are interrupted."""
-_LINE = 1 << 12
-"""Bytes in which most lines have their end."""
-_LINE_END = re.compile(rb"\n|\r(?:\n|(?=[^\n]))")
 _STANDARD = {"stdout": (1, "standard output"), "stderr": (2, "standard error")}
 
 
@@ -57,12 +53,12 @@ class Manner:
 
 @dataclass
 class Listener:
-    """Who is told what happens besides output."""
+    """What is told on standard error of what happens besides output."""
 
-    failed: Callable[[Job], None]
-    """The last byte of a Failed job was delivered."""
-    changed: Callable[[Job], None] | None = None
-    """A job is in another state than before, or seen for the first time."""
+    failed: Callable[[Job], str]
+    """Makes the line that is told once the last byte of a Failed job was delivered, or nothing."""
+    changed: Callable[[Job], str] | None = None
+    """Makes the line for a job in another state than before, or seen for the first time."""
 
 
 class Unmarkable(JobctlError):
@@ -73,27 +69,6 @@ class Unmarkable(JobctlError):
         super().__init__(
             f"job {job_id}: cannot note what is received: {error.strerror}; use --keep or --again"
         )
-
-
-class _Line(NamedTuple):
-    """A line that is written in part: the rest of it goes before anything else."""
-
-    sink: Sink
-    job: str
-    stream: str
-    at: int
-    begin: int
-    stop: int
-    """Where it goes on, begins, and is over, in the stream."""
-
-
-def _part(job: Job, stream: str, start: int, data: bytes, unit: int | None = None) -> Part:
-    return Part(data, Origin(job.id, stream, start, start + len(data), unit))
-
-
-def _lacks_newline(text: bytes, at_end: bool) -> bool:
-    """Whether what follows a line's text would begin in the middle of that line."""
-    return not text.endswith(b"\n") and (at_end or not text.endswith(b"\r"))
 
 
 class Receiver:
@@ -110,9 +85,7 @@ class Receiver:
         """The marks of this process alone, where those in the folder are to stay."""
         self._states: dict[str, State] = {}
         self._tags: dict[str, bytes] = {}
-        self._line: _Line | None = None
-        self._searched: dict[tuple[str, str, int], int] = {}
-        """Up to where a line that is not complete was looked through, by where it begins."""
+        self._lines = TaggedLines(self._tag)
         self._sizes: dict[str, list[int]] = {}
         self._all_seen_at = 0.0
         self.errors: dict[str, JobctlError] = {}
@@ -154,7 +127,7 @@ class Receiver:
         """Write what comes from no job."""
         with self._sink(job, "stdout") as sink:
             sink.wait()
-            while sink.write(Part(words)) is None:
+            while sink.write(Part(before=words)) is None:
                 sink.wait()
 
     def _unfinished_line(self, folder: Folder) -> bool:
@@ -237,7 +210,14 @@ class Receiver:
     def _note(self, job: Job) -> None:
         if self._listener.changed and self._states.get(job.id) is not job.state:
             self._states[job.id] = job.state
-            self._listener.changed(job)
+            sink = self._standard("stderr")
+            sink.wait()
+            while not self._say(sink, self._listener.changed(job)):
+                sink.wait()
+
+    def _say(self, sink: Sink, line: str) -> bool:
+        """Tell something on standard error; return False if there is no room for it now."""
+        return not line or self._lines.say(sink, f"{line}\n".encode("utf-8", "replace"))
 
     # --- one job ---
 
@@ -265,6 +245,7 @@ class Receiver:
                 ):
                     while self._hand_over(job, folder, stream, source.fileno(), sink):
                         moved = True
+                    self._lines.leave(sink)
         if job.state is State.FAILED and not self._marks(folder).told:
             self._tell(job, folder)
         return moved
@@ -279,7 +260,9 @@ class Receiver:
             try:
                 while left > 0 and (span := marks.next(stream, size := folder.size(stream))):
                     if self._manner.tag:
-                        taken = self._write_line(job, stream, source, sink, span, span[1] < size)
+                        over = job.state.finished or span[1] < size
+                        here = Stretch(job.id, stream, *span, over)
+                        taken = self._lines.write(sink, source, here)
                     else:
                         taken = self._write(job, stream, source, sink, span)
                     if not taken:
@@ -297,62 +280,9 @@ class Receiver:
         piece = os.pread(source, min(sink.room(), end - start), start)
         # Receivers that share the output are to get whole lines each.
         piece = piece[: piece.rfind(b"\n") + 1] or piece
-        return sink.write(_part(job, stream, start, piece)) or 0
-
-    def _write_line(
-        self, job: Job, stream: str, source: int, sink: Sink, span: tuple[int, int], closed: bool
-    ) -> int | None:
-        """Write some of the next line, with a tag where it begins.
-
-        :param closed: what follows the span is not to be received, or was.
-        :return: how many bytes of it, 0 if there is no room, None if it is not complete.
-        """
-        start, end = span
-        line = self._line
-        if line and line[:4] != (sink, job.id, stream, start):
-            # Another receiver has the rest of it, or the job is gone.
-            if line.sink.write(Part(b"\n")) is not None:
-                self._line = None
-            return 0
-        stop = line.stop if line else self._end_of_line(job.id, stream, source, span)
-        if stop is None:
-            if not (closed or job.state.finished):
-                return None
-            stop = end
-        body = os.pread(source, min(PIECE, stop - start, end - start), start)
-        begin = line.begin if line else start
-        parts = [] if line else [Part(self._tag(job.id))]
-        parts.append(_part(job, stream, start, body, begin))
-        if start + len(body) == stop and _lacks_newline(body, at_end=stop == end):
-            parts.append(Part(b"\n"))
-        taken = sink.write(*parts) if body else None
-        if taken is None:
-            return 0
-        reached = start + taken
-        self._line = None
-        if reached < stop:
-            self._line = _Line(sink, job.id, stream, reached, begin, stop)
-        return taken
-
-    def _end_of_line(
-        self, job_id: str, stream: str, source: int, span: tuple[int, int]
-    ) -> int | None:
-        """Return where the line ends that a span begins with, None if it does not end in there.
-
-        A carriage return ends one, too: progress bars write nothing else for minutes. What
-        follows it must be seen, as it may be a newline.
-        """
-        start, end = span
-        at, length = self._searched.pop((job_id, stream, start), start), _LINE
-        while piece := os.pread(source, min(length, end - at), at):
-            if found := _LINE_END.search(piece):
-                return at + found.end()
-            if piece == b"\r":
-                break
-            at += len(piece) - piece.endswith(b"\r")
-            length = PIECE
-        self._searched[job_id, stream, start] = at
-        return None
+        origin = Origin(job.id, stream, start, start + len(piece))
+        taken = sink.write(Part(piece, origin))
+        return taken.delivered if taken else 0
 
     def _tag(self, job_id: str) -> bytes:
         """Return what each line of a job begins with: `12.3 web1: `."""
@@ -365,12 +295,20 @@ class Receiver:
         """Tell why a job failed if its last byte was delivered and nobody told it before."""
         for sink in self._sinks.values():
             sink.drain()  # else what is told would count as output not taken
-        with uninterrupted(), self._moving(folder) as move:
-            marks = self._marks(folder)
-            rest = (marks.next(stream, folder.size(stream)) for stream in STREAMS)
-            if not marks.told and not any(rest):
-                self._listener.failed(job)
-                move(marks._replace(told=True))
+        sink, said = self._standard("stderr"), False
+        while not said:
+            with suppress(CannotWrite):  # nothing can be done if nobody can be told
+                sink.wait()
+            with uninterrupted(), self._moving(folder) as move:
+                marks = self._marks(folder)
+                rest = (marks.next(stream, folder.size(stream)) for stream in STREAMS)
+                if marks.told or any(rest):
+                    return
+                said = True
+                with suppress(CannotWrite):
+                    said = self._say(sink, self._listener.failed(job))
+                if said:
+                    move(marks._replace(told=True))
 
     # --- marks ---
 
@@ -417,8 +355,8 @@ class Receiver:
         if self._manner.keep or self._manner.again:
             return
         lost = sink.lost()
-        if (line := self._line) and line.sink is sink and not lost:
-            lost = [Origin(line.job, line.stream, line.begin, line.at)]
+        if not lost and (line := self._lines.unfinished(sink)):
+            lost = [line]
         for job_id, stream, start, end, _ in lost:
             folder = self._jobs.folder(job_id)
             if folder.exists():
@@ -432,13 +370,7 @@ class Receiver:
         """Give what takes a stream of a job; a file is begun anew once for `again`."""
         directory = self._manner.output_dir
         if directory is None:
-            fd, name = _STANDARD[stream]
-            about = os.fstat(fd)
-            # Both may be the same pipe, and then what is on the way is so in one order.
-            key = (about.st_dev, about.st_ino)
-            if key not in self._sinks:
-                self._sinks[key] = Sink(fd, name)
-            yield self._sinks[key]
+            yield self._standard(stream)
             return
         path = os.path.join(directory, f"{job.id}.{stream}")
         anew = self._manner.again and path not in self._begun
@@ -456,6 +388,15 @@ class Receiver:
             yield Sink(fd, path)
         finally:
             os.close(fd)
+
+    def _standard(self, stream: str) -> Sink:
+        fd, name = _STANDARD[stream]
+        about = os.fstat(fd)
+        # Both may be the same pipe, and then what is on the way is so in one order.
+        key = (about.st_dev, about.st_ino)
+        if key not in self._sinks:
+            self._sinks[key] = Sink(fd, name)
+        return self._sinks[key]
 
 
 class Terminated(KeyboardInterrupt):
