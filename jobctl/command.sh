@@ -77,7 +77,7 @@ executable() {
     head_of "$1"
     case $jobctl_head in
     '#!'*) interpreted "$jobctl_head" ;;
-    *[[:cntrl:]]*) ! binary "$jobctl_head" || of_this_system "$jobctl_head" ;;
+    *[[:cntrl:]]*) ! binary "$jobctl_head" || of_this_system "$1" ;;
     esac
 }
 
@@ -164,35 +164,67 @@ by_env() {
     [ -e "$jobctl_found" ] || refuse 127 "command not found: $jobctl_called: its interpreter $1 is not there"
 }
 
-# Returns if this system executes binary files that begin with $1, else refuses: setsid would
-# have a shell read it. If the kernel was told of others (binfmt_misc), it may be one of those.
+# Returns if this system executes the binary file $1, else refuses: setsid would have a shell
+# read it. If the kernel was told of others (binfmt_misc), it may be one of those.
 of_this_system() {
-    kind_of "$1"
-    jobctl_own=$jobctl_kind
-    if [ -r /proc/self/exe ]; then head_of /proc/self/exe; else head_of /bin/sh; fi
-    kind_of "$jobctl_head"
-    case $jobctl_own/$jobctl_kind in
-    "$jobctl_kind/$jobctl_own" | ELF1*/ELF2* | ELF2*/ELF1*) return ;;
+    jobctl_own=/bin/sh
+    [ ! -r /proc/self/exe ] || jobctl_own=/proc/self/exe
+    jobctl_why=$(
+        PATH=$jobctl_tools
+        { od -An -v -tu1 -N 4096 <"$1"; echo own; od -An -v -tu1 -N 20 <"$jobctl_own"; } 2>/dev/null |
+            LC_ALL=C awk "$jobctl_inspect"
+    )
+    case $jobctl_why in
+    /*)
+        jobctl_named="$jobctl_called: its interpreter $jobctl_why"
+        [ -e "$jobctl_why" ] || refuse 127 "command not found: $jobctl_named is not there"
+        ;;
+    foreign)
+        for jobctl_part in /proc/sys/fs/binfmt_misc/*; do
+            case $jobctl_part in */register | */status | */\*) ;; *) return ;; esac
+        done
+        refuse 126 "cannot execute $jobctl_named: exec format error: it is not a program for this system"
+        ;;
     esac
-    for jobctl_part in /proc/sys/fs/binfmt_misc/*; do
-        case $jobctl_part in */register | */status | */\*) ;; *) return ;; esac
-    done
-    refuse 126 "cannot execute $jobctl_named: exec format error: it is not a program for this system"
 }
 
-# Sets jobctl_kind to what a binary file is that begins with $1.
-kind_of() {
-    jobctl_kind=other
-    case $1 in
-    "$(printf '\177ELF')"*)
-        # Class and byte order are the 5th and 6th byte, the machine is the 19th and 20th: elf(5).
-        jobctl_kind=ELF$(printf '%s' "$1" | PATH=$jobctl_tools LC_ALL=C awk '{
-            print index("\001\002", substr($0, 5, 1)) substr($0, 6, 1) substr($0, 19, 2) }')
-        ;;
-    "$(printf '\312\376\272\276')"* | "$(printf '\317\372\355\376')"* | \
-        "$(printf '\316\372\355\376')"*) jobctl_kind=Mach-O ;;
-    esac
-}
+# Of the bytes of a file, then "own" and those of a program that runs here, prints "foreign" if
+# the first one is none for this system, else what it names as its interpreter: see elf(5).
+# A system of 64 bits may execute programs of 32 as well.
+# shellcheck disable=SC2016  # of awk
+jobctl_inspect='
+    { for (i = 1; i <= NF; i++) if ($i == "own") { own = 1; size[1] = 0 }
+                                else byte[own + 0, size[own + 0]++] = $i }
+    END {
+        mine = kind(1); its = kind(0)
+        if (its != mine && !(elf(its) && elf(mine) && byte[0, 4] != byte[1, 4])) print "foreign"
+        else if (elf(its)) print interpreter()
+    }
+    function elf(what) { return what ~ /^127 69 76 70 [12] / }
+    function kind(f,   magic) {
+        magic = byte[f, 0] " " byte[f, 1] " " byte[f, 2] " " byte[f, 3]
+        if (magic ~ /^(202 254 186 190|20[67] 250 237 254)$/) return "Mach-O"
+        if (magic != "127 69 76 70") return "other"
+        return magic " " byte[f, 4] " " byte[f, 5] " " byte[f, 18] " " byte[f, 19]
+    }
+    function number(at, count,   k, n) {
+        for (k = 0; k < count; k++)
+            n = n * 256 + byte[0, byte[0, 5] == 2 ? at + k : at + count - 1 - k]
+        return n
+    }
+    function interpreter(   wide, word, at, k, name) {
+        wide = byte[0, 4] == 2
+        word = wide ? 8 : 4
+        at = number(wide ? 32 : 28, word)
+        for (k = number(wide ? 56 : 44, 2); k > 0 && at + 56 <= size[0]; k--) {
+            if (number(at, 4) == 3) {
+                at = number(at + (wide ? 8 : 4), word)
+                while (at < size[0] && byte[0, at] != 0) name = name sprintf("%c", byte[0, at++] + 0)
+                return at < size[0] ? name : ""
+            }
+            at += number(wide ? 54 : 42, 2)
+        }
+    }'
 
 # Writes down as the failure that the command $1 could not be executed, though nothing had
 # spoken against it: the last line of file $2 is then from setsid, or from the shell that was to
