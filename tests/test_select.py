@@ -249,6 +249,31 @@ def test_watching_nobody(jobctl: Jobctl) -> None:
     assert "nobody" in jobctl.refused(3, "get", "--watch", "nobody")
 
 
+def test_watching_what_is_removed(jobctl: Jobctl) -> None:
+    job = jobctl.done("true")
+    watch = jobctl.popen(
+        "get", "-q", "--watch", job, "77", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert watch.stdout
+    assert watch.stdout.readline() == b"1\n"
+    jobctl.run("remove", job)
+    out, err = watch.communicate(timeout=20)
+    assert (watch.returncode, out) == (3, b"")
+    assert [line.split(b";")[0] for line in err.splitlines()] == [
+        b"jobctl: no job 77",
+        b"jobctl: no job 1",
+        b"jobctl: no job 77",
+    ]
+
+
+def test_columns_are_as_wide_as_what_is_in_them(jobctl: Jobctl) -> None:
+    for name in ("日本", "e\u0301e", "👍", "plain"):
+        jobctl.start("-n", name, "true")
+    lines = jobctl.out("get").splitlines()
+    assert {render.cells(line[: line.index("Background")]) for line in lines[1:]} == {11}
+    assert lines[0].index("Type") == 11
+
+
 def test_children_of_what_a_filter_means_are_not_listed_twice(jobctl: Jobctl) -> None:
     jobctl.run("start", "-q", "--foreach", "-", "echo", input=b"a\nb\n")
     jobctl.run("wait", "1")
@@ -279,6 +304,7 @@ def test_rows_never_wrap_on_a_terminal(columns: int) -> None:
 
 def test_cells() -> None:
     assert render.cells("日本 e\u0301 👍") == 9
+    assert render.cells("❤\ufe0f") == 2
     assert [render.cut("日本語", most) for most in (6, 5, 4, 1)] == ["日本語", "日本…", "日…", "…"]
 
 

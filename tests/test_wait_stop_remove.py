@@ -125,6 +125,30 @@ def test_a_bar_never_wraps_and_begins_where_the_job_is(jobctl: Jobctl, tmp_path:
     gate.write_text("\n")
 
 
+def test_a_bar_shows_what_is_done_and_goes_back_with_the_job(
+    jobctl: Jobctl, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    done = jobctl.done("true")
+    job = jobctl.sh(
+        f"echo 70 >$JOBCTL_PROGRESS; read x <{gate}; echo 20 back >$JOBCTL_PROGRESS; read x <{gate}"
+    )
+    both = pexpect.spawn(PROGRAM, ["wait", done, job], env=jobctl.env, encoding="utf-8")
+    both.expect("%")
+    assert (both.before or "").endswith(" 50")
+    wait_until(lambda: jobctl.job(job)["progress"])
+    child = pexpect.spawn(PROGRAM, ["wait", job], env=jobctl.env, encoding="utf-8")
+    child.expect("70%")
+    gate.write_text("\n")
+    child.expect("20%  back")
+    gate.write_text("\n")
+    child.expect("100%")
+    for each in (both, child):
+        each.expect(pexpect.EOF)
+        assert each.wait() == 0
+
+
 def test_wait_for_three_hundred(jobctl: Jobctl) -> None:
     for _ in range(30):
         jobctl.start("sleep", "2")

@@ -13,6 +13,7 @@ from jobctl.agent.caller import Client
 from jobctl.agent.far import Far
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.transport.base import Lost, Stream, Terminal
+from jobctl.writing import write
 
 _PIECE = 1 << 18
 _GRACE = 2.0
@@ -142,12 +143,7 @@ def _move(read: Callable[[int], bytes], fd: int) -> None:
     :raises Lost: the connection broke.
     """
     while piece := read(_PIECE):
-        view = memoryview(piece)
-        while view:
-            try:
-                view = view[os.write(fd, view) :]
-            except BlockingIOError:  # our caller's descriptor does not wait
-                select.select((), (fd,), ())
+        write(fd, piece)
 
 
 def _input(stream: Stream, fd: int, ended: int) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobctl.cli import options, render
 from jobctl.model import TYPE_REMOTE, Job
 from jobctl.paths import state_dir
+
+if TYPE_CHECKING:
+    from jobctl.ops.find import Found
 
 _REDRAW = 1.0
 
@@ -40,11 +43,8 @@ def command(children: bool, watch: bool, form: str, quiet: bool, **values: Any) 
     """
     chosen = options.Chosen(values)
     form = "ids" if quiet else form
-    found = options.found(chosen)
+    found = _watched(chosen, children, form) if watch else options.found(chosen)
     _look_after(found.jobs)
-    if watch and (found.jobs or not found.missing):
-        render.tell_all(found.missing)
-        _watch(chosen, children, form)
     render.records(_shown(found.jobs, chosen, children), form)
     return render.tell_all(found.missing)
 
@@ -75,14 +75,19 @@ def _shown(jobs: list[Job], chosen: options.Chosen, children: bool) -> list[Job]
     return sorted(shown.values(), key=lambda job: job.key)
 
 
-def _watch(chosen: options.Chosen, children: bool, form: str) -> None:
-    """Show the jobs each time they have changed, on a terminal in place, until ^C."""
+def _watched(chosen: options.Chosen, children: bool, form: str) -> Found:
+    """Show the jobs each time they have changed, on a terminal in place, until ^C.
+
+    Return when nothing that was asked for is there, or is any more.
+    """
     before = None
-    while True:
-        jobs = options.found(chosen).jobs
-        _look_after(jobs)
-        text = render.rendered(_shown(jobs, chosen, children), form)
+    while (found := options.found(chosen)).jobs or not found.missing:
+        if before is None:
+            render.tell_all(found.missing)
+        _look_after(found.jobs)
+        text = render.rendered(_shown(found.jobs, chosen, children), form)
         if text != before:
             render.out(("\x1b[H\x1b[2J" if os.isatty(1) else "") + text)
             before = text
         time.sleep(_REDRAW)
+    return found

@@ -5,27 +5,31 @@ from __future__ import annotations
 import errno
 import io
 import os
-import select
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 from jobctl import process, timing
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.model import Job, State, printable
+from jobctl.writing import write
 
 FORMATS = ("table", "wide", "json", "jsonl", "ids")
 
-_CUT = ("Name", "Location", "Command", "Reason")
+_CUT = ("Name", "Location", "Host", "Command", "Reason")
 """Columns whose values are cut where a terminal is too narrow for all of them."""
 _NARROWEST = 12
 """Cells that such a column keeps while others can still be left out."""
 _LEFT_OUT = ("Type", "HasMoreData")
 """Columns that are left out then, in this order."""
+_EMOJI, _SOFT_HYPHEN = "\ufe0f", "\xad"
+"""What makes the character before it an emoji, two cells wide; and a hyphen that shows or not."""
 _COLOURS = {
     State.RUNNING: "cyan",
     State.COMPLETED: "green",
@@ -49,21 +53,6 @@ def open_standard_files() -> None:
     os.close(fd)
     # What libraries print goes the same way as what we do.
     sys.stdout, sys.stderr = _stream(1), _stream(2)
-
-
-def write(fd: int, data: bytes) -> None:
-    """Write all of data, waiting for room also where somebody made the descriptor non-blocking.
-
-    :raises OSError: as os.write() does.
-    """
-    left = memoryview(data)
-    while left:
-        try:
-            left = left[os.write(fd, left) :]
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            poll.poll()
 
 
 class _Descriptor(io.RawIOBase):
@@ -183,7 +172,10 @@ def things(
     elif form in ("json", "jsonl"):
         out(_as_text(values, form))
     elif rows:
-        out(_tabulated([[printable(cell) for cell in row] for row in rows], list(names)))
+        shown, headings = [[printable(cell) for cell in row] for row in rows], list(names)
+        if os.isatty(1):
+            fit(shown, headings, terminal_width(1))
+        out(_tabulated(shown, headings))
 
 
 def _as_text(values: Sequence[object], form: str) -> str:
@@ -198,8 +190,8 @@ def _tabulated(rows: list[list[str]], names: list[str]) -> str:
     import tabulate
 
     tabulate.MIN_PADDING = 0  # two spaces between columns are enough
-    # By itself it would count characters, or load wcwidth if there is one, for 30 ms.
-    vars(tabulate)["wcwidth"] = SimpleNamespace(wcswidth=cells)
+    # By itself it would count characters, or with wcwidth, if there is one, another way than fit().
+    vars(tabulate).update(wcwidth=SimpleNamespace(wcswidth=cells), WIDE_CHARS_MODE=True)
     return tabulate.tabulate(rows, names, tablefmt="plain", disable_numparse=True) + "\n"
 
 
@@ -279,28 +271,32 @@ def _drop(column: int, rows: list[list[str]], names: list[str], widths: list[int
 
 
 def cells(text: str) -> int:
-    """Return how many cells of a terminal printable text takes."""
-    if text.isascii():
-        return len(text)
-    return sum(map(_cells, text))
+    """Return how many cells of a terminal printable text takes, at most.
+
+    Terminals differ in what they put together: a row that is too short does not wrap.
+    """
+    return len(text) if text.isascii() else sum(_sizes(text))
 
 
-def _cells(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+def _sizes(text: str) -> Iterator[int]:
+    """Yield how many cells each character of a text takes, or adds to the one before."""
+    before = 0
+    for character in text:
+        if character == _EMOJI and before == 1:
+            size = 1
+        elif unicodedata.category(character) in ("Mn", "Me", "Cf") and character != _SOFT_HYPHEN:
+            size = 0
+        else:
+            size = before = 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        yield size
 
 
 def cut(text: str, most: int) -> str:
     """Return text, with an ellipsis for its end if it takes more than so many cells."""
     if cells(text) <= most:
         return text
-    kept, room = "", most - 1
-    for character in text:
-        if (room := room - _cells(character)) < 0:
-            break
-        kept += character
-    return f"{kept}…"[:most]
+    sums = accumulate(_sizes(text))
+    return f"{text[: bisect_right(list(sums), most - 1)]}…"[: max(0, most)]
 
 
 def _colour(rows: list[list[str]], names: list[str], jobs: Sequence[Job]) -> None:

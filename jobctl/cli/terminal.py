@@ -15,6 +15,7 @@ from typing import Any
 from jobctl.agent.client import Asked, Talk
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import printable
+from jobctl.writing import write
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 _ENDING = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP)
@@ -40,7 +41,7 @@ def ask(question: dict[str, Any]) -> object:
     """
     if "show" in question:
         if os.isatty(2):
-            os.write(2, (_lines(question["show"]) + "\n").encode())
+            write(2, (_lines(question["show"]) + "\n").encode("utf-8", "replace"))
         return None
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
@@ -189,7 +190,7 @@ def enter(state_dir: str, to: str) -> int:
             signal.signal(number, leave)
         return _status(talk, begun)
     except JobctlError:
-        os.write(2, b"\r\n")  # what the shell wrote last may be a prompt
+        write(2, b"\r\n")  # what the shell wrote last may be a prompt
         raise
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)

@@ -19,8 +19,10 @@ from jobctl.ops.wait import finished
 from jobctl.task import Task
 
 _TIMED_OUT = 124
-_BAR, _BESIDE = 36, 26
-"""Cells of the bar itself, and of what stands around it at most: percent, time left, spaces."""
+_BAR = 36
+"""Cells of the bar, where there is room."""
+_AROUND, _RATE = 12, 25
+"""Cells of percent, brackets and spaces, and of the time left and the rate with them, at most."""
 _BEAT, _LONG = 0.5, 3600.0
 """Seconds between looks at a job's progress, and where nobody watches."""
 
@@ -129,24 +131,34 @@ class _Bar:
         ]
         total = self._parts + sum(task.count - 1 for task in self._tasks)
         self._only = folders.folder(jobs[0].id) if total == 1 and not self._tasks else None
-        label = f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs"
-        room = max(0, render.terminal_width(2) - len(label) - _BESIDE)
-        width = max(1, min(room, _BAR))  # Click takes 0 for "all there is"
-        self._room = max(0, room - width)
-        """Cells that are left for a job's own message: a bar that wraps cannot be redrawn."""
         visible = bool(jobs) and os.isatty(2)
         self.beat = _BEAT if visible else _LONG
-        self._began, self._first = time.monotonic(), self._now() if visible else 0
+        early = sum(folders.folder(part).finished() for part in waited_for) if visible else 0
+        self._began, self._first = time.monotonic(), self._now(early) if visible else 0
+        self._room = 0
+        """Cells that are left for words: a bar that wraps cannot be redrawn."""
         self.shown = click.progressbar(
             length=100 if self._only else total,
-            label=label,
-            width=width,
-            item_show_func=self._message,
-            show_eta=not self._only,
+            label=f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs",
+            item_show_func=self._words,
             hidden=not visible,
+            update_min_steps=0,
             file=sys.stderr,
         )
         self.shown.pos = self._first
+        self._fit()
+
+    def _fit(self) -> None:
+        """Take as much room as the terminal has now."""
+        columns = render.terminal_width(2) - len("^C ")
+        words = 0 if self._only else _RATE
+        room = columns - len(self.shown.label) - _AROUND
+        # Click takes 0 for "all there is".
+        self.shown.width = max(1, min(room - words, _BAR))
+        self._room = max(0, room - self.shown.width)
+        self.shown.show_eta = not self._only and self._room >= _RATE
+        if self.shown.max_width is not None:
+            self.shown.max_width = min(self.shown.max_width, max(1, columns))
 
     def _done(self) -> int:
         """Return how many parts and items have ended."""
@@ -157,23 +169,29 @@ class _Bar:
             ended += task.count - 1 if whole else min(task.ended_count(), task.count - 1)
         return ended
 
-    def _message(self, _: int | None) -> str | None:
+    def _words(self, _: int | None) -> str | None:
         if self._only:
             message = render.cut(printable(self._only.progress()[1] or ""), self._room)
             # Click clears what was there by its number of characters.
             return message + " " * (self._room - render.cells(message))
-        if self.shown.finished or self.shown.pos <= self._first:
+        if self.shown.finished or self.shown.pos <= self._first or self._room < _RATE:
             return None
         rate = (self.shown.pos - self._first) / (time.monotonic() - self._began)
         return f"{rate:.1f}/s"
 
     def show(self) -> None:
-        """Show how it is now."""
+        """Show how it is now, which may be less than before."""
         if self.beat != _LONG:
-            self.shown.update(self._now() - self.shown.pos)
+            self._fit()
+            self.shown.pos, self.shown.finished = self._now(), False
+            self.shown.update(0)
 
-    def _now(self) -> int:
-        """Return where the bar is."""
+    def _now(self, early: int = 0) -> int:
+        """Return where the bar is.
+
+        :param early: how many of the parts that are waited for are known to be finished.
+        """
         if self._only:
-            return round(self._only.progress()[0] or 0) if self._waited_for else 100
-        return self._done()
+            waits = len(self._waited_for) > early
+            return round(self._only.progress()[0] or 0) if waits else 100
+        return self._done() + early
