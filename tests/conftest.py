@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import keeper
 import pytest
 import quick
 
@@ -30,7 +32,12 @@ WEIRD = "a'; echo foo $(b) \"\n\\ *"
 """A name that whoever quotes wrongly falls over."""
 
 
-def wait_until(predicate: Callable[[], object], seconds: float = 20.0) -> Any:
+KEEPER = pytest.StashKey[keeper.Keeper]()
+PATIENCE = 60.0
+"""Seconds after which what should come about will not; they cost nothing where it does."""
+
+
+def wait_until(predicate: Callable[[], object], seconds: float = PATIENCE) -> Any:
     """Return what predicate returns once that is true; fail with what it last returned."""
     deadline = time.monotonic() + seconds
     while not (result := predicate()):
@@ -123,6 +130,14 @@ class Jobctl:
         """Wait until a job is in a state."""
         wait_until(lambda: self.state(job) == state or None)
 
+    def stop_all(self) -> None:
+        """Stop the jobs that may be unfinished, if there are any."""
+        if self.state_dir.is_dir():
+            self.state_dir.chmod(0o700)
+        folders = list(self.state_dir.glob("jobs/[0-9]*"))
+        if not all((folder / "exit").exists() for folder in folders):
+            self.run("stop", "--all", "--grace", "0", status=None)
+
     def runner_pid(self, job: str) -> int:
         """Return the process that runs a job's command."""
         line = (self.folder(job) / "run").read_text().splitlines()[0]
@@ -188,6 +203,26 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
+def nothing_left(*homes: Path, but: Iterable[int] = ()) -> None:
+    """Fail if a process goes on that has one of these home directories; end it.
+
+    :param but: those that were there before.
+    """
+    deadline = time.monotonic() + PATIENCE
+
+    def of_ours() -> dict[int, str]:
+        found = {pid: words for home in homes for pid, words in at_home(home).items()}
+        return {pid: words for pid, words in found.items() if pid not in but}
+
+    while left := of_ours():
+        if time.monotonic() > deadline:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"left running: {left}")
+        time.sleep(0.02)
+
+
 @pytest.fixture(autouse=True)
 def _home_untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep every test from the real home and the real jobs."""
@@ -201,13 +236,25 @@ def jobctl(tmp_path: Path) -> Iterator[Jobctl]:
     """Give the program, and leave no job behind."""
     program = Jobctl(tmp_path / "state", tmp_path)
     yield program
-    if program.state_dir.is_dir():
-        program.state_dir.chmod(0o700)
-    program.run("stop", "--all", "--grace", "0", status=None)
-    for folder in program.state_dir.glob("jobs/*/run"):
-        if (folder.parent / "items").exists():
-            continue
-        pid = program.runner_pid(folder.parent.name)
-        if any(pid == other for other in processes_with(str(folder.parent))):
-            os.kill(pid, signal.SIGKILL)
-            pytest.fail(f"runner {pid} of {folder.parent} was still there")
+    program.stop_all()
+    nothing_left(tmp_path)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Have somebody watch over the run who ends what it leaves behind; see keeper.py."""
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        base = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        config.stash[KEEPER] = keeper.Keeper(base)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Once all is over, say what was left running, which is a failure."""
+    result = yield
+    if watcher := session.config.stash.get(KEEPER, None):
+        quick.end()
+        if left := watcher.end():
+            print(f"\nleft running by the tests:\n{left}", file=sys.stderr)
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+    return result

@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 import signal
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, at_home, wait_until
+from conftest import Jobctl, at_home, nothing_left, wait_until
 from sshd import Sshd
 
 
@@ -87,31 +86,12 @@ class Far(Jobctl):
     def close(self) -> None:
         """End all that this computer started."""
         if self.state_dir.is_dir():
-            self.run("stop", "--all", "--grace", "0", status=None)
+            self.stop_all()
             if pid := self.agent():
                 os.kill(pid, signal.SIGKILL)
             log = self.state_dir / "agent.log"
             text = log.read_text() if log.exists() else ""
             assert "failed" not in text, text
-
-
-def nothing_left(*homes: Path, but: Iterable[int] = ()) -> None:
-    """Fail if a process goes on that has one of these home directories; end it.
-
-    :param but: those that were there before.
-    """
-    deadline = time.monotonic() + 10
-
-    def of_ours() -> dict[int, str]:
-        found = {pid: words for home in homes for pid, words in at_home(home).items()}
-        return {pid: words for pid, words in found.items() if pid not in but}
-
-    while left := of_ours():
-        if time.monotonic() > deadline:
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-            pytest.fail(f"left running: {left}")
-        time.sleep(0.02)
 
 
 @pytest.fixture

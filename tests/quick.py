@@ -64,6 +64,12 @@ def _server(program: str, word: str | bytes) -> socket.socket:
     return _servers[command]
 
 
+def end() -> None:
+    """End the processes that are forked."""
+    while _servers:
+        _servers.popitem()[1].close()
+
+
 class _Call:
     """The files of a call: what goes to the program, and our ends of the pipes."""
 

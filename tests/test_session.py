@@ -18,8 +18,8 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import PROGRAM, at_home, processes_with, wait_until
-from far import Far, nothing_left
+from conftest import PROGRAM, at_home, nothing_left, processes_with, wait_until
+from far import Far
 from sshd import MakeSshd, Sshd, free_port, keygen, program
 
 from jobctl import links
