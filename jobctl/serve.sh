@@ -30,7 +30,8 @@
 #   signal_items TAG FOLDER NAME ITEM...        send them a signal
 #   end TAG FOLDER GRACE REASON JOB... stop jobs; prints those of which something is left
 #   signal TAG FOLDER NAME JOB...      send them a signal
-#   hit TAG NAME PID                   send a signal to the process group of a process
+#   hit TAG NAME PID                   send a signal to the group that a process leads, or else to
+#                                      it and all that descends from it
 #   erase TAG PATH...                  delete finished jobs
 #   survey TAG                         print all jobs: "job PATH LETTER OUT ERR SPEC RUN EXIT
 #                                      RECEIVED LENGTH", then these four files, of so many bytes,
@@ -301,9 +302,18 @@ signal() {
 
 hit() {
     kill -s "$2" -- "-$3" || {
-        # It leads no group where a login shell has stayed above it.
-        group=$(ps -o pgid= -p "$3" | tr -d ' ')
-        [ "${group:-1}" -le 1 ] || kill -s "$2" -- "-$group"
+        # It leads no group where the server makes none and there is no setsid. Those above
+        # come first: they are not to go on when those below have ended.
+        # shellcheck disable=SC2046  # numbers
+        kill -s "$2" $(processes | awk -v top="$3" '
+            { above[$1] = $2 }
+            END {
+                for (pid in above) {
+                    at = pid
+                    for (n = 0; at != top && (at in above) && n < 1000; n++) at = above[at]
+                    if (at == top) print n, pid
+                }
+            }' | sort -n | sed "s/.* //")
     }
     answer "$1 ok"
 }

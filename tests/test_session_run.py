@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import onegroup
 import pytest
 from conftest import PROGRAM, at_home, wait_until
 from far import Far
@@ -393,3 +394,46 @@ def test_the_server_may_go_while_something_runs(web: Far, sshd: Sshd) -> None:
     assert web.out("session", "run", "web1", "echo", "hi") == "hi\n"
     for pid in running(web, "sleep 4323"):
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("has_setsid", [True, False])
+def test_only_one_command_is_interrupted_where_the_server_makes_no_groups(
+    far: Far, tmp_path: Path, has_setsid: bool
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for folder in ("/bin", "/usr/bin"):
+        for name in os.listdir(folder):
+            if name != "setsid" and not (tools / name).is_symlink():
+                (tools / name).symlink_to(f"{folder}/{name}")
+    path = os.defpath if has_setsid else str(tools)
+    server = subprocess.Popen(
+        [sys.executable, onegroup.__file__, far.sshd.host_keys[0], far.sshd.home, path],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert server.stdout
+        far.sshd.hosts(port=int(server.stdout.readline()))
+        far.run("session", "new", "web1")
+        job = far.out("start", "-q", "-s", "web1", "sleep", "9151").strip()
+        words = [PROGRAM, "session", "run", "web1", "-c"]
+        first, second = (
+            subprocess.Popen([*words, f"trap '' TERM; sleep {n}; echo on"], env=far.env, stdout=-1)
+            for n in (9152, 9153)
+        )
+        wait_until(lambda: all(running(far, f"sleep {n} ") for n in (9151, 9152, 9153)))
+        first.send_signal(signal.SIGINT)
+        assert first.wait(20) == 130
+        wait_until(lambda: not running(far, "sleep 9152 "))
+        assert sessions(far, "web1")[0]["state"] == "Opened"
+        assert far.job(job)["state"] == "Running"
+        # The whole tree of the other one is hit, and nothing else of it is.
+        for pid in running(far, "sleep 9153 "):
+            os.kill(pid, signal.SIGKILL)
+        assert second.communicate(timeout=20)[0] == b"on\n"
+        far.run("stop", job)
+    finally:
+        far.run("session", "remove", "--all", "--force", status=None)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -28,7 +28,16 @@ SCRIPTS = ("runner.sh", "command.sh", "place.sh", "items.sh", "serve.sh", "bare.
 _READY = b"jobctl-ready"
 _BEGIN = "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2; {}'"
 """With nothing in it that csh or fish would read differently than sh: no quote, ! or newline."""
-_OBEY = _BEGIN.format('IFS= read -r jobctl && eval "$jobctl"')
+_LEAD = (
+    "jobctl=$$; read -r _ _ _ _ jobctl _ 2>/dev/null </proc/$$/stat;"
+    ' [ "$jobctl" = $$ ] || [ -t 0 ] || {{ command -v setsid >/dev/null && exec setsid {}; }}; '
+)
+"""Makes a shell the leader of a session, where the server did not, as dropbear: else a signal for
+one command hits all of the connection. As it leads no group, setsid does not fork."""
+_OBEY = _BEGIN.format(
+    _LEAD.format('/bin/sh -c "IFS= read -r jobctl && eval \\"\\$jobctl\\""')
+    + 'IFS= read -r jobctl && eval "$jobctl"'
+)
 _KILLS = (
     "jobs end at logout there, by KillUserProcesses=yes in logind.conf(5); run"
     " 'loginctl enable-linger' on it"
