@@ -32,6 +32,7 @@ WEIRD = "a'; echo foo $(b) \"\n\\ *"
 """A name that whoever quotes wrongly falls over."""
 
 
+LEFT_OUT = pytest.StashKey[int]()
 KEEPER = pytest.StashKey[keeper.Keeper]()
 PATIENCE = 60.0
 """Seconds after which what should come about will not; they cost nothing where it does."""
@@ -238,6 +239,46 @@ def jobctl(tmp_path: Path) -> Iterator[Jobctl]:
     yield program
     program.stop_all()
     nothing_left(tmp_path)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the long tests be asked for."""
+    parser.addoption("--all", action="store_true", help="run the long tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long tests that are not asked for; see pytest_terminal_summary()."""
+    named = "".join(config.args)
+
+    def wanted(item: pytest.Item) -> bool:
+        return (
+            config.option.all
+            or not item.get_closest_marker("long")
+            or item.nodeid.partition("[")[0] in named
+        )
+
+    left_out = [item for item in items if not wanted(item)]
+    items[:] = [item for item in items if wanted(item)]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = len(left_out)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = len(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over from a process of pytest-xdist how many tests it left out."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", 0)
+    node.config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was not run."""
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        how = "'sh tests/run.sh --all' runs them too"
+        terminalreporter.write_sep("=", f"{left_out} long tests were left out; {how}", yellow=True)
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Sets up all that the tests need and runs them; arguments go to pytest. They run in four
-# processes, as most of them wait, each file of tests in one (-n 0: one after the other).
+# processes, as most of them wait (-n 0: one after the other). The few that need much more
+# time than the others are run with --all only; how many were left out is said at the end.
 #
 # Python packages go into .venv. Programs that are missing are installed through the
 # system's package manager, as root or by sudo where that asks for no password; where
@@ -89,6 +90,10 @@ if [ -z "$python" ]; then
     exit 1
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install -q --disable-pip-version-check -e '.[test]'
+# Installed again only when what is needed has changed.
+if ! cmp -s setup.cfg .venv/setup.cfg; then
+    .venv/bin/python -m pip install -q --disable-pip-version-check -e '.[test]'
+    cp setup.cfg .venv/setup.cfg
+fi
 
-exec .venv/bin/python -m pytest -n 4 --dist loadfile "$@"
+exec .venv/bin/python -m pytest -n 4 --dist worksteal "$@"

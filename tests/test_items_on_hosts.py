@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -124,12 +125,18 @@ def test_timeout_and_retries(far: Far) -> None:
 
 
 def test_so_many_at_once(far: Far) -> None:
-    job = each(far, numbers(8), "web[1-2]", "-t", "3", "-c", "sleep 0.5")
-    most = 0
-    while far.job(job)["state"] not in ("Completed", "Failed"):
-        most = max(most, states(far, job).get("Running", 0))
-    assert most == 3
+    folder = far.sshd.home / "at_once"
+    folder.mkdir()
+    text = ": >on.{}; ls on.* | wc -l >>counts; until [ -e go ]; do sleep 0.1; done; rm on.{}"
+    job = each(far, numbers(8), "web[1-2]", "-t", "3", "-C", str(folder), "-c", text)
+    wait_until(lambda: states(far, job) == {"Running": 3, "NotStarted": 5})
+    (folder / "go").touch()
+    far.run("wait", job)
     assert states(far, job) == {"Completed": 8}
+    counts = (folder / "counts").read_text().split()
+    assert len(counts) == 8
+    assert max(counts) == "3"
+    shutil.rmtree(folder)
     assert "--per-host needs" in far.refused(2, "start", "--per-host", "2", "-H", "web1", "true")
     both = ("--results", "remote", "--foreach", "/dev/null")
     assert "contradict" in far.refused(2, "start", *both, "-H", "web1", "true")
@@ -257,9 +264,9 @@ def test_the_network_is_cut(far: Far, wire: Wire) -> None:
     assert far.out("receive", job) == expected
 
 
-def test_the_agent_is_killed_again_and_again(far: Far) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.long)])
+def test_the_agent_is_killed_again_and_again(far: Far, count: int) -> None:
     """Every item runs exactly once, and every exit status is recorded."""
-    count = 2000
     ran = far.sshd.home / "ran"
     text = "echo {} >>$HOME/ran; exit $(({} % 5))"
     job = each(far, numbers(count), "web[1-2]", "--per-host", "4", "-c", text)
@@ -315,7 +322,7 @@ def test_the_folder_there_is_removed(far: Far) -> None:
     assert "was removed" in far.job(job)["reason"]
 
 
-@pytest.mark.parametrize("count", [500])
+@pytest.mark.parametrize("count", [150, pytest.param(500, marks=pytest.mark.long)])
 def test_many_quick_items(far: Far, count: int) -> None:
     job = each(far, numbers(count), "web1", "--per-host", "8", "echo", "{}")
     far.run("wait", "--timeout", "60", job)

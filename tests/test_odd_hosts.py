@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -105,29 +105,31 @@ def test_without_tools(
     works(far, tmp_path)
 
 
-def test_a_host_that_sleeps(make_far: Make, sshd: Sshd) -> None:
+def test_a_host_that_sleeps(make_far: Make, sshd: Sshd, tmp_path: Path) -> None:
     far = make_far(sshd)
     far.run("session", "new", "web1", "--option", "ServerAliveInterval=1")
-    text = "i=0; while [ $i -lt 400 ]; do i=$((i + 1)); echo $i; sleep 0.01; done; exit 5"
+    go = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    text = (
+        f"i=0; while [ $i -lt 400 ]; do i=$((i + 1)); echo $i; [ $i -ne 60 ] || {go}; done; exit 5"
+    )
     job = far.on("web1", "-c", text)
-    wait_until(lambda: far.output(job).count("\n") > 50)
-    asleep = [*sshd.connections(), *at_home(sshd.home)]
-    for pid in asleep:
-        try:
-            os.kill(pid, signal.SIGSTOP)
-        except ProcessLookupError:  # a sleep of the loop
-            continue
-    lines = far.output(job).count("\n")
-    wait_until(lambda: far.state(job) == "Disconnected")
-    time.sleep(0.5)
-    assert far.output(job).count("\n") < 400
-    for pid in asleep:
-        try:
-            os.kill(pid, signal.SIGCONT)
-        except ProcessLookupError:
-            continue
+    wait_until(lambda: far.output(job).count("\n") == 60)
+    # Whoever takes connections too: else it is there again at once.
+    asleep = [sshd.pid, *sshd.connections(), *at_home(sshd.home)]
+
+    def signal_all(number: signal.Signals) -> None:
+        for pid in asleep:
+            with suppress(ProcessLookupError):  # a sleep of the loop
+                os.kill(pid, number)
+
+    try:
+        signal_all(signal.SIGSTOP)
+        (tmp_path / "go").touch()
+        far.until(job, "Disconnected")
+        assert far.output(job).count("\n") == 60
+    finally:
+        signal_all(signal.SIGCONT)
     assert far.out("receive", "-w", job, status=5) == "".join(f"{n}\n" for n in range(1, 401))
-    assert lines < 400
     far.run("session", "remove", "web1")
 
 
