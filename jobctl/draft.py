@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from jobctl import items, process, quoting, records, timing
-from jobctl.folder import PIECE, STREAMS, Folder
+from jobctl.descriptors import read
+from jobctl.folder import STREAMS, Folder
 from jobctl.model import LOCALHOST, TYPE_BACKGROUND, TYPE_REMOTE, TYPE_TASK, JobSpec, Marks, Place
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -255,7 +256,7 @@ def _copy(folder: Folder, source: int, name: str) -> bytes:
     """Copy an open file to its end; return its first bytes."""
     start = b""
     with open(folder.file(name), "wb", opener=_private) as file:
-        while piece := os.read(source, PIECE):
+        while piece := read(source):
             start += piece[: _HEAD - len(start)]
             file.write(piece)
     return start

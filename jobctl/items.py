@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from jobctl import quoting
+from jobctl import descriptors, quoting
 from jobctl.errors import BadUsage
 
 ITEM, NUMBER = "{}", "{#}"
@@ -36,7 +35,7 @@ def read(source: int, separator: bytes) -> Iterator[bytes]:
     :raises BadUsage: one of them cannot be an item, or there are none.
     """
     number, rest = 0, b""
-    while piece := os.read(source, _PIECE):
+    while piece := descriptors.read(source, _PIECE):
         *whole, rest = (rest + piece).split(separator)
         for item in whole:
             number += 1

@@ -21,7 +21,7 @@ MODULES = {
 CODE = {name: path for name, path in MODULES.items() if path.name != "__init__.py"}
 RUNNER = PACKAGE / "runner.sh"
 ROWS = (
-    ("errors", "writing", "quoting", "target", "model", "timing", "nodes", "items"),
+    ("errors", "descriptors", "quoting", "target", "model", "timing", "nodes", "items"),
     (
         *("paths", "process", "records", "links", "folder", "journal", "received"),
         *("task", "share", "jobs"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl
+from conftest import Jobctl, at_rest
 from far import Far
 
 TOLD = b"jobctl: standard input is not read by the job; to give it to it, use --stdin -\r\n"
@@ -84,3 +85,22 @@ def test_a_pipe_that_nobody_reads(jobctl: Jobctl) -> None:
     assert os.read(leader, 4096).startswith(b"jobctl: job 3 failed")
     os.close(leader)
     os.close(terminal)
+
+
+def test_input_that_is_not_blocking(jobctl: Jobctl) -> None:
+    """Whoever called us may have left it so: what reads waits for it."""
+    for words, wanted in (
+        (["start", "-w", "-q", "-f", "-"], b"sh"),
+        (["start", "-w", "-q", "--stdin", "-", "cat"], b"echo sh\n"),
+        (["start", "-w", "-q", "-t", "1", "--foreach", "-", "echo"], b"echo sh\n"),
+        (["get", "-q", "-", "1"], b"1\n"),
+    ):
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        process = jobctl.popen(*words, stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        os.close(reader)
+        at_rest(process)
+        with open(writer, "wb") as file:
+            file.write(b"1\n" if words[0] == "get" else b"echo sh\n")
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out.strip(), err) == (0, wanted.strip(), b""), words

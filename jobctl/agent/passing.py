@@ -11,9 +11,9 @@ from typing import Any
 
 from jobctl.agent.caller import Client
 from jobctl.agent.far import Far
+from jobctl.descriptors import write
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.transport.base import Lost, Stream, Terminal
-from jobctl.writing import write
 
 _PIECE = 1 << 18
 _GRACE = 2.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from jobctl import quoting, timing
 from jobctl.cli import render
+from jobctl.descriptors import read
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.jobs import Jobs
 from jobctl.model import TYPE_TASK, Job, State, printable
@@ -184,7 +184,7 @@ class Chosen:
 def _with_standard_input(words: Iterable[str]) -> Iterable[str]:
     for word in words:
         if word == "-":
-            lines = os.fsdecode(sys.stdin.buffer.read()).split("\n") if sys.stdin else []
+            lines = os.fsdecode(b"".join(iter(lambda: read(0), b""))).split("\n")
             yield from (line.strip() for line in lines if line.strip())
         else:
             yield word

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 from jobctl import process, timing
+from jobctl.descriptors import write
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.model import Job, State, printable
-from jobctl.writing import write
 
 FORMATS = ("table", "wide", "json", "jsonl", "ids")
 

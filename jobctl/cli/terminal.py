@@ -13,9 +13,9 @@ from io import FileIO
 from typing import Any
 
 from jobctl.agent.client import Asked, Talk
+from jobctl.descriptors import read, write
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import printable
-from jobctl.writing import write
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 _ENDING = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP)
@@ -93,7 +93,7 @@ def _secret(file: FileIO, prompt: str) -> bytes:
 
 def _line(fd: int) -> bytes:
     line = b""
-    while not line.endswith(b"\n") and (piece := os.read(fd, 4096)):
+    while not line.endswith(b"\n") and (piece := read(fd, 4096)):
         line += piece
     return line
 
@@ -214,7 +214,7 @@ def _give(talk: Talk) -> None:
 def _feed(sink: int) -> None:
     """Write to sink what is typed, to its end."""
     with suppress(OSError), open(sink, "wb", buffering=0) as file:
-        while piece := os.read(0, 65536):
+        while piece := read(0):
             file.write(piece)
 
 
