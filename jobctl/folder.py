@@ -395,6 +395,28 @@ class Folder:
         """Return how many bytes a stream has."""
         return records.size(self.file(stream))
 
+    def stamp(self, stream: str) -> tuple[int, int]:
+        """Return size and time of the last change of a stream."""
+        return records.stamp(self.file(stream))
+
+    def size_of(self, stream: str, fd: int) -> int:
+        """Return how many bytes an open stream has, 0 if another file has taken its place."""
+        with suppress(OSError):
+            about = os.fstat(fd)
+            if os.path.samestat(about, os.stat(self.file(stream))):
+                return about.st_size
+        return 0
+
+    def emptied_at(self, stream: str) -> list[int]:
+        """Return where, in what came from a host, that follows which the job wrote anew there."""
+        lines = (line.split() for line in self.get("emptied").splitlines())
+        return [int(line[1]) for line in lines if line[:1] == [stream.encode()] and len(line) == 2]
+
+    def emptied_between(self, stream: str, before: Marks, after: Marks) -> int:
+        """Return how often a job on a host has emptied a stream between two marks."""
+        first, last = before.mark(stream), after.mark(stream)
+        return sum(first <= at < last for at in self.emptied_at(stream))
+
     def output(self, stream: str) -> BinaryIO:
         """Return a stream, open for reading.
 
@@ -403,8 +425,16 @@ class Folder:
         return open(self.file(stream), "rb", opener=records.opened)
 
     def marks(self) -> Marks:
-        """Return how much was received."""
-        return records.load_marks(self.file("received"))
+        """Return how much was received of what the streams hold now."""
+        return self.checked(records.load_marks(self.file("received")))
+
+    def checked(self, marks: Marks) -> Marks:
+        """Return marks, anew for each stream that the job has emptied since."""
+        return records.checked(marks, self.file)
+
+    def traced(self, marks: Marks) -> Marks:
+        """Return marks with what tells later whether the job has emptied a stream since."""
+        return records.traced(marks, self.file)
 
     @contextmanager
     def receiving(self) -> Iterator[Callable[[Marks], None]]:
@@ -415,7 +445,7 @@ class Folder:
         fd = records.opened(self.file("received"), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield lambda marks: records.move_marks(fd, marks)
+            yield lambda marks: records.move_marks(fd, self.traced(marks))
         finally:
             os.close(fd)
 

@@ -301,6 +301,7 @@ say() {
 
 # Runs the command once. Sets code, and killed if a signal ended it.
 try_item() {
+    plain "children/$jobctl_number.stdout" "children/$jobctl_number.stderr"
     [ ! -s "slots/$jobctl_slot/log" ] || : >"slots/$jobctl_slot/log"
     time_watch='' killed=''
     if [ -n "$timeout" ]; then

@@ -257,14 +257,22 @@ class Marks(NamedTuple):
     told: bool = False
     returned_ranges: tuple[tuple[str, int, int], ...] = ()
     """Ranges of a stream before its mark that did not arrive after all."""
+    traces: tuple[tuple[str, int, int], ...] = ()
+    """Of streams, an offset and the checksum of the bytes before it: see records.traced()."""
+    emptied: tuple[str, ...] = ()
+    """Streams whose files were found to hold no more what was received of them."""
 
     def next(self, stream: str, size: int) -> tuple[int, int] | None:
         """Return start and end of what is to be received next of a stream of that size."""
         for name, start, end in self.returned_ranges:
             if name == stream and start < (end := min(end, size)):
                 return start, end
-        mark = self.stdout if stream == "stdout" else self.stderr
+        mark = self.mark(stream)
         return (mark, size) if mark < size else None
+
+    def mark(self, stream: str) -> int:
+        """Return how many bytes of a stream were received, from its beginning."""
+        return self.stdout if stream == "stdout" else self.stderr
 
     def moved(self, stream: str, start: int, count: int) -> Marks:
         """Return the marks after count bytes from start, where next() began, were received."""
@@ -279,13 +287,33 @@ class Marks(NamedTuple):
 
     def returned(self, stream: str, start: int, end: int) -> Marks:
         """Return the marks after what was received from start to end has come back."""
-        mark = self.stdout if stream == "stdout" else self.stderr
+        mark = self.mark(stream)
         if start >= mark:  # it was not received yet
             return self
         if end == mark:
             return self._at(stream, start)
         ranges = (*self.returned_ranges, (stream, start, end))
         return self._replace(returned_ranges=tuple(sorted(ranges)))
+
+    def trace(self, stream: str, offset: int) -> int | None:
+        """Return the checksum of what is before an offset, None if that is not known."""
+        found = (known for name, at, known in self.traces if (name, at) == (stream, offset))
+        return next(found, None)
+
+    def with_trace(self, stream: str, offset: int, trace: int) -> Marks:
+        """Return marks with the checksum of what is before an offset, where that is one of them."""
+        if offset != self.mark(stream):
+            return self
+        others = tuple(entry for entry in self.traces if entry[0] != stream)
+        return self._replace(traces=(*others, (stream, offset, trace)))
+
+    def begun_anew(self, stream: str) -> Marks:
+        """Return the marks after the job has emptied a stream: what it holds now is all new."""
+        others = tuple(entry for entry in self.returned_ranges if entry[0] != stream)
+        traces = tuple(entry for entry in self.traces if entry[0] != stream)
+        emptied = (*self.emptied, stream)
+        anew = self._replace(returned_ranges=others, traces=traces, emptied=emptied)
+        return anew._at(stream, 0)
 
     def _at(self, stream: str, offset: int) -> Marks:
         return self._replace(stdout=offset) if stream == "stdout" else self._replace(stderr=offset)

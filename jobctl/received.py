@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from jobctl import records
 from jobctl.model import Marks
 
-_LINE = 40
-"""Bytes for a child: two sizes, and flags."""
+_LINE = 60
+"""Bytes for a child: two sizes, two checksums as in Marks.traces, "-" for none, and flags."""
 
 
 class PartMarks:
@@ -41,10 +41,13 @@ class PartMarks:
 
     def _load(self, number: int, line: bytes) -> Marks:
         fields = line.replace(b"\0", b" ").split()
-        if len(fields) != 3:
+        if len(fields) != 5:
             return Marks()
-        out, err, flags = fields
-        marks = Marks(records.integer(out) or 0, records.integer(err) or 0, b"t" in flags)
+        out, err = records.integer(fields[0]) or 0, records.integer(fields[1]) or 0
+        known = (("stdout", out, fields[2]), ("stderr", err, fields[3]))
+        traces = tuple((name, at, int(sum_)) for name, at, sum_ in known if sum_.isdigit())
+        flags = fields[4]
+        marks = Marks(out, err, b"t" in flags, traces=traces)
         if b"r" not in flags:
             return marks
         return marks._replace(returned_ranges=self._more(number).returned_ranges)
@@ -73,8 +76,10 @@ class PartMarks:
                 finally:
                     os.close(more)
                 flags += "r"
-            line = f"{marks.stdout:017d} {marks.stderr:017d} {flags}".encode().ljust(_LINE - 1)
-            os.pwrite(fd, line + b"\n", _LINE * (number - 1))
+            sums = {stream: str(known) for stream, _, known in marks.traces}
+            words = (sums.get("stdout", "-"), sums.get("stderr", "-"), flags)
+            line = f"{marks.stdout:016d} {marks.stderr:016d} {' '.join(words)}"
+            os.pwrite(fd, line.encode().ljust(_LINE - 1) + b"\n", _LINE * (number - 1))
 
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -5,6 +5,7 @@ A job can put anything in the place of a file of its folder: what is no plain fi
 
 from __future__ import annotations
 
+import binascii
 import errno
 import fcntl
 import os
@@ -12,7 +13,8 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from jobctl import quoting
 from jobctl.model import Marks
@@ -21,6 +23,8 @@ from jobctl.timing import Moment
 _LONGEST = 1 << 26
 """Bytes of a record that are read; a job may have made it larger than the memory."""
 _NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
+_TRACED = 64
+"""Bytes before a mark by which it is seen whether a file still holds what was received."""
 _RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
 
 
@@ -52,6 +56,15 @@ def load(path: str) -> dict[str, bytes]:
             return quoting.load(file.read(_LONGEST))
     except FileNotFoundError:
         return {}
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Return size and time of the last change of a file, which differ when it was written to."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
 
 
 def size(path: str) -> int:
@@ -132,26 +145,33 @@ def load_marks(path: str) -> Marks:
 
 def marks_in(record: Mapping[str, bytes]) -> Marks:
     """Return the read marks in a record."""
+
+    def pairs(key: str) -> tuple[tuple[str, int, int], ...]:
+        found = _RANGE.findall(text(record.get(key)))
+        return tuple((stream, int(first), int(second)) for stream, first, second in found)
+
     return Marks(
         integer(record.get("stdout")) or 0,
         integer(record.get("stderr")) or 0,
         record.get("told") == b"1",
-        tuple(
-            (stream, int(start), int(end))
-            for stream, start, end in _RANGE.findall(text(record.get("returned")))
-        ),
+        pairs("returned"),
+        pairs("traces"),
     )
 
 
 def dump_marks(marks: Marks) -> bytes:
     """Return marks as a record, filled up to a multiple of the size of a disk's sector."""
-    ranges = (f"{stream}:{start}-{end}" for stream, start, end in marks.returned_ranges)
+
+    def joined(pairs: tuple[tuple[str, int, int], ...]) -> bytes:
+        return " ".join(f"{stream}:{first}-{second}" for stream, first, second in pairs).encode()
+
     record = quoting.dump(
         {
             "stdout": b"%d" % marks.stdout,
             "stderr": b"%d" % marks.stderr,
             "told": b"1" if marks.told else b"",
-            "returned": " ".join(ranges).encode(),
+            "returned": joined(marks.returned_ranges),
+            "traces": joined(marks.traces),
         }
     )
     return record + b"\n" * (-len(record) % 512)
@@ -166,3 +186,77 @@ def move_marks(fd: int, marks: Marks) -> None:
     os.pwrite(fd, record, 0)
     if os.fstat(fd).st_size > len(record):
         os.ftruncate(fd, len(record))
+
+
+# --- whether the files still hold what was received ---
+
+# A job can empty its own output: who opens /dev/stdout anew with > does so on Linux, as that
+# leads to the plain file. Then what was received is gone from it, and what it holds is new.
+
+
+def checked(marks: Marks, path_of: Callable[[str], str]) -> Marks:
+    """Return marks, anew for each stream whose file holds no more what was received of it.
+
+    A file that is not there, or cannot be read, says nothing.
+    """
+    for stream, offset in (("stdout", marks.stdout), ("stderr", marks.stderr)):
+        if offset and not _holds(path_of(stream), offset, marks.trace(stream, offset)):
+            marks = marks.begun_anew(stream)
+    return marks
+
+
+def traced(marks: Marks, path_of: Callable[[str], str]) -> Marks:
+    """Return marks with what checked() needs, taken from the files where the marks were moved."""
+    traces = list[tuple[str, int, int]]()
+    for stream, offset in (("stdout", marks.stdout), ("stderr", marks.stderr)):
+        known = marks.trace(stream, offset)
+        if offset and known is None:
+            with suppress(OSError), open(path_of(stream), "rb", opener=opened) as file:
+                known = _sum(_bytes_before(file.fileno(), offset))
+        if offset and known is not None:
+            traces.append((stream, offset, known))
+    return marks._replace(traces=tuple(traces), emptied=())
+
+
+class Place:
+    """What an open file holds around an offset, before the bytes from there on are delivered."""
+
+    def __init__(self, fd: int, at: int) -> None:
+        self._fd = fd
+        self._at = at
+        self._before = _bytes_before(fd, at)
+        self._after = os.pread(fd, _TRACED, at)
+
+    @property
+    def trace(self) -> int:
+        """The checksum of what is before the offset."""
+        return _sum(self._before)
+
+    def trace_after(self, count: int) -> int:
+        """Return that of what was before the end of what was delivered, 0 if nobody can tell.
+
+        The file may have been emptied since.
+        """
+        if count <= _TRACED:
+            return _sum(self._before + self._after[:count])
+        last = _bytes_before(self._fd, self._at + count)
+        return _sum(last) if os.pread(self._fd, _TRACED, self._at) == self._after else 0
+
+
+def _bytes_before(fd: int, end: int) -> bytes:
+    return os.pread(fd, min(_TRACED, end), max(0, end - _TRACED))
+
+
+def _sum(text: bytes) -> int:
+    return binascii.crc32(text[-_TRACED:])
+
+
+def _holds(path: str, end: int, known: int | None) -> bool:
+    try:
+        fd = opened(path)
+    except OSError:
+        return True
+    try:
+        return os.fstat(fd).st_size >= end and known in (None, _sum(_bytes_before(fd, end)))
+    finally:
+        os.close(fd)

@@ -238,12 +238,20 @@ ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
     done
     set +C
     # Whoever carries the job's files to another computer sleeps until this one grows.
+    plain run
     echo >>run
 }
 
 # The same for the job in folder $1, whose runner is dead: state $2, reason $3.
 settle_for() {
     (cd -- "$1" && settle "$2" '' '' "$3" && rm -f env env.odd exit.new spec.new)
+}
+
+# Takes away what a job has put in the place of the files $@: to open a pipe, say, could hang.
+plain() {
+    for place in "$@"; do
+        [ -f "$place" ] || [ ! -e "$place" ] || rm -rf "$place"
+    done
 }
 
 # --- stop ---------------------------------------------------------------------
@@ -514,6 +522,7 @@ judge() {
 
 # Runs the command once. Sets code, and killed if a signal ended it.
 try() {
+    plain log stdout stderr
     : >log
     time_watch='' caller_watch='' killed=''
     # With the default action until they set their own: else a TERM between would be lost.
@@ -736,7 +745,7 @@ conclude() {
     elif [ -e timedout ]; then
         reason="timed out after $timeout_text"
     elif [ -e failure ]; then
-        read -r reason <failure || reason='could not be started'
+        { [ -f failure ] && read -r reason <failure; } || reason='could not be started'
     elif [ -n "$signal" ]; then
         reason="killed by signal $signal ($signal_name)"
         if killed_by_request; then

@@ -264,10 +264,7 @@ class Task(Folder):
             ended_uptime=ended.uptime,
             ended_boot=ended.boot,
             elapsed=ended.took(run.began),
-            has_more_data=any(
-                marks.next(stream, records.size(f"{self.path}/children/{number}.{stream}"))
-                for stream in STREAMS
-            ),
+            has_more_data=self._has_more(number, lambda number: marks),
         )
 
     def _command_of(self, words: tuple[str, ...], item: str, number: int) -> str:
@@ -310,14 +307,19 @@ class Task(Folder):
         self._journals.catch_up()
         marks = self.part_marks.all()
         for number in range(1, self.count + 1):
-            known = None
-            for stream in STREAMS:
-                size = records.size(f"{self.path}/children/{number}.{stream}")
-                if size:
-                    known = known or marks(number)
-                    if known.next(stream, size):
-                        yield number
-                        break
+            if self._has_more(number, marks):
+                yield number
+
+    def _has_more(self, number: int, marks: Callable[[int], Marks]) -> bool:
+        """Whether there is output of a child that was not received."""
+        path = f"{self.path}/children/{number}."
+        known = None
+        for stream in STREAMS:
+            if size := records.size(path + stream):
+                known = known or records.checked(marks(number), path.__add__)
+                if known.next(stream, size):
+                    return True
+        return False
 
     # --- what is done when something was killed ---
 
@@ -458,10 +460,10 @@ class Part(Folder):
 
     def marks(self) -> Marks:
         """Return how much was received."""
-        return self.task.part_marks.of(self.number)
+        return self.checked(self.task.part_marks.of(self.number))
 
     @contextmanager
     def receiving(self) -> Iterator[Callable[[Marks], None]]:
         """Hold the right to move the marks; see Folder.receiving()."""
         with self.task.part_marks.moving(self.number) as move:
-            yield move
+            yield lambda marks: move(self.traced(marks))

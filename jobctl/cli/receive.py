@@ -158,7 +158,7 @@ def deliver(jobs: list[Job], manner: Manner) -> int:
     pieces = parts(store, jobs)
     ids = [job.id for job in pieces]
     with _doubting(ids):
-        receiver = Receiver(store.jobs, manner, Listener(_failure))
+        receiver = Receiver(store.jobs, manner, Listener(_failure, _emptied))
         receiver.now(pieces)
     return render.tell_all([*errors, *receiver.errors.values()])
 
@@ -197,7 +197,7 @@ def follow(
     store = Store(paths.state_dir())
     ids = sorted({part for job in jobs for part in job.children or (job.id,)}, key=order)
     alone = len(jobs) == 1 and not jobs[0].children
-    listener = Listener(_failure, _event if events else None)
+    listener = Listener(_failure, _emptied, _event if events else None)
     receiver = Receiver(store.jobs, manner, listener)
     try:
         for error in _fetched(store, jobs):
@@ -246,7 +246,7 @@ def _gather(
     for error in _fetched(store, ended):
         raise error
     groups = grouped(store.jobs, ended, manner)
-    receiver = Receiver(store.jobs, manner, Listener(lambda job: ""))
+    receiver = Receiver(store.jobs, manner, Listener(lambda job: "", _emptied))
     with _doubting(ids):
         receiver.together(
             (group.header, [job.id for job in group.jobs]) for group in groups if not group.empty
@@ -289,6 +289,13 @@ def _remove(ids: list[str], manner: Manner) -> None:
 
 def _failure(job: Job) -> str:
     return render.message(f"job {job.id} failed: {job.reason}")
+
+
+def _emptied(job_id: str, stream: str) -> str:
+    return render.message(
+        f"job {job_id} has emptied its own {stream}, and what it holds now is received;"
+        f" to add to it, open /dev/{stream} with >> (tee -a)"
+    )
 
 
 def _event(job: Job) -> str:

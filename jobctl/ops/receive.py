@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from jobctl import process
+from jobctl import process, records
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.folder import STREAMS, Folder
 from jobctl.jobs import Jobs
@@ -57,6 +57,8 @@ class Listener:
 
     failed: Callable[[Job], str]
     """Makes the line that is told once the last byte of a Failed job was delivered, or nothing."""
+    emptied: Callable[[str, str], str]
+    """Makes the line for a job, by its id, that has emptied a stream of its own."""
     changed: Callable[[Job], str] | None = None
     """Makes the line for a job in another state than before, or seen for the first time."""
 
@@ -69,6 +71,14 @@ class Unmarkable(JobctlError):
         super().__init__(
             f"job {job_id}: cannot note what is received: {error.strerror}; use --keep or --again"
         )
+
+
+class Unreadable(JobctlError):
+    """A job has made an output file of its own such that it cannot be read."""
+
+    def __init__(self, job_id: str, stream: str, error: OSError) -> None:
+        """Say so of a job."""
+        super().__init__(f"job {job_id}: cannot read its {stream}: {error.strerror}")
 
 
 class Receiver:
@@ -86,7 +96,9 @@ class Receiver:
         self._states: dict[str, State] = {}
         self._tags: dict[str, bytes] = {}
         self._lines = TaggedLines(self._tag)
-        self._sizes: dict[str, list[int]] = {}
+        self._stamps: dict[str, list[tuple[int, int]]] = {}
+        self._emptied: list[tuple[str, str]] = []
+        """Jobs, and streams that they have emptied, that is yet to be told."""
         self._all_seen_at = 0.0
         self.errors: dict[str, JobctlError] = {}
         """Why nothing more of a job was delivered, by its id."""
@@ -177,7 +189,7 @@ class Receiver:
             for job in ended:
                 self._note(job)
                 self._collect(job)
-                self._sizes.pop(job.id, None)
+                self._stamps.pop(job.id, None)
                 yield job
             for sink in self._sinks.values():
                 sink.check()
@@ -194,9 +206,9 @@ class Receiver:
 
     def _has_grown(self, job_id: str) -> bool:
         folder = self._jobs.folder(job_id)
-        sizes = [folder.size(stream) for stream in self._manner.streams]
-        before, self._sizes[job_id] = self._sizes.get(job_id), sizes
-        return sizes != before
+        stamps = [folder.stamp(stream) for stream in self._manner.streams]
+        before, self._stamps[job_id] = self._stamps.get(job_id), stamps
+        return stamps != before
 
     def _current(self, job_id: str) -> Job:
         """Return a job that may be unfinished, with no more read than is needed."""
@@ -236,16 +248,18 @@ class Receiver:
         folder = self._jobs.folder(job.id)
         marks, moved = self._marks(folder), False
         for stream in self._manner.streams:
-            if self._manner.output_dir or marks.next(stream, folder.size(stream)):
-                # A job removed meanwhile has nothing more to deliver.
-                with (
-                    suppress(FileNotFoundError),
-                    self._sink(job, stream) as sink,
-                    folder.output(stream) as source,
-                ):
-                    while self._hand_over(job, folder, stream, source.fileno(), sink):
-                        moved = True
-                    self._lines.leave(sink)
+            new = stream in marks.emptied or marks.next(stream, folder.size(stream))
+            if self._manner.output_dir or new:
+                try:
+                    with self._sink(job, stream) as sink, folder.output(stream) as source:
+                        while self._hand_over(job, folder, stream, source.fileno(), sink):
+                            moved = True
+                        self._lines.leave(sink)
+                except FileNotFoundError:
+                    pass  # a job removed meanwhile has nothing more to deliver
+                except PermissionError as error:
+                    self.errors[job.id] = Unreadable(job.id, stream, error)
+        self._tell_emptied()
         if job.state is State.FAILED and not self._marks(folder).told:
             self._tell(job, folder)
         return moved
@@ -254,11 +268,21 @@ class Receiver:
         """Deliver as much of a stream as the sink takes now; return whether there was any."""
         sink.wait()
         with uninterrupted(), self._moving(folder) as move:
-            before = marks = self._marks(folder)
+            before = self._marks(folder)
+            marks = before._replace(emptied=())
+            self._emptied += [(job.id, name) for name in before.emptied]
             left = _AT_ONCE
+            span: tuple[int, int] | None = None
             taken: int | None = None
             try:
-                while left > 0 and (span := marks.next(stream, size := folder.size(stream))):
+                while left > 0:
+                    size = folder.size_of(stream, source)
+                    if not (span := marks.next(stream, size)):
+                        break
+                    place = records.Place(source, span[0])
+                    if marks.trace(stream, span[0]) not in (None, place.trace):
+                        taken = 0  # emptied since we began
+                        break
                     if self._manner.tag:
                         over = job.state.finished or span[1] < size
                         here = Stretch(job.id, stream, *span, over)
@@ -268,10 +292,14 @@ class Receiver:
                     if not taken:
                         break
                     marks = marks.moved(stream, span[0], taken)
+                    trace = place.trace_after(taken)
+                    marks = marks.with_trace(stream, span[0] + taken, trace)
                     left -= taken
             finally:
                 if marks != before:
                     move(marks)
+                    passed = folder.emptied_between(stream, before, marks)
+                    self._emptied += [(job.id, stream)] * passed
             return marks != before or (bool(span) and taken is not None)
 
     def _write(self, job: Job, stream: str, source: int, sink: Sink, span: tuple[int, int]) -> int:
@@ -290,6 +318,18 @@ class Receiver:
             job = self._jobs.folder(job_id).read(self._boot) or Job(job_id)
             self._tags[job_id] = os.fsencode(f"{job_id} {job.location}: ")
         return self._tags[job_id]
+
+    def _tell_emptied(self) -> None:
+        """Tell which streams were emptied by their jobs, once for each time."""
+        while self._emptied:
+            for sink in self._sinks.values():
+                sink.drain()
+            with suppress(CannotWrite):  # nothing can be done if nobody can be told
+                sink = self._standard("stderr")
+                sink.wait()
+                while not self._say(sink, self._listener.emptied(*self._emptied[0])):
+                    sink.wait()
+            del self._emptied[0]
 
     def _tell(self, job: Job, folder: Folder) -> None:
         """Tell why a job failed if its last byte was delivered and nobody told it before."""
@@ -315,14 +355,14 @@ class Receiver:
     def _marks(self, folder: Folder) -> Marks:
         if self._manner.keep or self._manner.again:
             first = Marks() if self._manner.again else folder.marks()
-            return self._private.setdefault(folder.id, first)
+            return folder.checked(self._private.setdefault(folder.id, first))
         return folder.marks()
 
     @contextmanager
     def _moving(self, folder: Folder) -> Iterator[Callable[[Marks], None]]:
         """Give what moves the marks, while nobody else can."""
         if self._manner.keep or self._manner.again:
-            yield lambda marks: self._private.update({folder.id: marks})
+            yield lambda marks: self._private.update({folder.id: folder.traced(marks)})
         else:
             with ExitStack() as stack:
                 try:
