@@ -6,8 +6,9 @@
 # For a host with nothing but a POSIX sh. The state directory is the one that the full
 # jobctl would use (place.sh), and a job is the same folder in it: either may start what the other
 # one receives or stops. runner.sh, beside this file, runs the jobs, says what is in their
-# folders, and lends its functions. Two files are not its own:
-#   last, in the state directory    the highest id given out, 20 digits
+# folders, and lends its functions. These files are not its own:
+#   last, in the state directory    the highest id given out, 20 digits; and last.copy,
+#                                   should one of them be harmed
 #   received, in a job's folder     how much was received: stdout, stderr (bytes), told
 #                                   (the reason of a failed job), returned (ranges before
 #                                   the marks that did not arrive: STREAM:START-END ...)
@@ -22,21 +23,29 @@
 
 # --- the caller's environment -------------------------------------------------
 
+# Prints what matches the names of variables that sh cannot hold, keeps for itself, or behaves
+# differently by: see draft.py.
+odd_names() {
+    printf %s '^(BASH(OPTS|PID|_.*)|DIRSTACK|E?[GU]ID|EPOCH(REALTIME|SECONDS)|EXECIGNORE' \
+        '|FUNC(NAME|NEST)|GLOB(IGNORE|SORT)|GROUPS|HISTCMD|IFS|KSH.*|LINENO|OPTIND|PGRP' \
+        '|PIPESTATUS|PPID|PS4|S?RANDOM|SECONDS|SHELLOPTS|TMOUT|USER(NAME|_ID)' \
+        '|jobctl_.*|[0-9].*|.*[^A-Za-z0-9_].*)$'
+}
+
 # Prints what goes into the file env, or, with $1, into env.odd. Before anything else: our
 # variables may have the names of the caller's. PATH and LC_ALL go another way: see detached.
 environment() {
-    PATH=/usr/bin:/bin:/usr/sbin:/sbin LC_ALL=C awk -v odd="$1" \
+    PATH=/usr/bin:/bin:/usr/sbin:/sbin LC_ALL=C awk -v odd="$1" -v own="$(odd_names)" \
         -v gawks="${AWKPATH+x}${AWKLIBPATH+x}" '
         BEGIN {
-            own = "^(BASHOPTS|BASH_COMPAT|BASH_XTRACEFD|DIRSTACK|EPOCH(REALTIME|SECONDS)|EUID" \
-                "|EXECIGNORE|FUNCNAME|FUNCNEST|GLOBIGNORE|GROUPS|HISTCMD|IFS|LINENO|OPTIND" \
-                "|PPID|PS4|S?RANDOM|SECONDS|SHELLOPTS|TMOUT|UID|jobctl_.*|.*[^A-Za-z0-9_].*)$"
             for (name in ENVIRON) {
                 if (name ~ /^(_|PWD|PATH|LC_ALL|JOBCTL_(ITEM|PROGRESS|RUNNER))$/) continue
                 if (name ~ /^AWK(LIB)?PATH$/ && gawks == "") continue # it adds them itself
                 value = name "=" ENVIRON[name]
                 gsub("\047", "\047\\\047\047", value)
-                if ((name ~ own) == (odd != "")) print (odd ? "" : "export ") "\047" value "\047"
+                if ((name ~ own) != (odd != "")) continue
+                if (odd) printf "\047%s\047 ", value
+                else print "export \047" value "\047"
             }
         }'
 }
@@ -51,6 +60,8 @@ jobctl_sourced=1
 . "$home/runner.sh"
 verb='' newline='
 '
+# Whether of several jobs of one name only the newest is meant.
+alone=''
 # What its functions set.
 boot_now='' own='' born='' condition='' instant='' now='' uptime='' d='' w='' s=''
 runner='' runner_ticks='' boot='' pid='' ticks=''
@@ -150,11 +161,12 @@ duration() {
     # shellcheck disable=SC2046  # two words
     set -- "$1" $(awk 'BEGIN {
         left = ARGV[1]
-        if (left ~ /^([0-9]+\.?[0-9]*|\.[0-9]+)$/) left = left "s"
+        if (left ~ /^[0-9]+\.$/) left = left "0"
+        if (left ~ /^([0-9]+(\.[0-9]+)?|\.[0-9]+)$/) left = left "s"
         if (left == "") exit
         split("d 86400 h 3600 m 60 s 1", unit, " ")
         for (i = 1; i < 8; i += 2)
-            if (match(left, "^([0-9]+" (i == 7 ? "\\.?[0-9]*|\\.[0-9]+" : "") ")" unit[i])) {
+            if (match(left, "^([0-9]+" (i == 7 ? "(\\.[0-9]+)?|\\.[0-9]+" : "") ")" unit[i])) {
                 total += substr(left, 1, RLENGTH - 1) * unit[i + 1]
                 left = substr(left, RLENGTH + 1)
             }
@@ -294,9 +306,15 @@ release() {
 
 # Prints the numbers of all jobs.
 numbers() {
-    for folder in [1-9]*; do
-        case $folder in *[!0-9]*) continue ;; esac
+    folders | while read -r folder; do
         [ ! -f "$folder/spec" ] || echo "$folder"
+    done
+}
+
+# Prints the numbers of all folders, also of those that are no job's.
+folders() {
+    for folder in [1-9]*; do
+        case $folder in *[!0-9]* | ???????????????????*) ;; *) echo "$folder" ;; esac
     done | sort -n
 }
 
@@ -619,54 +637,138 @@ set_states() {
     done
 }
 
-# Adds to chosen what the word $1 means: a number, a range, or a name.
+# Adds to chosen what the word $1 means: a number, a range, a name, or a word of job control.
 choose_by() {
-    [ -n "$1" ] || bad "a job must not be named ''; give an id, a name or a range"
-    first=${1%%-*} last=${1#*-} hits=''
-    case $first/$last in
-    /* | */ | *[!0-9/]*) choose_by_name "$1" && return ;;
+    hits=''
+    case $1 in
+    '') bad "a job must not be named ''; give an id, a name or a range" ;;
+    %% | %+) hits=$(numbers | tail -n 1) ;;
+    %-) hits=$(numbers | tail -n 2 | sed '$d') ;;
+    *[!0-9-]* | -* | *- | *-*-*) choose_by_name "$1" || return 0 ;;
     *)
-        # No job has a number of 18 digits, and test(1) might not take it.
-        [ "${#first}" -lt 18 ] || first=999999999999999999
-        [ "${#last}" -lt 18 ] || last=999999999999999999
+        first=${1%%-*} last=${1#*-}
+        # No job has a number of 19 digits, and test(1) might not take it.
+        [ "$(digits "$first")" -lt 19 ] || first=999999999999999999
+        [ "$(digits "$last")" -lt 19 ] || last=999999999999999999
         [ "$first" -le "$last" ] || bad "range $1 runs backwards; write ${1#*-}-${1%%-*}"
-        for number in $(numbers); do
-            [ "$number" -lt "$first" ] || [ "$number" -gt "$last" ] || hits="$hits $number"
-        done
-        chosen="$chosen$hits"
-        case $1/$hits in *-* | */?*) return ;; esac
+        hits=$(numbers | while read -r number; do
+            [ "$number" -lt "$first" ] || [ "$number" -gt "$last" ] || echo "$number"
+        done)
+        case $1 in *-*) chosen="$chosen $hits" && return ;; esac
         ;;
     esac
-    case $1 in
-    *[!0-9.]* | *.*.*) say "no job is called '$1'; 'jobctl get' lists those there are" ;;
-    *) say "no job $1; 'jobctl get' lists those there are" ;;
-    esac
-    status=3
+    chosen="$chosen $hits"
+    [ -n "$hits" ] || missing "no job $1; 'jobctl get' lists those there are"
 }
 
+# Prints how many digits the number $1 has, but for zeros in front.
+digits() {
+    set -- "${1#"${1%%[!0]*}"}"
+    echo "${#1}"
+}
+
+missing() {
+    say "$1" && status=3
+}
+
+# Sets hits to the jobs that are called $1; fails if that is all that there is to be said.
 choose_by_name() {
     # shellcheck disable=SC2046  # several numbers
     [ -n "$names" ] || names=$(records names $(numbers))
-    like='' begun='' prefix=$(lower "$1")
-    while IFS= read -r line; do
-        number=${line%% *} line=${line#* }
-        [ "${line#* }" != "$1" ] || hits="$hits $number"
-        # shellcheck disable=SC2254  # it is a pattern
-        case ${line#* } in $1) like="$like $number" ;; esac
-        case $line in "$prefix"*) begun="$begun $number" ;; esac
-    done <<NAMES
-$names
-NAMES
-    if [ -z "$hits" ]; then
-        case $1/$begun in
-        *[*?[]*/*) chosen="$chosen$like" && return ;;
-        *[!0-9a-fA-F-]*/* | */ | */\ *\ *) ;;
-        ????????*/*) hits=$begun ;;
+    hits=$(printf '%s\n' "$names" | awk "$library$picker" "$1" "$alone")
+    case $?/$hits in
+    0/?*) ;;
+    0/) return 1 ;; # a wildcard may match none
+    4/*) missing "$1 begins $hits instance ids; give more of it" && return 1 ;;
+    *)
+        case $1 in
+        *[!0-9.]* | *.*.*) missing "no job is called '$1'; 'jobctl get' lists those there are" ;;
+        *) missing "no job $1; 'jobctl get' lists those there are" ;;
         esac
-    fi
-    chosen="$chosen$hits"
-    [ -n "$hits" ]
+        return 1
+        ;;
+    esac
 }
+
+# Prints the numbers of the jobs that a name means, as resolve does in find.py. Its words are the
+# name and, where only the newest of those called so is meant, 1; its lines are number, instance
+# id and name of each job. Ends with 0, 3 if no job is called so, or 4, and the number of jobs
+# whose ids begin so.
+# shellcheck disable=SC2016  # of awk
+picker='
+BEGIN {
+    want = ARGV[1] ""
+    alone = ARGV[2]
+    ARGC = 1
+    if (want ~ /^%/) { alone = 1; job_control = 1; want = substr(want, 2) }
+    wild = !job_control && want ~ /[*?[]/
+    prefix = !job_control && want ~ /^[0-9a-fA-F-]+$/ && length(want) > 7 && length(want) < 37
+    np = apart(want, P)
+}
+NF {
+    name = substr($0, length($1 $2) + 3)
+    if (name "" == want "") called[++calls] = $1
+    if (wild) { ns = apart(name, S); if (fits()) like = like $1 "\n" }
+    if (prefix && index($2, tolower(want)) == 1) { begun = $1; count++ }
+}
+END {
+    for (i = alone && calls ? calls : 1; i <= calls; i++) print called[i]
+    if (calls) exit
+    if (wild) { printf "%s", like; exit }
+    if (count) print count == 1 ? begun : count
+    exit count == 1 ? 0 : count ? 4 : 3
+}
+
+# Puts the characters of s into an array, and returns how many there are.
+function apart(s, into,   i, n, width) {
+    split("", into)
+    for (i = 1; i <= length(s); i += width) {
+        width = sequence(s, i)
+        if (!width) width = 1
+        into[++n] = substr(s, i, width)
+    }
+    return n + 0
+}
+
+# Returns whether the pattern in P fits the text in S: *, ?, and [...], which ! or ^ turns round.
+# A backslash is no more than itself.
+function fits(   i, j, star, from, next_one) {
+    i = j = 1
+    while (j <= ns) {
+        if (i <= np && P[i] == "*") { star = i++; from = j; continue }
+        if (i <= np && (next_one = beyond(i, S[j]))) { i = next_one; j++; continue }
+        if (!star) return 0
+        i = star + 1
+        j = ++from
+    }
+    while (i <= np && P[i] == "*") i++
+    return i > np
+}
+
+# Returns where the pattern goes on after what is at P[i], 0 if that is not the character c.
+function beyond(i, c,   end, k, turned, within) {
+    if (P[i] == "?") return i + 1
+    end = P[i] == "[" ? closing(i) : 0
+    if (!end) return P[i] == c ? i + 1 : 0
+    turned = P[i + 1] == "!" || P[i + 1] == "^"
+    within = 0
+    for (k = i + 1 + turned; k < end; k++) {
+        if (P[k + 1] == "-" && k + 2 < end) {
+            if (P[k] <= c && c <= P[k + 2]) within = 1
+            k += 2
+        } else if (P[k] == c) within = 1
+    }
+    return within != turned ? end + 1 : 0
+}
+
+# Returns where the bracket at P[i] is closed, 0 if nowhere.
+function closing(i) {
+    i++
+    if (P[i] == "!" || P[i] == "^") i++
+    for (i++; i <= np; i++) if (P[i] == "]") return i
+    return 0
+}
+'
 
 # --- start --------------------------------------------------------------------
 
@@ -716,14 +818,22 @@ entry() {
 # Sets number to that of the next job, never used before, and makes its folder.
 allocate() {
     hold ../last || return
-    number=''
-    read -r number <../last
-    number=${number#"${number%%[!0]*}"}
-    case $number in '' | *[!0-9]*) number=$(numbers | tail -n 1) ;; esac
+    highest=0
+    for counter in ../last ../last.copy; do
+        number=''
+        [ ! -f "$counter" ] || read -r number <"$counter"
+        number=${number#"${number%%[!0]*}"}
+        case $number in *[!0-9]* | ???????????????????*) number='' ;; esac
+        [ "${number:-0}" -le "$highest" ] || highest=$number
+    done
+    [ "$highest" -gt 0 ] || highest=$(folders | tail -n 1)
+    number=${highest:-0}
     until number=$((number + 1)) && mkdir "$number" 2>/dev/null; do
         [ -d "$number" ] || return
     done
-    printf '%020d\n' "$number" 1<>../last || { rmdir "$number" && return 1; }
+    for counter in ../last.copy ../last; do
+        printf '%020d\n' "$number" 1<>"$counter" || { rmdir "$number" && return 1; }
+    done
     release
 }
 
@@ -739,6 +849,7 @@ check_name() {
     case $1 in *[![:space:]]*) ;; *) bad 'a name must not be empty' ;; esac
     case $1 in
     -*) bad "name '$1' begins with '-' and would be taken for an option" ;;
+    %*) bad "name '$1' begins with '%' and would be taken for a word of job control" ;;
     *[!0-9.-]* | [!0-9]* | *[!0-9] | *[.-]*[.-]*) ;;
     *) bad "name '$1' looks like a job id or a range; put a letter in it" ;;
     esac
@@ -748,23 +859,25 @@ check_name() {
 
 # Adds the words $@, NAME or NAME=VALUE each, to the job's environment.
 set_variables() {
+    odd=$(odd_names)
     for word in "$@"; do
         name=${word%%=*}
         case $name in
         '' | *[[:space:]]*) bad "-e '$word' names no variable; write NAME=VALUE" ;;
         esac
         if [ "$name" = "$word" ]; then
-            case $newline$jobctl_exports$newline$jobctl_odd$newline$name in
-            *"export '$name="* | *"$newline'$name="*) continue ;;
+            case "$newline$jobctl_exports$newline $jobctl_odd$newline$name" in
+            *"${newline}export '$name="* | *" '$name="*) continue ;;
             *"${newline}PATH" | *"${newline}LC_ALL") continue ;;
             esac
             bad "-e $name: it is not set here; write $name=VALUE"
         fi
         enquote "$word"
-        case $name in
-        [0-9]* | *[!A-Za-z0-9_]* | IFS | UID | PPID | OPTIND) jobctl_odd="$jobctl_odd $quoted" ;;
-        *) jobctl_exports=$jobctl_exports${newline}export\ $quoted ;;
-        esac
+        if printf '%s\n' "$name" | grep -Eqe "$odd"; then
+            jobctl_odd="$jobctl_odd$quoted "
+        else
+            jobctl_exports=$jobctl_exports${newline}export\ $quoted
+        fi
     done
 }
 
@@ -792,9 +905,12 @@ do_start() {
     *) bad "-c '' is no command; give it shell text" ;;
     esac
     [ -z "${opt_name+set}" ] || check_name "$opt_name"
-    case ${opt_retries=0} in
-    '' | *[!0-9]* | ????????*) bad "--retries '$opt_retries' is not a number from 0 to 1000000" ;;
-    esac
+    number=${opt_retries=0}
+    number=${number#"${number%%[!0]*}"}
+    case $opt_retries/$number in /* | *[!0-9]*/* | */????????*) number=1000001 ;; esac
+    [ "${number:-0}" -le 1000000 ] ||
+        bad "--retries '$opt_retries' is not a number from 0 to 1000000"
+    opt_retries=${number:-0}
     seconds='' timeout_text=${opt_timeout-}
     if [ -n "${opt_timeout+set}" ]; then
         duration "$opt_timeout"
@@ -835,7 +951,10 @@ do_start() {
         fail 125 "cannot start a job in $state_dir: ${why:-is the disk full?} Nothing was recorded"
     fi
     unable=''
-    if [ "$said" = 'ready ' ] && load_run "$number" && [ -z "$pid" ]; then unable=1; fi
+    if [ "$said" = 'ready ' ] && load_run "$number" && [ -z "$pid" ] &&
+        grep -qs "^state='Failed'" "$number/exit"; then
+        unable=1
+    fi
     if [ -n "$opt_wait" ]; then
         [ -n "$opt_quiet" ] || say "job $number"
         chosen=$number status=0 deadline='' opt_keep='' opt_again=''
@@ -847,9 +966,10 @@ do_start() {
     exit "${unable:-0}"
 }
 
-# Sets chosen to the jobs that the words $@ mean, and ends if there are none of one.
+# Sets chosen to the jobs that the words $@ mean, of those of one name the newest, and ends if
+# there are none of one.
 others() {
-    chosen=''
+    chosen='' alone=1
     [ $# -eq 0 ] || choose "$@"
     [ $# -eq 0 ] || [ "$status" -eq 0 ] || exit $((opt_wait ? 125 : 3))
     # shellcheck disable=SC2086,SC2116  # in one line
@@ -867,8 +987,8 @@ write_down() {
         enquote "JOBCTL_$word"
         printf 'export %s\n' "$quoted" >>./env || return
     done
-    [ -z "$jobctl_odd" ] || echo "$jobctl_odd" | tr '\n' ' ' |
-        sed 's,^,set -- /usr/bin/env ,; s,$,"$@",' >env.odd || return
+    # shellcheck disable=SC2016  # of the runner
+    [ -z "$jobctl_odd" ] || printf 'set -- /usr/bin/env %s"$@"\n' "$jobctl_odd" >env.odd || return
     : >stdout && : >stderr && : >lock && save_marks . 0 0 '' '' || return
     [ -z "${opt_stdin+set}" ] || { stdin=stdin && cat <&7 >stdin || return; }
     if [ -n "${opt_script+set}" ]; then
@@ -1071,13 +1191,13 @@ follow() {
     set -- $chosen
     own_status=125 worst=0
     while read -r _ _ state code _; do
-        own_status=$code
+        [ "$code" = - ] || own_status=$code
         [ "$state" = Completed ] || worst=1
     done <<FACTS
 $(records facts "$@")
 FACTS
     [ $# -ne 1 ] || worst=$own_status
-    exit "${worst#-}"
+    exit "$worst"
 }
 
 do_receive() {
@@ -1231,7 +1351,7 @@ usage() {
 jobctl start|get|receive|wait|stop|remove [OPTIONS]...
 Background jobs for the shell: they outlive the terminal that started them. This is the
 part of jobctl that needs no Python. 'jobctl start --help' and so on say more.
-Example: jobctl start -n nightly -- make -j4 && jobctl wait nightly
+Example: jobctl start -n nightly -- make -j4 && jobctl wait %nightly
 
 jobctl start [OPTIONS] COMMAND [ARG]...     Start a job in the background.
 -c TEXT, -f SCRIPT|-              shell text, or a script, instead of COMMAND
@@ -1241,14 +1361,16 @@ jobctl start [OPTIONS] COMMAND [ARG]...     Start a job in the background.
 --init TEXT                       shell text to run first
 --stdin FILE|-                    its standard input; a copy is kept
 --timeout DURATION, --retries N   stop it after this time; run it again when it fails
---after JOB, --after-ok JOB       begin when JOB is finished, or only if it is Completed
+--after JOB, --after-ok JOB       begin when JOB is finished, or only if it is Completed; of
+                                  several of one name the newest is meant
 --merge                           standard error into standard output
 -w, --wait                        write its output, and end with its status
 -o FORM, -q                       as in get
 Example: jobctl start -n nightly --timeout 2h -- make -j4
 
 jobctl get [OPTIONS] [JOB]...               Show jobs.
-JOB is an id, a range such as 3-8, a name, or a name with wildcards.
+JOB is an id, a range such as 3-8, a name, or a name with wildcards; %NAME is the newest
+job of that name, %% the newest of all, %- the one before it.
 --state STATE, --has-more-data, --no-more-data     only such jobs
 -o, --output table|wide|json|jsonl|ids             -q is -o ids
 Example: jobctl get --state Failed -o wide
@@ -1258,7 +1380,7 @@ jobctl receive [OPTIONS] JOB...|--all       Write output that was not received y
 -w, --wait, -f, --follow          until the jobs are finished, live
 --timeout DURATION                give up after this time, with status 124
 --stream stdout|stderr|both       which output
-Example: jobctl receive --wait nightly > nightly.log
+Example: jobctl receive --wait %nightly > nightly.log
 
 jobctl wait [OPTIONS] JOB...|--all          Wait until jobs are finished, and show them.
 --any; --timeout DURATION         until one is finished; give up, with status 124
@@ -1267,7 +1389,7 @@ Example: jobctl wait --any --timeout 10m build test
 jobctl stop [OPTIONS] JOB...|--all          End everything that jobs started.
 --grace DURATION, --reason TEXT   time from TERM to KILL, 10s; why, for people to read
 --signal NAME                     only send this signal
-Example: jobctl stop --reason 'wrong input' nightly
+Example: jobctl stop --reason 'wrong input' %nightly
 
 jobctl remove [OPTIONS] JOB...|--all        Delete jobs and their output.
 --force                           stop jobs that are not finished, then delete them

@@ -15,12 +15,15 @@ from jobctl.folder import STREAMS, Folder
 from jobctl.model import LOCALHOST, TYPE_BACKGROUND, TYPE_REMOTE, TYPE_TASK, JobSpec, Marks, Place
 
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-# Names that sh keeps for itself, will not have set, or behaves differently by.
-_SHELLS_OWN = frozenset(
-    "BASHOPTS BASH_COMPAT BASH_XTRACEFD DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID EXECIGNORE"
-    " FUNCNAME FUNCNEST GLOBIGNORE GROUPS HISTCMD IFS LINENO OPTIND PPID PS4 RANDOM SECONDS"
-    " SHELLOPTS SRANDOM TMOUT UID".split()
+_SHELLS_OWN = re.compile(
+    "BASH(OPTS|PID|_.*)|DIRSTACK|E?[GU]ID|EPOCH(REALTIME|SECONDS)|EXECIGNORE"
+    "|FUNC(NAME|NEST)|GLOB(IGNORE|SORT)|GROUPS|HISTCMD|IFS|KSH.*|LINENO|OPTIND|PGRP"
+    "|PIPESTATUS|PPID|PS4|S?RANDOM|SECONDS|SHELLOPTS|TMOUT|USER(NAME|_ID)"
+    "|jobctl_.*",
+    re.ASCII | re.DOTALL,
 )
+"""Names that some sh keeps for itself, will not have set, or behaves differently by: bash, mksh or
+zsh, each of which is the sh of some system. bare.sh has the same ones."""
 _HEAD = 512
 """Bytes of a script that are looked at."""
 _BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
@@ -233,11 +236,16 @@ def commit(folder: Folder, durably: bool = True) -> None:
         _sync(os.path.dirname(folder.path))
 
 
+def is_odd(name: str) -> bool:
+    """Whether sh is not to be asked to set a variable of this name."""
+    return not _SHELL_NAME.fullmatch(name) or _SHELLS_OWN.fullmatch(name) is not None
+
+
 def _write_environment(folder: Folder, name: str, environment: dict[str, str]) -> None:
     lines, odd = [], []
     for key, value in environment.items():
         pair = os.fsencode(f"{key}={value}")
-        if not _SHELL_NAME.fullmatch(key) or key in _SHELLS_OWN or key[:7] == "jobctl_":
+        if is_odd(key):
             odd.append(pair)
         elif key != "_":  # the shell's word for what it last ran
             lines.append(b"export " + quoting.quote(pair) + b"\n")

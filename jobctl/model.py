@@ -22,6 +22,7 @@ LOCALHOST = "localhost"
 
 _ID_LIKE = re.compile(r"\d+([.-]\d+)?", re.ASCII)
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SET = re.compile(r"\[[!^]?\]?[^]]*\]")
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
@@ -322,8 +323,8 @@ class Marks(NamedTuple):
 def check_name(name: str) -> str:
     """Return name if a job may be called so.
 
-    :raises BadUsage: it is empty, could be taken for an id, a range or an option, or holds
-        characters that do not print.
+    :raises BadUsage: it is empty, could be taken for an id, a range, an option or a word of job
+        control, or holds characters that do not print.
     """
     shown = printable(name)
     if not name.strip():
@@ -332,6 +333,10 @@ def check_name(name: str) -> str:
         raise BadUsage(f"name {shown!r} looks like a job id or a range; put a letter in it")
     if name.startswith("-"):
         raise BadUsage(f"name {shown!r} begins with '-' and would be taken for an option")
+    if name.startswith("%"):
+        raise BadUsage(
+            f"name {shown!r} begins with '%' and would be taken for a word of job control"
+        )
     if shown != name:
         raise BadUsage(f"name '{shown}' contains control or unprintable characters")
     if len(os.fsencode(name)) > 255:
@@ -345,8 +350,16 @@ def printable(text: str) -> str:
 
 
 def glob(pattern: str) -> re.Pattern[str]:
-    """Return what matches whole strings as the shell's *, ? and [...] do, case counting."""
-    return re.compile(fnmatch.translate(pattern))
+    """Return what matches whole strings as the shell's *, ? and [...] do, case counting.
+
+    As in most shells, ^ turns a set round as ! does. A backslash is no more than itself.
+    """
+    return re.compile(fnmatch.translate(_SET.sub(_as_fnmatch_has_it, pattern)))
+
+
+def _as_fnmatch_has_it(found: re.Match[str]) -> str:
+    text = found.group()
+    return f"[!{text[2:]}" if text.startswith("[^") else text
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -344,25 +344,18 @@ def test_returned_ranges_come_first(bare: Bare, jobctl: Jobctl) -> None:
     assert not jobctl.job(job)["has_more_data"]
 
 
-def test_selectors(bare: Bare) -> None:
-    for name in ("alpha", "beta", "a b", "alpha"):
+def test_filters(bare: Bare) -> None:
+    for name in ("alpha", "beta"):
         bare.done("-n", name, "true")
-    instance = bare.job("3")["instance_id"]
     for words, ids in {
-        ("2",): "2",
-        ("2-9", "1"): "1 2 3 4",
-        ("alpha",): "1 4",
-        ("a*",): "1 3 4",
-        ("z*",): "",
-        ("a b",): "3",
-        (instance[:15].upper(),): "3",
-        ("--state", "completed", "2", "3"): "2 3",
+        ("--state", "completed", "2"): "2",
         ("--state=Failed",): "",
-        ("--no-more-data", "4"): "4",
+        ("--no-more-data", "1"): "1",
         ("--has-more-data",): "",
+        ("2", "1-9", "alpha"): "1 2",
     }.items():
         assert bare.out("get", "-q", *words).split() == ids.split(), words
-    assert bare.out("get", "-q", "-", input=b"2\nbeta\n 4\n") == "2\n4\n"
+    assert bare.out("get", "-q", "-", input=b"2\nalpha\n 2\n") == "1\n2\n"
     result = bare.run("get", "-q", "9", "1", "gamma", "1.2", status=3)
     assert result.stdout == b"1\n"
     assert b"9" in result.stderr

@@ -55,7 +55,7 @@ class _Lazy(click.Group):
 @click.group(
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Example: jobctl start -n nightly -- make -j4 && jobctl wait nightly",
+    epilog="Example: jobctl start -n nightly -- make -j4 && jobctl wait %nightly",
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:

@@ -50,6 +50,17 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from Click 8
             self.fail(str(error), param, ctx)
 
 
+class Whole(click.IntRange):
+    """A number in digits, as bare.sh reads it, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+            shown = printable(value)
+            self.fail(f"'{shown}' is not a number from {self.min} to {self.max}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class _State(click.Choice[str]):
     """A state by its name, in any case."""
 
@@ -122,7 +133,7 @@ def filters(function: F) -> F:
             click.option(
                 "--newest",
                 metavar="N",
-                type=click.IntRange(1, 2**31),
+                type=Whole(1, 2**31),
                 help="Only the N latest to end, unfinished ones being the newest.",
             ),
             click.option(
@@ -215,19 +226,24 @@ def complete_jobs(
         store.refresh()
     except JobctlError:
         return []
-    prefix = _WILD.sub("[\\g<0>]", incomplete) + "*"
+    sign = "%" if incomplete.startswith("%") else ""
+    prefix = _WILD.sub("[\\g<0>]", incomplete.removeprefix(sign)) + "*"
     jobs = store.select(
         "CAST(id AS TEXT) GLOB ? OR name GLOB ?",
         [prefix, prefix],
         f"{NEWEST_FIRST} LIMIT {_OFFERED}",
     )
-    helps = {}
+    helps = dict[str, str]()
     for job in sorted(jobs, key=lambda job: job.key):
         help_text = f"{job.state.value} {printable(job.command)[:60]}"
-        helps[job.id] = help_text
         # Names that a shell would need quoted are left to be typed.
-        if quoting.readable([job.name]) == job.name:
-            helps.setdefault(job.name, help_text)
+        named = quoting.readable([job.name]) == job.name
+        if sign and named:
+            helps[sign + job.name] = help_text  # of those of one name the newest
+        elif not sign:
+            helps[job.id] = help_text
+            if named:
+                helps.setdefault(job.name, help_text)
     return [
         CompletionItem(value, help=text)
         for value, text in helps.items()

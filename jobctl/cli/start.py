@@ -113,13 +113,13 @@ def _complete_command(
 @click.option(
     "-t",
     "--throttle",
-    type=click.IntRange(1, 2**31),
+    type=options.Whole(1, 2**31),
     metavar="N",
     help="How many run at once: hosts (32 if not given) or items (one per CPU).",
 )
 @click.option(
     "--per-host",
-    type=click.IntRange(1, 2**31),
+    type=options.Whole(1, 2**31),
     metavar="N",
     help="How many items run at once on each host; one per CPU there if not given.",
 )
@@ -161,7 +161,7 @@ def _complete_command(
 )
 @click.option(
     "--retries",
-    type=click.IntRange(0, _MOST_RETRIES),
+    type=options.Whole(0, _MOST_RETRIES),
     metavar="N",
     default=0,
     help="Run it again when it fails, at most N times.",

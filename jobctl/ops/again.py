@@ -37,7 +37,7 @@ def failed_parts(state_dir: str, selector: str) -> Again:
     :raises Refused: nothing of it has failed.
     """
     store = Store(state_dir)
-    found = find(store, [selector], Filter())
+    found = find(store, [selector], Filter(), one_each=True)
     for error in found.missing:
         raise error
     if len(found.jobs) != 1:
@@ -49,6 +49,8 @@ def failed_parts(state_dir: str, selector: str) -> Again:
     if not failed:
         raise Refused(f"nothing of job {job.id} has failed; it is {job.state.value}")
     whole, spec = store.jobs.folder(job.id), failed[0].spec()
+    if isinstance(whole, Part):
+        whole = whole.task  # an item has neither script nor input of its own
 
     def text(key: str) -> str:
         return os.fsdecode(spec.get(key, b""))
@@ -70,8 +72,6 @@ def failed_parts(state_dir: str, selector: str) -> Again:
         "on_finish": os.fsdecode(whole.spec().get("on_finish", b"")),
         "results": text("results") or "local",
     }
-    if isinstance(whole, Part):
-        whole = whole.task
     throttle = whole.spec().get("throttle", b"")
     values["throttle"] = int(throttle or b"0") or None
     values["per_host"] = int(whole.spec().get("per_host") or b"0") or None

@@ -16,6 +16,8 @@ _NUMBER = re.compile(r"\d+", re.ASCII)
 _CHILD = re.compile(r"(\d+)\.(\d+)", re.ASCII)
 _RANGE = re.compile(r"(\d+)-(\d+)", re.ASCII)
 _INSTANCE = re.compile(r"[0-9a-fA-F-]{8,36}")
+_IN_TURN = {"%%": 0, "%+": 0, "%-": 1}
+"""The newest job, and the one before it, as shells name theirs: how many are newer."""
 _LARGEST = 2**63 - 1
 _HAS_CHILDREN = "instr(record, '\"child_count\": 0,') = 0"
 
@@ -49,10 +51,13 @@ class Found:
     missing: list[NotFound] = field(default_factory=list)
 
 
-def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found:
+def find(
+    store: Store, selectors: Iterable[str] | None, narrow: Filter, one_each: bool = False
+) -> Found:
     """Return the jobs that any of the selectors means and that pass the filter.
 
     :param selectors: None means all jobs.
+    :param one_each: a name means the newest job that is called so.
 
     :raises BadUsage: a selector makes no sense.
     """
@@ -67,7 +72,10 @@ def find(store: Store, selectors: Iterable[str] | None, narrow: Filter) -> Found
             if match := _CHILD.fullmatch(selector):
                 children.append(_child(store, selector, match[1], match[2]))
                 continue
-            ids.update(store.ids("id BETWEEN ? AND ?", span) if span else resolve(store, selector))
+            if span:
+                ids.update(store.ids("id BETWEEN ? AND ?", span))
+            else:
+                ids.update(resolve(store, selector, one_each))
         except NotFound as error:
             missing.append(error)
     children = [job for job in children if passes(job, narrow)]
@@ -150,19 +158,28 @@ def _child(store: Store, selector: str, parent: str, number: str) -> Job:
     return job
 
 
-def resolve(store: Store, selector: str) -> list[int]:
+def resolve(store: Store, selector: str, one_each: bool = False) -> list[int]:
     """Return the ids of the jobs that one selector means, as of the last refresh().
 
+    :param one_each: see find().
     :raises NotFound: no job is called so; a wildcard may match none.
     """
     shown = printable(selector)
+    if selector in _IN_TURN:
+        if ids := store.ids("1", order=f"id DESC LIMIT 1 OFFSET {_IN_TURN[selector]}"):
+            return ids
+        raise NotFound(f"no job {shown}; 'jobctl get' lists those there are")
+    if selector.startswith("%"):
+        if ids := store.ids("name = ?", [_text(selector[1:])]):
+            return ids[-1:]
+        raise NotFound(f"no job is called '{shown[1:]}'; 'jobctl get' lists those there are")
     if _NUMBER.fullmatch(selector):
         if ids := store.ids("id = ?", [_capped(selector)]):
             return ids
         raise NotFound(f"no job {shown}; 'jobctl get' lists those there are")
     text = _text(selector)
     if ids := store.ids("name = ?", [text]):
-        return ids
+        return ids[-1:] if one_each else ids
     if any(character in selector for character in "*?["):
         return store.ids("glob(?, name)", [text])
     if _INSTANCE.fullmatch(selector):

@@ -33,13 +33,13 @@ def unless_running(state_dir: str, name: str, begin: Callable[[], Job]) -> tuple
 
 
 def dependencies(state_dir: str, selectors: list[str]) -> tuple[str, ...]:
-    """Return the ids of the jobs to wait for.
+    """Return the ids of the jobs to wait for: of those of one name the newest.
 
     :raises NotFound: one of the selectors matches no job.
     """
     if not selectors:
         return ()
-    found = find(Store(state_dir), selectors, Filter())
+    found = find(Store(state_dir), selectors, Filter(), one_each=True)
     for error in found.missing:
         raise error
     for job in found.jobs:
