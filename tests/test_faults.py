@@ -46,6 +46,61 @@ def all_came(far: Far, job: str) -> None:
     assert far.output(job) == COUNTED
 
 
+@pytest.mark.parametrize("refusal", ["login", "host key"])
+def test_a_refusal_that_is_over(far: Far, refusal: str) -> None:
+    """Who waits is told why, and every command that needs the host asks again."""
+    gates = [far.sshd.home / f"gate{number}" for number in (1, 2)]
+    for gate in gates:
+        os.mkfifo(gate)
+    job, other = (far.start("-c", f"read x <{gate}; echo end") for gate in gates)
+    for each in (job, other):
+        far.until(each, "Running")
+    if refusal == "login":
+        far.sshd.authorized_keys.write_text("")
+    else:
+        far.sshd.trust("somebody-else")
+    far.sshd.kill_connections()
+    wait_until(lambda: "web1" in far.job(job)["reason"])
+    waiter = far.popen("wait", "-q", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert waiter.stderr
+    said = waiter.stderr.readline().decode()
+    assert re.fullmatch(r"jobctl: waiting: .*web1.*; it is tried again\n", said)
+    assert far.run("wait", other, "--timeout", "1", status=124).stderr.decode() == said
+    far.sshd.authorized_keys.write_bytes(far.sshd.key.with_suffix(".pub").read_bytes())
+    far.sshd.trust()
+    if refusal == "login":
+        assert far.out("start", "-w", "-H", "web1", "echo", "new") == "new\n"
+    else:
+        receiver = far.popen("receive", "-w", other, stdout=subprocess.PIPE)
+        far.until(other, "Running")
+    for gate in gates:
+        gate.write_text("\n")
+        gate.unlink()
+    if refusal == "host key":
+        assert receiver.communicate()[0] == b"end\n"
+    assert waiter.communicate()[0].decode() == f"{job}\n"
+
+
+def test_the_far_side_ends_while_it_is_set_up(make_sshd: MakeSshd, tmp_path: Path) -> None:
+    """As when a login shell is killed, or a host goes down: tried again without being asked."""
+    down = tmp_path / "down"
+    server = make_sshd(
+        f'ForceCommand [ ! -e {down} ] || kill -KILL $$; exec sh -c "$SSH_ORIGINAL_COMMAND"'
+    )
+    far = Far(tmp_path / "state", tmp_path, server, "-H", "web1")
+    os.mkfifo(tmp_path / "gate")
+    job = far.start("-c", f"read x <{tmp_path}/gate; echo end")
+    far.until(job, "Running")
+    down.write_text("")
+    server.kill_connections()
+    wait_until(lambda: far.job(job)["reason"].startswith("the login shell"))
+    down.unlink()
+    far.until(job, "Running")
+    (tmp_path / "gate").write_text("\n")
+    assert far.out("receive", "-w", job) == "end\n"
+    far.close()
+
+
 def came(far: Far, job: str, lines: int) -> None:
     """Wait until so many lines are here."""
     wait_until(lambda: far.output(job).count("\n") >= lines)

@@ -26,6 +26,8 @@ class Client:
         self._asking = threading.Lock()
         self._answers: SimpleQueue[dict[str, Any] | None] | None = None
         """What he answers, where until_gone() hears it."""
+        self.jobs = frozenset[str]()
+        """The whole jobs that he waits for."""
 
     def request(self) -> dict[str, Any]:
         """Return what is asked for, {} if he left without a word."""

@@ -48,6 +48,7 @@ _MOST_SHOWN = 200
 """Characters of what a host says that go into a reason."""
 _PATIENCE = 60.0
 """Seconds that the far end may take for an answer to what it has only to look up."""
+_EARLY = "the login shell of this host ended before it ran /bin/sh"
 _PIECE = 1 << 20
 _LITTLE = 1 << 16
 """Bytes of a job's output, or less, for which no other channel is made."""
@@ -55,6 +56,9 @@ _MUCH = 1 << 18
 """Bytes that are better taken at once than packet by packet, at a system call or two each."""
 _A_MOMENT = 0.001
 """Seconds in which as much comes on a fast line, and which nobody notices on a slow one."""
+
+
+ENDED = "the host ended the conversation"
 
 
 class NotDone(JobctlError):
@@ -93,6 +97,8 @@ class Far:
         """Return a channel to `serve.sh control`, brought there first if need be."""
         channel = _Channel(self._connection.open(_BEGIN.format(_serve())), None)
         word, _, self._state = channel.line().rstrip(b"\n").partition(b" ")
+        if not word:
+            raise Lost(ENDED)
         if word == b"no":
             raise Denied(self._state.decode("utf-8", "replace"))
         if word not in (b"have", b"need"):
@@ -143,7 +149,7 @@ class Far:
             with self._lock:
                 channel.stream.write(line + b"\n")
         except BrokenPipeError:
-            raise Lost("the host ended the conversation") from None
+            raise Lost(ENDED) from None
 
     def _answered(self, line: bytes) -> None:
         """Hand an answer to who waits for it."""
@@ -234,7 +240,7 @@ class Far:
             yield words, more
             if words[0] in _WITH_BYTES and (left or channel.exactly(1) != b"\n"):
                 raise Lost("the host sent fewer bytes than it said")
-        raise Lost("the host ended the conversation")
+        raise Lost(ENDED)
 
     # --- commands ---
 
@@ -329,8 +335,10 @@ def _serve() -> str:
 
 
 def _greeting(channel: _Channel) -> list[bytes]:
-    """Return the words that serve.sh begins with; raise Denied."""
+    """Return the words that serve.sh begins with; raise Denied or Lost."""
     words = channel.line().split(b" ", 5)
+    if not words[0]:
+        raise Lost(ENDED)
     if len(words) != 6 or words[0] != b"serving" or records.number(words[3]) is None:
         raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
     return words
@@ -389,7 +397,9 @@ class _Channel:
                 break
             noise, size = noise or got.strip(), size + len(got)
             if not got or size > _MOST_NOISE:
-                raise Denied(self._ended_early(noise))
+                said = self._ended_early(noise)
+                # Without a word it may have been killed, by a host that is going down, say.
+                raise Denied(said) if said != _EARLY else Lost(said)
         self.pid = int(got.split()[1])
         self._error_noise = True
 
@@ -399,8 +409,7 @@ class _Channel:
             while not noise and (piece := self.stream.read_error(_PIECE)):
                 noise = piece.strip()
         said = _first_line(noise or self._rest)
-        text = "the login shell of this host ended before it ran /bin/sh"
-        return f"{text}: {said}" if said else text
+        return f"{_EARLY}: {said}" if said else _EARLY
 
     def line(self) -> bytes:
         """Return the next line, b"" at the end."""
@@ -424,7 +433,7 @@ class _Channel:
         if self._at == len(self._rest):
             self._rest, self._at = self.stream.read(_PIECE), 0
             if not self._rest:
-                raise Lost("the host ended the conversation")
+                raise Lost(ENDED)
         return self._taken(self._at + most)
 
     def exactly(self, count: int) -> bytes:

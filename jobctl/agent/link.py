@@ -14,7 +14,7 @@ from typing import Protocol
 
 from jobctl import links
 from jobctl.agent.caller import Nobody, Whoever
-from jobctl.agent.far import Far, NotDone
+from jobctl.agent.far import ENDED, Far, NotDone
 from jobctl.agent.mirror import Mirror
 from jobctl.agent.shares import Share
 from jobctl.carried import Carried
@@ -27,6 +27,8 @@ _LINGER = 30.0
 """Seconds that a temporary connection is kept when nothing needs it any more."""
 _PAUSES = (1.0, 60.0)
 """Seconds between attempts to get a broken connection back: the first, and the longest."""
+_REFUSED = (60.0, 1800.0)
+"""The same where a login or a host key was refused: some servers take repeated refusals amiss."""
 _STEADY = 10.0
 """Seconds after which a connection that breaks is made anew without a pause."""
 _LOOKS = (0.05, 60.0)
@@ -44,6 +46,9 @@ class Company(Protocol):
 
     def changed(self, job: Carried) -> None:
         """A job began, or goes on differently."""
+
+    def held_up(self, jobs: Iterable[Carried], reason: str) -> None:
+        """Jobs cannot go on, as the host was not reached, and wait for the next attempt."""
 
     def person(self, jobs: Iterable[Carried]) -> Ask | None:
         """Return somebody at a terminal who waits for one of these jobs."""
@@ -111,6 +116,7 @@ class Link:
             if not self._closed and (anew or job.id not in self._jobs):
                 self._jobs[job.id] = job
                 self._begin.append(job)
+                self._asked = self._asked or self._far is None
                 self._change.notify_all()
             return not self._closed
 
@@ -221,17 +227,21 @@ class Link:
             self.close()
 
     def _keep_up(self) -> None:
-        pause = _PAUSES[0]
+        pause, refused = _PAUSES[0], _REFUSED[0]
         while not self._closed:
             try:
                 far = self._open()
             except Exception as error:  # whatever it is, who waits is to be told
                 self._failed(_unreachable(error))
-                if not self._rest(pause, isinstance(self.error, Denied)):
+                denied = isinstance(self.error, Denied)
+                if not self._rest(refused if denied else pause, denied):
                     break
-                pause = min(pause * 2, _PAUSES[1])
+                if denied:
+                    refused = min(refused * 2, _REFUSED[1])
+                else:
+                    pause = min(pause * 2, _PAUSES[1])
                 continue
-            began = time.monotonic()
+            began, refused = time.monotonic(), _REFUSED[0]
             self._serve(far)
             lasted = time.monotonic() - began
             if lasted > 2 * pause:
@@ -286,7 +296,9 @@ class Link:
             ) from None
         except Denied as error:
             raise Denied(f"{self.target.label}: {error}") from None
-        except (BrokenPipeError, ValueError, IndexError):
+        except BrokenPipeError:
+            raise Lost(f"{self.target.label}: {ENDED}") from None
+        except (ValueError, IndexError):
             reason = "its login shell answers what makes no sense"
             raise Denied(f"{self.target.label}: {reason}") from None
         finally:
@@ -318,15 +330,17 @@ class Link:
                 hopeless = [job for job in self._jobs.values() if not job.sent]
             for job in hopeless:
                 del self._jobs[job.id]
+            others = list(self._jobs.values())
             self._change.notify_all()
         for job in hopeless:
             self._give_up(job, str(error))
+        self._company.held_up(others, f"{error}; it is tried again")
 
     def _rest(self, pause: float, denied: bool) -> bool:
         """Wait before the next attempt; return whether there is to be one.
 
-        A login that was refused is tried again only when somebody asks for it: some servers
-        take repeated refusals amiss.
+        A login that was refused is tried again only for jobs that go on there, or when somebody
+        asks for it.
         """
         deadline = time.monotonic() + pause * random.uniform(0.75, 1.25)
         with self._change:
@@ -336,7 +350,8 @@ class Link:
                 if self.temporary and not self._jobs and not self._users:
                     self._shut()
                     return False
-                left = None if denied else deadline - time.monotonic()
+                unneeded = denied and not self._jobs
+                left = None if unneeded else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return True
                 self._change.wait(left)
@@ -356,7 +371,7 @@ class Link:
         except Unreachable as error:
             self._lost(far, error)
         except BrokenPipeError:
-            self._lost(far, Lost("the host ended the conversation"))
+            self._lost(far, Lost(ENDED))
         except OSError as error:
             self._lost(far, Lost(f"cannot read here: {error.strerror}"))
         far.close()

@@ -50,12 +50,14 @@ class Queue:
         state_dir: str,
         link_of: Callable[[Carried], Link],
         tell: Callable[[str], None],
+        tell_why: Callable[[set[str], str], None],
         people: People,
     ) -> None:
         """Begin with nothing known.
 
         :param link_of: the link over which a job is reached.
         :param tell: is told the id of each job that has changed.
+        :param tell_why: is told the ids of whole jobs that do not go on, and the reason.
         :param people: who waits for jobs at a terminal.
         """
         self._state_dir = state_dir
@@ -66,6 +68,7 @@ class Queue:
         self._boot = process.boot_id()
         self._link_of = link_of
         self._tell = tell
+        self._tell_why = tell_why
         self._people = people
         self._looking = threading.Lock()
         self._attended = set[str]()
@@ -223,6 +226,10 @@ class Queue:
     def person(self, jobs: Iterable[Carried]) -> Ask | None:
         """Return somebody at a terminal who waits for one of these jobs."""
         return self._people.who_waits(job.whole for job in jobs)
+
+    def held_up(self, jobs: Iterable[Carried], reason: str) -> None:
+        """Tell that jobs cannot go on, as their host was not reached."""
+        self._tell_why({job.whole for job in jobs}, reason)
 
     def ended(self, job: Carried) -> None:
         """Tell that a job is finished, and do what was to be done then."""

@@ -50,7 +50,7 @@ class Agent:
         self._listeners: set[Client] = set()
         self._installed = _installed()
         self._people = People()
-        self._queue = Queue(state_dir, self._link_of, self.tell, self._people)
+        self._queue = Queue(state_dir, self._link_of, self.tell, self.tell_why, self._people)
         self._environ = dict(os.environ)
         """The environment of whoever last wanted something: where his ssh-agent is, and so on."""
 
@@ -147,6 +147,12 @@ class Agent:
                 if now is None or not now.wanted:  # since we looked
                     self._let_go(session.name)
 
+    def tell_why(self, jobs: set[str], reason: str) -> None:
+        """Tell those who wait for some jobs why these do not go on."""
+        for client in list(self._listeners):
+            if client.jobs & jobs:
+                client.tell({"waiting": reason})
+
     def _look_soon(self) -> None:
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -160,12 +166,13 @@ class Agent:
 
         If there is a person, that one is asked meanwhile what their hosts want to know.
         """
+        client.jobs = frozenset(request["jobs"])
         with self._lock:
             self._listeners.add(client)
         if request.get("person"):
             self._people.come(client, request["jobs"])
-            for link in list(self._links.values()):
-                link.heed(request["jobs"])
+        for link in list(self._links.values()):
+            link.heed(client.jobs)
         client.say({})
         self._queue.look(request["jobs"])
         client.until_gone(lambda message: None)

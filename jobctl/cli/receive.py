@@ -203,7 +203,7 @@ def follow(
         for error in _fetched(store, jobs):
             raise error
         with _doubting(ids):
-            ends = Ends(store.jobs, ids, force, terminal.person(), news)
+            ends = Ends(store.jobs, ids, force, terminal.person(), news, render.say)
             ended = receiver.follow(ends, deadline)
         if auto_remove and len(ended) == len(ids) and not receiver.errors:
             _remove([job.id for job in jobs], manner)
@@ -240,7 +240,9 @@ def _gather(
     store = Store(paths.state_dir())
     ids = [job.id for job in parts(store, jobs, items=False)]
     whole = list[Job]()
-    for news in finished(store.jobs, ids, deadline, force=force, ask=terminal.person()):
+    for news in finished(
+        store.jobs, ids, deadline, force=force, ask=terminal.person(), tell=render.say
+    ):
         whole += [job for _, job in news if job is not None]
     ended = parts(store, whole)
     for error in _fetched(store, ended):

@@ -263,7 +263,7 @@ class _Attending:
         from jobctl.ops.wait import News
 
         if ask := terminal.person():
-            self.news = News(self._state_dir, [job_id], ask)
+            self.news = News(self._state_dir, [job_id], ask, render.say)
 
 
 def _why_not(state_dir: str, job: Job) -> str:

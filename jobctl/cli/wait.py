@@ -11,6 +11,7 @@ import click
 
 from jobctl import process
 from jobctl.cli import options, render, terminal
+from jobctl.descriptors import write
 from jobctl.errors import Refused
 from jobctl.jobs import Jobs
 from jobctl.model import Job, State, printable
@@ -90,7 +91,7 @@ def _until_finished(
     bar = _Bar(jobs, folders, waited_for)
     with bar.shown:
         ask = terminal.person()
-        for ended in finished(folders, sorted(waited_for), deadline, bar.beat, force, ask):
+        for ended in finished(folders, sorted(waited_for), deadline, bar.beat, force, ask, bar.say):
             for part, _ in ended:
                 waited_for.discard(part)
                 whole = part.partition(".")[0]
@@ -102,7 +103,7 @@ def _until_finished(
                     waiting.discard(job_id)
                     job = folders.folder(job_id).read(boot)
                     if job is None:
-                        render.say(f"job {job_id} was removed meanwhile")
+                        bar.say(f"job {job_id} was removed meanwhile")
                         removed = True
                     else:
                         done.append(job)
@@ -178,6 +179,12 @@ class _Bar:
             return None
         rate = (self.shown.pos - self._first) / (time.monotonic() - self._began)
         return f"{rate:.1f}/s"
+
+    def say(self, text: str) -> None:
+        """Say something in the place of the bar, which comes again when there is news."""
+        if self.beat != _LONG:
+            write(2, b"\r\x1b[K")
+        render.say(text)
 
     def show(self) -> None:
         """Show how it is now, which may be less than before."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from jobctl import process, records
 from jobctl.errors import Refused
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _AGAIN = 0.2
 """Seconds until the next look at a job that no process tells about."""
 _NEWS = "news"
+Tell = Callable[[str], None]
+"""Says something to people, a line at a time."""
 
 
 class Ends:
@@ -35,6 +37,7 @@ class Ends:
         force: bool = True,
         ask: Asked | None = None,
         news: News | None = None,
+        tell: Tell | None = None,
     ) -> None:
         """Begin to wait.
 
@@ -42,6 +45,7 @@ class Ends:
             raises Refused.
         :param ask: has a person at the terminal answer what hosts want to know.
         :param news: of these jobs, if somebody listens already.
+        :param tell: is told why a host that is waited for is out of reach.
         """
         self._jobs = jobs
         self._boot = process.boot_id()
@@ -62,6 +66,7 @@ class Ends:
                 self._others.add(job_id)
                 self._folders[job_id] = folder
         self._ask = ask
+        self._tell = tell
         self._news = news
         if news:
             news.listen(self._watch)
@@ -159,7 +164,7 @@ class Ends:
                 else:
                     ids |= self._far_before(folder)
             if ids:
-                self._news = News(self._jobs.state_dir, ids, self._ask)
+                self._news = News(self._jobs.state_dir, ids, self._ask, self._tell)
                 self._news.listen(self._watch)
         return ended
 
@@ -189,15 +194,24 @@ def _resumed(folder: Folder, boot: str) -> Identity | None:
 class News:
     """What the agent tells of jobs on hosts, until we end."""
 
-    def __init__(self, state_dir: str, ids: Iterable[str], ask: Asked | None = None) -> None:
+    def __init__(
+        self,
+        state_dir: str,
+        ids: Iterable[str],
+        ask: Asked | None = None,
+        tell: Tell | None = None,
+    ) -> None:
         """Begin to be told.
 
         :param ids: what the agent is to look after, should it not know.
         :param ask: has a person at the terminal answer what hosts want to know.
+        :param tell: is told, once each, for what reasons these jobs do not go on.
         """
         self._state_dir = state_dir
         self._ids = sorted(ids)
         self._ask = ask
+        self._tell = tell
+        self._reasons = set[str]()
         self._subscribe()
 
     def _subscribe(self) -> None:
@@ -222,10 +236,20 @@ class News:
             self._subscribe()
             self.listen(watch)
             return None
-        told = [message for message in messages if not self._talk.heed(message, self._ask)]
+        told = [message for message in messages if not self._heed(message)]
         if any("job" not in message for message in told):
             return None
         return {message["job"] for message in told}
+
+    def _heed(self, message: dict[str, Any]) -> bool:
+        """Pass on what is for people; return whether it was that."""
+        reason = message.get("waiting")
+        if reason is None:
+            return self._talk.heed(message, self._ask)
+        if self._tell and reason not in self._reasons:
+            self._reasons.add(reason)
+            self._tell(f"waiting: {reason}")
+        return True
 
 
 def finished(
@@ -235,14 +259,16 @@ def finished(
     beat: float = 3600.0,
     force: bool = True,
     ask: Asked | None = None,
+    tell: Tell | None = None,
 ) -> Iterator[list[tuple[str, Job | None]]]:
     """Yield jobs as they finish, None for a removed one, until all have or time is up.
 
     :param deadline: when to give up, by time.monotonic().
     :param beat: seconds after which to yield even if nothing happened.
     :param ask: has a person at the terminal answer what hosts want to know.
+    :param tell: is told why a host that is waited for is out of reach.
     """
-    ends = Ends(jobs, ids, force, ask)
+    ends = Ends(jobs, ids, force, ask, tell=tell)
     while ends.unfinished:
         left = beat if deadline is None else min(beat, deadline - time.monotonic())
         ended = ends.wait(max(0.0, left))

@@ -1,0 +1,131 @@
+"""When a link tries to connect to a host that refuses it, and when it leaves the host alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+
+from jobctl import draft
+from jobctl.agent import link
+from jobctl.carried import Carried
+from jobctl.errors import Unreachable
+from jobctl.folder import Folder
+from jobctl.links import Links
+from jobctl.model import JobSpec, Place
+from jobctl.target import Target
+from jobctl.transport.base import Ask, Connection, Denied, Lost
+
+WEB1 = Target("web1")
+
+
+class Company:
+    """Takes down what it is told."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[list[str], str]] = []
+
+    def ended(self, job: Carried) -> None:
+        """Do nothing."""
+
+    def changed(self, job: Carried) -> None:
+        """Do nothing."""
+
+    def held_up(self, jobs: Iterable[Carried], reason: str) -> None:
+        """Take it down."""
+        self.held.append(([job.id for job in jobs], reason))
+
+    def person(self, jobs: Iterable[Carried]) -> Ask | None:
+        """Return nobody."""
+        return None
+
+
+class Refusing:
+    """Stands for a host: counts the attempts to connect."""
+
+    def __init__(self) -> None:
+        self.error: Unreachable = Denied("web1 refuses the login")
+        self.attempts = 0
+
+    def __call__(self, target: Target, ask: Ask) -> Connection:
+        self.attempts += 1
+        raise self.error
+
+
+@pytest.fixture
+def host() -> Refusing:
+    """Give a host."""
+    return Refusing()
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> Callable[[], Carried]:
+    """Give a function that makes a job which the host has already."""
+
+    def make() -> Carried:
+        number = len(os.listdir(tmp_path / "jobs")) + 1 if (tmp_path / "jobs").exists() else 1
+        folder = Folder(str(tmp_path / f"jobs/{number}"))
+        os.makedirs(folder.path)
+        draft.write(folder, JobSpec(("true",), "/", {}, 0o22, places=(Place(WEB1),)))
+        draft.commit(folder)
+        job = Carried(folder)
+        job.note_sent()
+        return job
+
+    return make
+
+
+@pytest.fixture
+def company() -> Company:
+    """Give those who are told."""
+    return Company()
+
+
+@pytest.fixture
+def to_web1(
+    tmp_path: Path, host: Refusing, company: Company, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[link.Link]:
+    """Give a link whose pauses are hours, unless the test has others."""
+    monkeypatch.setattr(link, "_REFUSED", (3600.0, 3600.0))
+    made = link.Link("web1", WEB1, host, Links(str(tmp_path)), company)
+    wait_until(lambda: made.error)
+    yield made
+    made.close()
+
+
+def test_a_refusal_is_left_alone_until_somebody_asks(
+    to_web1: link.Link, host: Refusing, company: Company, sent: Callable[[], Carried]
+) -> None:
+    before = host.attempts
+    first = sent()
+    assert to_web1.add(first)
+    wait_until(lambda: host.attempts > before)
+    wait_until(lambda: company.held[-1][0] == [first.id])
+    assert company.held[-1][1].startswith("web1 refuses the login")
+    before = host.attempts
+    to_web1.heed(["999"])  # is about somebody else's job
+    assert host.attempts == before
+    to_web1.heed([first.id])
+    wait_until(lambda: host.attempts == before + 1)
+    wait_until(lambda: to_web1.error)
+    assert to_web1.add(sent())
+    wait_until(lambda: host.attempts == before + 2)
+
+
+@pytest.mark.parametrize("error", [Denied("refused"), Lost("broke")])
+def test_a_host_with_jobs_is_tried_again_by_itself(
+    to_web1: link.Link,
+    host: Refusing,
+    sent: Callable[[], Carried],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Unreachable,
+) -> None:
+    monkeypatch.setattr(link, "_REFUSED", (0.001, 0.01))
+    monkeypatch.setattr(link, "_PAUSES", (0.001, 0.01))
+    host.error = error
+    assert to_web1.add(sent())
+    wait_until(lambda: host.attempts > 6)
+    assert not to_web1.closed
