@@ -522,7 +522,20 @@ def test_a_state_directory_that_others_can_write_to_on_the_host(
     far.there.chmod(0o707)
     assert "others can write" in far.refused(5, "session", "new", "web1")
     far.there.chmod(0o700)
+    os.chown(far.there, 4321, -1)
+    assert "belongs to user 4321, not to you" in far.refused(5, "session", "new", "web1")
+    os.chown(far.there, os.getuid(), -1)
     far.run("session", "new", "web1")
+
+
+def test_a_relative_state_directory_on_the_host(make_far: Make, make_sshd: MakeSshd) -> None:
+    far = make_far(make_sshd(environ={"JOBCTL_STATE_DIR": "a b/c"}))
+    far.run("session", "new", "web1")
+    job = far.out("start", "-q", "-H", "web1", "true").strip()
+    far.run("wait", job)
+    assert far.out("session", "run", "web1", "--", "jobctl", "start", "-q", "true") == "1\n"
+    assert {path.name for path in (far.sshd.home / "a b/c").iterdir()} >= {"guest", "jobs", "lib"}
+    assert not far.there.exists()
 
 
 def test_modules_are_not_taken_from_where_one_is(far: Far, tmp_path: Path) -> None:

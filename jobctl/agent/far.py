@@ -313,9 +313,12 @@ _RUNNER = "unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
 
 
 def _place() -> str:
-    """Return a line of sh that sets d to the state directory, and w to what is wrong with it."""
+    """Return a line of sh that sets d to the state directory, and w to what is wrong with it.
+
+    A relative one lies in the home directory, where all begins that is run there.
+    """
     lines = _contents()["place.sh"].decode().splitlines()
-    return " ".join(line.strip() for line in lines if line and line[0] != "#")
+    return "cd 2>/dev/null; " + " ".join(line.strip() for line in lines if line and line[0] != "#")
 
 
 def _serve() -> str:
