@@ -364,6 +364,33 @@ def test_bars_on_a_terminal_show_nothing_of_what_they_write_over(jobctl: Jobctl)
     )
 
 
+def test_children_on_a_terminal_have_tags(jobctl: Jobctl) -> None:
+    """Whole lines, also of bars that go on at the same time; an only child has none."""
+    text = "for i in 1 2 3 4 5 6; do printf '\\r{} %d0%%' $i; sleep 0.01; done; echo; echo end {}"
+    job = jobctl.out("start", "-q", "--foreach", "-", "-c", text, input=b"a\nb\n").strip()
+    wanted = sorted(
+        [
+            f"{job}.{n} localhost: {name} {i}0%"
+            for n, name in ((1, "a"), (2, "b"))
+            for i in range(1, 7)
+        ]
+        + [
+            f"{job}.{n} localhost: {text}"
+            for n in (1, 2)
+            for text in ("", "end a" if n == 1 else "end b")
+        ]
+    )
+    for words in (["-w", job], ["--again", f"{job}.1", f"{job}.2"]):
+        child = pexpect.spawn(
+            PROGRAM, ["receive", *words], env=jobctl.env, timeout=60, encoding="utf-8"
+        )
+        rows = child.read().replace("\x1b[K", "").replace("\r\n", "\r").split("\r")
+        assert sorted(rows) == sorted([*wanted, ""]), words
+    words = ["receive", "--again", f"{job}.2"]
+    child = pexpect.spawn(PROGRAM, words, env=jobctl.env, encoding="utf-8")
+    assert child.read().endswith("\nend b\r\n")
+
+
 def test_receivers_at_once_get_whole_tagged_lines(jobctl: Jobctl) -> None:
     job = jobctl.done("-c", f"{LINES}; {LINES} >&2")
     taken: list[bytes] = []

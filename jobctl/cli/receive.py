@@ -125,7 +125,7 @@ def command(
         keep=keep,
         again=again,
         streams=STREAMS if stream == "both" else (stream,),
-        tag=tag or (os.isatty(1) and any(len(job.children) > 1 for job in jobs)),
+        tag=tag or tags_by_default(jobs),
         output_dir=output_dir,
         umask=options.caller_umask,
     )
@@ -136,6 +136,11 @@ def command(
     else:
         ended = deliver(jobs, manner)
     return status or ended
+
+
+def tags_by_default(jobs: list[Job]) -> bool:
+    """Whether several children write to a terminal: then one must be told from the other."""
+    return os.isatty(1) and sum(len(job.children) or bool(job.parent) for job in jobs) > 1
 
 
 def _make_directory(path: str) -> None:

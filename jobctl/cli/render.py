@@ -7,7 +7,6 @@ import io
 import os
 import sys
 import time
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -280,6 +279,8 @@ def cells(text: str) -> int:
 
 def _sizes(text: str) -> Iterator[int]:
     """Yield how many cells each character of a text takes, or adds to the one before."""
+    import unicodedata
+
     before = 0
     for character in text:
         if character == _EMOJI and before == 1:

@@ -243,10 +243,10 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
         return int(bool(unable))
     if form != "ids":
         render.say(f"job {job.id}")
-    from jobctl.cli.receive import follow
+    from jobctl.cli.receive import follow, tags_by_default
     from jobctl.ops.receive import Manner
 
-    manner = Manner(tag=os.isatty(1) and len(job.children) > 1)
+    manner = Manner(tag=tags_by_default([job]))
     return follow([job], manner, news=attend.news if attend else None)
 
 
