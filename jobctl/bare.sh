@@ -1251,7 +1251,7 @@ do_wait() {
             [ "$status" -ne 0 ] || status=124
             break
         fi
-        # The runner of the first one lets its lock go when it ends.
+        # The runner of the last one lets its lock go when it ends: no need to look before.
         [ -n "$deadline$opt_any" ] || flock -s "${waiting##* }/lock" true 2>/dev/null
         [ -s "${waiting##* }/exit" ] || pause
     done

@@ -8,10 +8,13 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pytest
+from click import Argument, Command, Context
 from conftest import Jobctl
 from test_bare import Bare, bare
 
 from jobctl import draft, quoting, timing
+from jobctl.cli.options import complete_jobs
 from jobctl.errors import BadUsage, NotFound
 from jobctl.jobs import Jobs
 from jobctl.model import check_name
@@ -221,6 +224,23 @@ def test_selectors(bare: Bare, jobctl: Jobctl) -> None:
         wanted = [f"={end}" if isinstance(end, int) else end for end in table.values()]
         got = [" ".join(line.removesuffix("=0").split()) for line in lines]
         assert dict(zip(table, got, strict=True)) == dict(zip(table, wanted, strict=True))
+
+
+def test_words_of_job_control_are_completed(
+    jobctl: Jobctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(jobctl.state_dir)
+    monkeypatch.setenv("JOBCTL_STATE_DIR", str(jobctl.state_dir))
+    command = Command("get")
+    context, argument = Context(command), Argument(["jobs"])
+
+    def offered(word: str) -> list[str]:
+        return [item.value for item in complete_jobs(context, argument, word)]
+
+    assert offered("%al") == ["%alpha"]
+    assert offered("al") == ["alpha"]
+    assert offered("1") == ["1", "1/2", "10", "1e3", "12", "13", "14"]
+    assert "12" not in offered("%")
 
 
 def taken(parse: Callable[[str], object], word: str) -> bool:

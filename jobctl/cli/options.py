@@ -254,7 +254,7 @@ def complete_jobs(
 def complete_hosts(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Return the hosts that ssh's configuration names, and those of sessions."""
+    """Return the hosts that ssh's configuration names, after what a list has before a comma."""
     from jobctl.transport.names import configured
 
     before, comma, last = incomplete.rpartition(",")
