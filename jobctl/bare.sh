@@ -64,7 +64,7 @@ verb='' newline='
 alone=''
 # What its functions set.
 boot_now='' own='' born='' condition='' instant='' now='' uptime='' d='' w='' s=''
-runner='' runner_ticks='' boot='' pid='' ticks=''
+host='' host_now='' place='' fate='' because='' pid=''
 
 # --- text ---------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ late() {
 # and sets opt_a_b.
 parse() {
     # shellcheck disable=SC2086,SC2116  # in one line
-    known=" $(echo $1) h:help " operands=''
+    known=" $(put_line $1) h:help " operands=''
     shift
     for entry in $known; do
         entry=${entry#*:}
@@ -285,11 +285,12 @@ hold() {
     fi
     self
     held=$1.held
-    echo "$own $born $boot_now" >"$1.$own" || return
+    put_line "$own $born $boot_now $host_now" >"$1.$own" || return
     until ln "$1.$own" "$held" 2>/dev/null; do
-        keeper='' since='' when=''
-        read -r keeper since when 2>/dev/null <"$held"
-        if [ -z "$keeper" ] || alive "$keeper" "$since" "$when"; then
+        keeper='' since='' when='' where=''
+        read -r keeper since when where 2>/dev/null <"$held"
+        place_of "$where" "$when"
+        if [ -z "$keeper" ] || [ "$place" = elsewhere ] || alive "$keeper" "$since" "$place"; then
             pause
         elif mv "$held" "$held.$own" 2>/dev/null; then
             # Unless somebody else was faster, and it is his by now.
@@ -307,14 +308,14 @@ release() {
 # Prints the numbers of all jobs.
 numbers() {
     folders | while read -r folder; do
-        [ ! -f "$folder/spec" ] || echo "$folder"
+        [ ! -f "$folder/spec" ] || put_line "$folder"
     done
 }
 
 # Prints the numbers of all folders, also of those that are no job's.
 folders() {
     for folder in [1-9]*; do
-        case $folder in *[!0-9]* | ???????????????????*) ;; *) echo "$folder" ;; esac
+        case $folder in *[!0-9]* | ???????????????????*) ;; *) put_line "$folder" ;; esac
     done | sort -n
 }
 
@@ -324,9 +325,8 @@ folders() {
 # folder.py. One that is lost is finished by this.
 examine() {
     state=Running location=localhost reason='' condition=''
-    [ -p "$1/run" ] || load_run "$1" # a job may have put a pipe there
-    if alive "$pid" "$ticks" "$boot" ||
-        { alive "$runner" "$runner_ticks" "$boot" && condition=''; }; then
+    judge_fate "$1"
+    if [ "$fate" = living ]; then
         if [ -z "$pid" ]; then
             other=$(sed -n "s/^waiting='\(.*\)'\$/\1/p" "$1/run" | tail -n 1)
             state=NotStarted reason=${other:+waiting for job $other}
@@ -338,23 +338,18 @@ examine() {
         fi
         return
     fi
-    [ ! -s "$1/exit" ] && [ -f "$1/spec" ] || return 0
+    [ "$fate" != ended ] || return 0
     if [ -d "$1/children" ] || ! grep -q "^type='BackgroundJob'" "$1/spec"; then
         # A job on other hosts, or of several parts.
         state=Disconnected reason='is one that only the full jobctl can handle'
-    elif [ -z "$runner$pid" ]; then
+    elif [ "$fate" = elsewhere ]; then
+        state=Disconnected location=${host:-localhost} reason=$because
+    elif [ "$fate" = unknown ]; then
         # The job deleted the file run, unless nobody holds the lock.
-        ! command -v flock >/dev/null || flock -s -n "$1/lock" true 2>/dev/null || return 0
+        ! held "$1" || return 0
         reason='damaged: the file run cannot be read'
-    elif [ "$boot" = "$boot_now" ]; then
-        reason='lost: runner was killed'
     else
-        read -r here 2>/dev/null </proc/sys/kernel/hostname || here=$(uname -n)
-        location=$(sed -n "s/^host='\(.*\)'\$/\1/p" "$1/run")
-        if [ "$location" != "$here" ]; then
-            state=Disconnected reason="runs on $location, which shares this state directory"
-        fi
-        reason=${reason:-lost: host rebooted}
+        reason=$because
     fi
     [ "$state" = Disconnected ] || settle_for "$1" Failed "$reason"
 }
@@ -372,7 +367,7 @@ records() {
     clock
     {
         for number in "$@"; do
-            finished "$number" || echo "state $number $state $location $reason"
+            finished "$number" || put_line "state $number $state $location $reason"
         done
         for file in spec run exit received progress stdout stderr; do
             printf "%s/$file\n" "$@"
@@ -652,7 +647,7 @@ choose_by() {
         [ "$(digits "$last")" -lt 19 ] || last=999999999999999999
         [ "$first" -le "$last" ] || bad "range $1 runs backwards; write ${1#*-}-${1%%-*}"
         hits=$(numbers | while read -r number; do
-            [ "$number" -lt "$first" ] || [ "$number" -gt "$last" ] || echo "$number"
+            [ "$number" -lt "$first" ] || [ "$number" -gt "$last" ] || put_line "$number"
         done)
         case $1 in *-*) chosen="$chosen $hits" && return ;; esac
         ;;
@@ -664,7 +659,7 @@ choose_by() {
 # Prints how many digits the number $1 has, but for zeros in front.
 digits() {
     set -- "${1#"${1%%[!0]*}"}"
-    echo "${#1}"
+    put_line "${#1}"
 }
 
 missing() {
@@ -944,7 +939,7 @@ do_start() {
     said=''
     (cd "$number" && write_down "$@") 2>/dev/null && exec 6<&- 7<&- &&
         said=$(detached begin "$PWD/$number" </dev/null 2>/dev/null |
-            { read -r first; read -r second; echo "$first $second"; })
+            { read -r first; read -r second; put_line "$first $second"; })
     if [ ! -f "$number/spec" ]; then
         why=$(cat "$number/log" 2>/dev/null)
         rm -rf "$number"
@@ -973,7 +968,7 @@ others() {
     [ $# -eq 0 ] || choose "$@"
     [ $# -eq 0 ] || [ "$status" -eq 0 ] || exit $((opt_wait ? 125 : 3))
     # shellcheck disable=SC2086,SC2116  # in one line
-    chosen=$(echo $chosen)
+    chosen=$(put_line $chosen)
 }
 
 # Writes into the current folder a job that runner.sh can make real. $@ are the words after
@@ -1304,7 +1299,7 @@ end_jobs() {
 do_stop() {
     duration "${opt_grace-10s}"
     # shellcheck disable=SC2086  # its white space is of no interest
-    reason=$(set -f && set -- ${opt_reason-} && echo "stopped by user${*:+: $*}")
+    reason=$(set -f && set -- ${opt_reason-} && put_line "stopped by user${*:+: $*}")
     signal=$(printf '%s' "${opt_signal-TERM}" | tr '[:lower:]' '[:upper:]')
     signal=${signal#SIG}
     case $signal in [1-9] | [1-9][0-9]) signal=$(kill -l "$signal" 2>/dev/null) ;; esac

@@ -175,15 +175,22 @@ class Carried:
         self.folder.replace("progress", content)
 
     def note_condition(self, letter: str) -> None:
-        """Write down whether its processes are stopped: a letter of proc_pid_stat(5)."""
-        if letter in ("T", "t"):
+        """Write down whether its processes are stopped: a letter of proc_pid_stat(5).
+
+        Or E: it runs on another machine than the host, which can do nothing to it.
+        """
+        if letter in ("T", "t", "E"):
             self.folder.replace("condition", letter.encode())
         else:
             self.folder.unlink("condition")
 
     def finish(self, content: bytes) -> bool:
         """Write down how it ended there; return False if there was an end already."""
-        told = {key: value for key, value in quoting.load(content).items() if key in _END}
+        told = {
+            key: os.fsencode(records.one_line(os.fsdecode(value)))
+            for key, value in quoting.load(content).items()
+            if key in _END
+        }
         return self._settle(self._ours(told, "ended"))
 
     def end(self, state: str, reason: str) -> bool:

@@ -39,7 +39,8 @@ RC
 zsh)
     mkdir -p "$lib/zsh"
     for file in .zshenv .zprofile .zlogin; do
-        echo "[ ! -r \"\$JOBCTL_HOME/$file\" ] || . \"\$JOBCTL_HOME/$file\"" >"$lib/zsh/$file"
+        # shellcheck disable=SC2016  # of zsh
+        printf '[ ! -r "$JOBCTL_HOME/%s" ] || . "$JOBCTL_HOME/%s"\n' "$file" "$file" >"$lib/zsh/$file"
     done
     [ -f "$lib/zsh/.zshrc" ] || cat >"$lib/zsh/.zshrc" <<'RC'
 ZDOTDIR=$JOBCTL_HOME

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from jobctl import process, quoting, records
 from jobctl.errors import BadUsage
 from jobctl.model import TYPE_REMOTE, Job, Marks, State, parent_of
-from jobctl.process import Identity
+from jobctl.process import Identity, Place
 from jobctl.timing import Moment
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ PIECE = 1 << 20
 """Bytes moved at a time."""
 
 _UUID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
+_HOST = re.compile(r"[\w.-]+", re.ASCII)
+_LOST = {Place.HERE: "lost: runner was killed", Place.BEFORE: "lost: host rebooted"}
 _DAMAGED = "damaged: the file {} cannot be read"
 
 
@@ -190,6 +192,10 @@ class Folder:
             if "held" in run:
                 why = "waiting for a slot"
             return {"state": State.NOT_STARTED, "reason": why or f"waiting for {planned.location}"}
+        if self.get("condition") == b"E":
+            host = place_of(run, "")[0] or "another machine"
+            reason = f"runs on {host}, which shares the state directory of {planned.location}"
+            return {"state": State.DISCONNECTED, "reason": reason}
         if not opened:
             reason = link.reason or f"connecting to {planned.location}"
             if planned.session and book.disconnected(name):
@@ -202,8 +208,15 @@ class Folder:
     def _unfinished(self, boot: str) -> dict[str, Any] | None:
         """Return what is known of an unfinished job, None if it turns out to be finished."""
         run = records.load(self.file("run"))
-        runner = process.alive(_identity(run, "runner", "runner_ticks"), boot)
-        command = process.alive(_identity(run, "pid", "ticks"), boot)
+        host, place = place_of(run, boot)
+        if place is Place.ELSEWHERE and not self.finished():
+            return {
+                "state": State.DISCONNECTED,
+                "location": host,
+                "reason": f"runs on {host}, which shares this state directory",
+            }
+        runner = process.alive(_identity(run, "runner", "runner_ticks", boot), boot)
+        command = process.alive(_identity(run, "pid", "ticks", boot), boot)
         if runner or command:
             if "pid" not in run:
                 other = records.text(run.get("waiting"))
@@ -216,22 +229,12 @@ class Folder:
             return {"state": State.RUNNING}
         if self.finished():
             return None
-        host = run.get("host", b"").decode("utf-8", "replace")
-        if not host and self._locked():  # the job deleted or damaged the file
-            return {"state": State.RUNNING}
-        if records.text(run.get("boot")) == boot:
-            reason = "lost: runner was killed"
-        elif not host:
-            reason = _DAMAGED.format("run")
-        elif host == process.hostname():
-            reason = "lost: host rebooted"
-        else:
-            # A home directory shared by several machines: only that one can tell.
-            return {
-                "state": State.DISCONNECTED,
-                "location": host,
-                "reason": f"runs on {host}, which shares this state directory",
-            }
+        if place is not Place.BEFORE and self._locked():
+            if not host:  # the job deleted or damaged the file
+                return {"state": State.RUNNING}
+            reason = "runs in another container of this machine"
+            return {"state": State.DISCONNECTED, "reason": reason}
+        reason = _LOST.get(place, _DAMAGED.format("run"))
         self._settle_lost(reason, boot)
         if self.finished():
             return None
@@ -267,7 +270,8 @@ class Folder:
 
     def _settle_as(self, state: State, reason: str, boot: str) -> None:
         """Write down the end of a job that no runner writes down."""
-        record = {"state": state.value, "code": "", "signal": "", "reason": reason}
+        why = records.one_line(reason)
+        record = {"state": state.value, "code": "", "signal": "", "reason": why}
         ended = records.dump_moment(process.now()._replace(boot=boot), "ended", "boot")
         with suppress(OSError):
             self.settle(quoting.dump({key: os.fsencode(v) for key, v in record.items()} | ended))
@@ -309,7 +313,7 @@ class Folder:
         """Return the process whose end may be the job's, None if all have ended."""
         run = records.load(self.file("run"))
         for names in (("runner", "runner_ticks"), ("pid", "ticks")):
-            identity = _identity(run, *names)
+            identity = _identity(run, *names, boot)
             if process.alive(identity, boot):
                 return identity
         return None
@@ -493,8 +497,15 @@ def _seen(record: dict[str, bytes], name: str) -> Moment:
     return seen._replace(time=moment.time) if seen.boot else moment
 
 
-def _identity(run: dict[str, bytes], pid: str, start: str) -> Identity | None:
+def place_of(run: dict[str, bytes], boot: str) -> tuple[str, Place]:
+    """Return the host that the record of a runner names, and where it was written."""
+    host = records.text(run.get("host"))
+    host = host if _HOST.fullmatch(host) else ""
+    return host, process.place_of(host, records.text(run.get("boot")), boot)
+
+
+def _identity(run: dict[str, bytes], pid: str, start: str, boot: str) -> Identity | None:
     number = records.integer(run.get(pid))
-    if number is None or number <= 0:
+    if number is None or number <= 0 or place_of(run, boot)[1] is not Place.HERE:
         return None
-    return Identity(number, records.text(run.get(start)), records.text(run.get("boot")))
+    return Identity(number, records.text(run.get(start)), boot)

@@ -44,47 +44,39 @@ export jobctl_sourced=1
 unset jobctl_sourced
 # Set by functions of runner.sh, and by the spec.
 own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now=''
+place='' host_now='' keeper='' short=''
 uptime='' killed='' refusal=''
 jobctl_dir='' jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
 
 # --- what differs from the runner of one command --------------------------------
 
-# Sets pid, ticks and boot, as load_run does, to those of the command of item $1, if it is
+# Sets pid, ticks and place, as load_run does, to those of the command of item $1, if it is
 # the child of its slot. What has lost its slot is found by its cookie.
 locate() {
     load_run .
     [ "$1" != 0 ] || return 0
-    pid='' ticks='' boot='' waiter=''
+    pid='' ticks='' waiter=''
     for slot in slots/[1-9]*; do
-        read -r keeper _ _ <"$slot/self" || continue
+        slot_self "$slot" || continue
+        [ "$place" != elsewhere ] || continue
         last_begun "$slot"
         [ "$begun" = "$1" ] || continue
         if [ "$started" != - ]; then
-            pid=$found ticks=$started boot=$boot_now
+            pid=$found ticks=$started
         elif read -r stat <"/proc/$found/stat" && [ "$(parent_in "$stat")" = "$keeper" ]; then
             parse_stat "$stat"
-            pid=$found ticks=$born boot=$boot_now
+            pid=$found ticks=$born
         fi
     done 2>/dev/null
-}
-
-# Sets begun, found and started to the number of the item that slot $1 runs, pid and start.
-last_begun() {
-    begun='' found='' started=''
-    while read -r number letter process start _; do
-        [ "$letter" = B ] || continue
-        begun=$number found=$process started=$start
-    done <<EOF
-$(tail -n 1 "$1/journal" 2>/dev/null)
-EOF
+    place=here
 }
 
 # Prints the parent of the process whose line in /proc is $1.
 parent_in() {
     # shellcheck disable=SC2086  # to split is the point
     set -- ${1##*") "}
-    echo "$2"
+    put_line "$2"
 }
 
 # Sets own to the pid of this very process, without reading what is only needed elsewhere: sh
@@ -104,7 +96,7 @@ note_begun() {
     JOBCTL_ITEM=$jobctl_item
     JOBCTL_PROGRESS=$jobctl_dir/children/$jobctl_number.progress
     export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
-    echo "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}" >&5
+    put_line "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}" >&5
     exec 5>&-
     # Who stops it makes one of these, then reads run; here it is the other way round.
     if [ -e "$jobctl_dir/stop" ] || [ -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
@@ -158,8 +150,7 @@ slots() {
     trap '' PIPE
     boot
     self
-    read -r host 2>/dev/null </proc/sys/kernel/hostname || host=$(uname -n)
-    echo "$own $born $boot_now $host" >"slots/$2/self" || exit 125
+    put_line "$own $born $boot_now $host_now" >"slots/$2/self" || exit 125
     instance_id='' argv='' words='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish='' watched=''
     item_argv='' item_text='' same_command='' jobctl_judged='' children=0 told='' share='' whole=''
@@ -170,7 +161,7 @@ slots() {
     argv=$item_argv text=$item_text told_time=''
     refusal=''
     if [ "$2" = 1 ] && [ -n "$after$after_ok" ]; then
-        echo "boot='$boot_now'" >run
+        printf "boot='%s'\nhost='%s'\n" "$boot_now" "$host_now" >run
         await_others
         rm -f run
     fi
@@ -287,7 +278,8 @@ run_item() {
         [ ! -e "children/$jobctl_number.timedout" ] || rm -f "children/$jobctl_number.timedout"
     done
     clock
-    until echo "$jobctl_number $state $code $signal $now ${uptime:--} $reason" >&5; do
+    shorten "$reason"
+    until put_line "$jobctl_number $state $code $signal $now ${uptime:--} $short" >&5; do
         [ -f spec ] || exit 1
         sleep 1 # the disk is full
     done
@@ -296,7 +288,7 @@ run_item() {
 
 # To the starter, who wants to hear of the first item only.
 say() {
-    [ -n "$told" ] || echo "$1" 2>/dev/null >&3
+    [ -n "$told" ] || put_line "$1" 2>/dev/null >&3
 }
 
 # Runs the command once. Sets code, and killed if a signal ended it.
@@ -356,16 +348,16 @@ finish() {
     [ -z "$share" ] || exit 0
     for slot in slots/[1-9]*; do
         [ ! -e "$slot/done" ] || continue
-        read -r pid ticks boot _ <"$slot/self" || exit 0 # it is about to begin
-        ! alive "$pid" "$ticks" "$boot" || exit 0
+        slot_self "$slot" || exit 0 # it is about to begin
+        if [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place"; then exit 0; fi
         # It was killed. What it ran may go on: jobctl will notice.
         last_begun "$slot"
         [ -z "$begun" ] || exit 0
     done 2>/dev/null
     [ ! -s exit ] || exit 0
     ended=$(cat slots/*/journal | awk '
-        $2 == "B" { next }
-        { count++ }
+        NF < 6 || $1 !~ /^[0-9]+$/ || $2 !~ /^[CFX]$/ || $1 in seen { next }
+        { count++; seen[$1] = 1 }
         $2 == "F" && (!failed || $1 + 0 < failed) { failed = $1 + 0; why = cut() }
         $2 == "X" && (!stopped || $1 + 0 < stopped) { stopped = $1 + 0; because = cut() }
         END { if (failed) print count " Failed " why
@@ -399,7 +391,7 @@ stop_items() {
     boot
     terminate "$grace" "$@"
     for member in $known; do
-        echo "${member%%/*}"
+        put_line "${member%%/*}"
     done | sort -u
 }
 
@@ -410,7 +402,7 @@ send_items() {
     boot
     self
     for job in "$@"; do
-        [ "${job%%:*}" = 0 ] || echo "$name" >>"children/${job%%:*}.signals"
+        [ "${job%%:*}" = 0 ] || put_line "$name" >>"children/${job%%:*}.signals"
     done
     signal_all "$name" "$@"
 }
@@ -426,17 +418,17 @@ mend() {
     instance_id=${whole:-$instance_id}
     for slot in slots/[1-9]*; do
         [ ! -e "$slot/done" ] || continue
-        read -r keeper ticks boot _ <"$slot/self" || continue
-        ! alive "$keeper" "$ticks" "$boot" || continue
+        slot_self "$slot" || continue
+        if [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place"; then continue; fi
         last_begun "$slot"
         if [ -n "$begun" ]; then
             reason='lost: runner was killed'
-            [ "$boot" = "$boot_now" ] || reason='lost: host rebooted'
+            [ "$place" = here ] || reason='lost: host rebooted'
             cookie "$begun"
-            [ "$boot" != "$boot_now" ] || ! bears "$found" "$cookie" || continue
+            [ "$place" != here ] || ! bears "$found" "$cookie" || continue
             clock
             mkdir -p slots/0
-            echo "$begun F - - $now ${uptime:--} $reason" >>slots/0/journal
+            put_line "$begun F - - $now ${uptime:--} $reason" >>slots/0/journal
         fi
         : >"$slot/done"
     done
@@ -461,7 +453,7 @@ slots) shift && slots "$@" ;;
 stop) shift && stop_items "$@" ;;
 signal) shift && send_items "$@" ;;
 *)
-    echo "items.sh: slots, stop, signal or mend" >&2
+    echo 'items.sh: slots, stop, signal or mend' >&2
     exit 2
     ;;
 esac

@@ -6,17 +6,23 @@ items.sh says what is in their files.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from jobctl import process, records
 from jobctl.model import State
-from jobctl.process import Identity, Sight
+from jobctl.process import Identity, Place, Sight
 from jobctl.timing import Clocks, Moment
 
 STATES = {b"C": State.COMPLETED, b"F": State.FAILED, b"X": State.STOPPED}
 """How an item can end, by the letter that says so in a journal."""
+_LINE = re.compile(
+    rb"([1-9]\d{0,8}) "
+    rb"(B \d{1,10} \S+ \d+ [\d.]+ [\d.-]+|[CFX] (?:\d+|-) (?:\d+|-) [\d.]+ [\d.-]+ .*)"
+)
+"""What items.sh and note_end() write; what is no such line says nothing."""
 
 
 class Run(NamedTuple):
@@ -65,14 +71,37 @@ class Journals:
             return []
         return words if len(words) >= 4 else []
 
-    def selves(self) -> list[list[bytes]]:
-        """Return pid, start, boot and host of every slot that there ever was."""
-        return list(filter(None, map(self._self, self._slots())))
+    def place(self, slot: str, boot: str) -> Place:
+        """Return where a slot was begun."""
+        words = self._self(slot)
+        if not words:
+            return Place.NOWHERE
+        return process.place_of(records.text(words[3]), records.text(words[2]), boot)
+
+    def places(self, boot: str) -> set[Place]:
+        """Return where the slots were begun that have not come to their end, for all we know."""
+        slots = (slot for slot in self._slots() if not self._done(slot))
+        return {self.place(slot, boot) for slot in slots}
+
+    def elsewhere(self, boot: str) -> str:
+        """Return the name of another machine that has slots which have not come to their end."""
+        for slot in self._slots():
+            if self.place(slot, boot) is Place.ELSEWHERE and not self._done(slot):
+                return records.text(self._self(slot)[3])
+        return ""
+
+    def host(self, slot: str) -> str:
+        """Return the name of the machine that a slot was begun on."""
+        words = self._self(slot)
+        return records.text(words[3]) if words else ""
+
+    def _done(self, slot: str) -> bool:
+        return os.path.exists(f"{self._path}/{slot}/done")
 
     def keeper(self, slot: str, boot: str) -> Identity | None:
         """Return a slot that lives, None if it does not."""
         words = self._self(slot)
-        if not words or records.text(words[2]) != boot:
+        if not words or self.place(slot, boot) is not Place.HERE:
             return None
         identity = Identity(records.integer(words[0]) or 0, records.text(words[1]), boot)
         return identity if process.alive(identity, boot) else None
@@ -84,11 +113,6 @@ class Journals:
     def alive(self, boot: str) -> Iterator[Identity]:
         """Yield the slots that live."""
         yield from filter(None, (self.keeper(slot, boot) for slot in self._slots()))
-
-    def is_of(self, slot: str, boot: str) -> bool:
-        """Whether a slot was begun here, after the system was started."""
-        words = self._self(slot)
-        return bool(words) and records.text(words[2]) == boot
 
     def runs(self) -> dict[int, Run]:
         """Return what was begun and has not ended, by number of item."""
@@ -122,7 +146,7 @@ class Journals:
 
         It is the child of its slot or, should that be dead, bears its cookie.
         """
-        if not run.pid:
+        if not run.pid or self.place(run.slot, boot) is not Place.HERE:
             return None
         if run.start != "-":
             return process.alive(Identity(run.pid, run.start, boot), boot)
@@ -146,14 +170,13 @@ class Journals:
             self._offsets[slot] = at + len(text)
             itself = self._self(slot)
             self._boots[slot] = records.text(itself[2]) if itself else process.boot_id()
-            for line in text.splitlines():
-                digits, _, rest = line.partition(b" ")
-                if not digits.isdigit():
+            for line in text.split(b"\n"):
+                if not (found := _LINE.fullmatch(line)):
                     continue
-                number = int(digits)
+                number, rest = int(found[1]), found[2]
                 if rest[:1] == b"B":
                     self._begun[number] = slot, rest
-                elif rest[:1] in STATES and number not in self.ends:
+                elif number not in self.ends:
                     self.ends[number] = rest
                     self._ended_in[number] = slot
                     self.newest.append(number)
@@ -176,7 +199,7 @@ class Journals:
         letter = next(key for key, known in STATES.items() if known is state).decode()
         now = process.now()
         ended = f"{now.time:.2f} {'-' if now.uptime is None else f'{now.uptime:.2f}'}"
-        line = f"{number} {letter} - - {ended} {' '.join(reason.split())}\n"
+        line = f"{number} {letter} - - {ended} {records.one_line(reason)}\n"
         os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
         path = f"{self._path}/0/journal"
         with open(records.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "wb", 0) as journal:

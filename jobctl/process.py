@@ -7,9 +7,11 @@ come round. runner.sh writes the same three down.
 
 from __future__ import annotations
 
+import enum
 import errno
 import functools
 import os
+import re
 import select
 import sys
 import time
@@ -27,6 +29,18 @@ class Identity(NamedTuple):
     pid: int
     start: str
     boot: str
+
+
+class Place(enum.Enum):
+    """Where a record of processes was written, seen from here."""
+
+    HERE = "here"
+    BEFORE = "before"
+    """Here, but the system was started again since."""
+    ELSEWHERE = "elsewhere"
+    """On a machine that shares the state directory: only that one can judge it."""
+    NOWHERE = "nowhere"
+    """It does not say."""
 
 
 class Sight(NamedTuple):
@@ -52,8 +66,24 @@ def boot_id() -> str:
 
 
 def hostname() -> str:
-    """Return the name this machine gives itself."""
-    return os.uname().nodename
+    """Return the name this machine gives itself, in characters that mean nothing in a record."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", os.fsencode(os.uname().nodename).decode("latin-1"))
+
+
+def place_of(host: str, recorded: str, boot: str) -> Place:
+    """Return where a record was written that names a host and a boot; place_of in runner.sh.
+
+    Two containers can have one boot id, and hosts of one name can have two.
+
+    :param boot: the present one.
+    """
+    if host and host != hostname():
+        return Place.ELSEWHERE
+    if not recorded:
+        return Place.NOWHERE
+    if recorded == boot:
+        return Place.HERE
+    return Place.BEFORE if host else Place.NOWHERE
 
 
 def was_given(name: str) -> bool:

@@ -103,6 +103,11 @@ def being_written(path: str) -> bool:
 # --- what is in a record ---
 
 
+def one_line(reason: str) -> str:
+    """Return a reason as a record holds it: one line, of no more than 1,000 bytes."""
+    return os.fsdecode(os.fsencode(" ".join(reason.split()))[:1000])
+
+
 def text(value: bytes | None) -> str:
     """Return a value that is ASCII where nothing is amiss."""
     return (value or b"").decode("ascii", "replace")

@@ -60,10 +60,28 @@ newline='
 # A process is known by its pid, by when it started (clock ticks since boot: field 22
 # of proc_pid_stat(5); else the words of ps's lstart) and by the boot: pids come round.
 
-# Sets boot_now, which differs after each start of the system.
+# Sets boot_now, which differs after each start of the system, and host_now, the name that this
+# machine gives itself, in characters that mean nothing in a record. See process.py.
 boot() {
     read -r boot_now 2>/dev/null </proc/sys/kernel/random/boot_id ||
         boot_now=$(sysctl -n kern.bootsessionuuid 2>/dev/null || sysctl -n kern.boottime)
+    read -r host_now 2>/dev/null </proc/sys/kernel/hostname || host_now=$(uname -n)
+    case $host_now in
+    *[!A-Za-z0-9._-]*) host_now=$(printf '%s' "$host_now" | tr -c 'A-Za-z0-9._-' -) ;;
+    esac
+}
+
+# Sets place to where a record was written that names host $1 and boot $2: here; before, that is
+# here, but the system was started again since; elsewhere, on a machine that shares the state
+# directory; or nowhere, as it does not say.
+place_of() {
+    case $1/$2 in
+    /*) if [ -n "$2" ] && [ "$2" = "$boot_now" ]; then place=here; else place=nowhere; fi ;;
+    "$host_now/$boot_now") place=here ;;
+    "$host_now/") place=nowhere ;;
+    "$host_now"/*) place=before ;;
+    *) place=elsewhere ;;
+    esac
 }
 
 # Sets born and condition of the process whose /proc/PID/stat line is $1. The second
@@ -88,14 +106,15 @@ self() {
         own=${stat%% *}
         parse_stat "$stat"
     else
-        own=$(exec sh -c 'echo "$PPID"')
+        own=$(exec sh -c 'printf %s "$PPID"')
         ask_ps "$own"
     fi
 }
 
-# Succeeds if process $1, started at $2 on boot $3, still runs; zombies do not.
+# Succeeds if process $1, started at $2, of a record from $3, see place_of, still runs; zombies
+# do not.
 alive() {
-    [ -n "$1" ] && [ "$3" = "$boot_now" ] || return 1
+    [ -n "$1" ] && [ "$3" = here ] || return 1
     if [ -r /proc/self/stat ]; then
         read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
         parse_stat "$stat"
@@ -175,6 +194,26 @@ pause() {
 
 # --- files --------------------------------------------------------------------
 
+# Prints the words $@ as one line. Whatever goes into a record, or to another program, is written
+# by this: what is in a word never makes a line of its own. (Some shells' echo reads
+# backslashes.)
+put_line() {
+    jobctl_line=$*
+    while :; do
+        case $jobctl_line in
+        *[[:cntrl:]]*) jobctl_line="${jobctl_line%%[[:cntrl:]]*} ${jobctl_line#*[[:cntrl:]]}" ;;
+        *) break ;;
+        esac
+    done
+    printf '%s\n' "$jobctl_line"
+}
+
+# Sets short to the reason $1 as a record holds it, whose lines are written at once.
+shorten() {
+    short=$1
+    [ "${#1}" -le 1000 ] || short=$(printf '%.1000s' "$1")
+}
+
 # Sets quoted to $1 as one word of sh.
 quote() {
     quoted="'"
@@ -194,20 +233,80 @@ quote() {
 # Sets the variables that the file run in folder $1 names. It is read, not sourced:
 # this one may be damaged.
 load_run() {
-    runner='' runner_ticks='' boot='' pid='' ticks='' waiter='' waiter_ticks=''
+    runner='' runner_ticks='' boot='' host='' pid='' ticks='' waiter='' waiter_ticks=''
+    place=nowhere
     [ -f "$1/run" ] && [ -r "$1/run" ] || return 0
     while IFS="='" read -r key _ value _; do
         case $key in
         runner) runner=$value ;;
         runner_ticks) runner_ticks=$value ;;
         boot) boot=$value ;;
+        host) host=$value ;;
         pid) pid=$value ;;
         ticks) ticks=$value ;;
         waiter) waiter=$value ;;
         waiter_ticks) waiter_ticks=$value ;;
         esac
     done <"$1/run"
+    case $host in *[!A-Za-z0-9._-]*) host='' ;; esac
+    place_of "$host" "$boot"
 }
+
+# Sets fate to what became of the job in folder $1, and because to the reason: living; ended, as it says itself;
+# elsewhere, as only the machine that its record names can tell, or it is in a container of
+# this one whose processes are not to be seen from here; lost; or unknown, as its record is
+# damaged.
+judge_fate() {
+    load_run "$1"
+    fate=living because='' condition=''
+    if [ "$place" = elsewhere ]; then
+        fate=elsewhere because="runs on $host, which shares this state directory"
+    elif alive "$pid" "$ticks" "$place"; then
+        return
+    elif alive "$runner" "$runner_ticks" "$place"; then
+        condition=''
+        return
+    fi
+    # Its last act may have been to write it.
+    if [ -s "$1/exit" ] || [ ! -f "$1/spec" ]; then
+        fate=ended
+        return
+    fi
+    case $fate/$place in
+    living/nowhere) fate=unknown ;;
+    living/before) fate=lost because='lost: host rebooted' ;;
+    living/here)
+        fate=lost because='lost: runner was killed'
+        # shellcheck disable=SC2034  # for other scripts, as below
+        ! held "$1" || fate=elsewhere because='runs in another container of this machine'
+        ;;
+    esac
+}
+
+# Sets keeper, ticks, boot and host to what slot $1 of a job with items says of itself, and place
+# to where that was; fails where it has said nothing.
+# shellcheck disable=SC2034
+slot_self() {
+    read -r keeper ticks boot host _ 2>/dev/null <"$1/self" || return 1
+    place_of "$host" "$boot"
+}
+
+# Sets begun, found and started to the number of the item that slot $1 runs, pid and start.
+# shellcheck disable=SC2034
+last_begun() {
+    begun='' found='' started=''
+    while read -r number letter process start _; do
+        case $letter/$number in B/ | B/*[!0-9]* | [!B]*) continue ;; esac
+        begun=$number found=$process started=$start
+    done <<EOF
+$(tail -n 1 "$1/journal" 2>/dev/null)
+EOF
+}
+
+# Succeeds if a runner holds the lock of the job in folder $1; fails where that is not told.
+held() {
+    [ -f "$1/lock" ] && command -v flock >/dev/null && ! flock -s -n "$1/lock" true
+} 2>/dev/null
 
 # The same for job $1 of those to act on; other scripts have other ones.
 locate() {
@@ -220,7 +319,7 @@ locate() {
 settle() {
     clock
     quoted="''"
-    [ -z "$4" ] || quote "$(printf '%.1000s' "$4")"
+    [ -z "$4" ] || { shorten "$4" && quote "$(put_line "$short")"; }
     record="state='$1'${newline}code='$2'${newline}signal='$3'${newline}reason=$quoted
 ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
     set -C
@@ -267,14 +366,14 @@ members() {
         for job in "$@"; do
             locate "${job%%:*}"
             root=${waiter:-$pid}
-            alive "$root" "${waiter_ticks:-$ticks}" "$boot" || root=none
-            echo "job ${job%%:*} $root ${job#*:}"
+            alive "$root" "${waiter_ticks:-$ticks}" "$place" || root=none
+            put_line "job ${job%%:*} $root ${job#*:}"
         done
         for member in $known; do
-            echo "known $member"
+            put_line "known $member"
         done
         cookies | sed 's/^/cookie /'
-        echo "own $own"
+        put_line "own $own"
         processes
     } | awk '
         $1 == "job" { if ($3 != "none") { root[$3] = $2; of[$3] = $2 }
@@ -310,7 +409,7 @@ terminate() {
         found=$(members "$@")
         instant
         if [ -z "$found" ] || [ "$instant" -gt $((late + 500)) ]; then
-            known=$(echo "$found" | tr '\n' ' ')
+            known=$(printf '%s\n' "$found" | tr '\n' ' ')
             return
         fi
         for member in $found; do
@@ -323,8 +422,23 @@ terminate() {
             fi
         done 2>/dev/null
         # Still known when the command, by which they were found, has gone.
-        known=$(echo "$known $found" | tr ' ' '\n' | sort -u | tr '\n' ' ')
+        known=$(printf '%s\n' "$known $found" | tr ' ' '\n' | sort -u | tr '\n' ' ')
         pause
+    done
+}
+
+# Sets jobs to those of the jobs $@, quoted for sh, that are not unfinished on another machine;
+# prints NUMBER@HOST of the others: nothing is done to them from here.
+not_elsewhere() {
+    jobs=''
+    for job in "$@"; do
+        judge_fate "${job%%:*}"
+        if [ "$fate" = elsewhere ]; then
+            put_line "${job%%:*}@$host"
+        else
+            quote "$job"
+            jobs="$jobs $quoted"
+        fi
     done
 }
 
@@ -333,16 +447,18 @@ stop() {
     grace=$2 reason=$3
     shift 3
     boot
+    not_elsewhere "$@"
+    eval "set -- $jobs"
     for job in "$@"; do
         # The first reason counts. It is written before run is read: see command_itself.
         number=${job%%:*}
-        [ -s "$number/exit" ] || [ -e "$number/stop" ] || (set -C && printf '%s\n' "$reason" >"$number/stop") 2>/dev/null
+        [ -s "$number/exit" ] || [ -e "$number/stop" ] || (set -C && put_line "$reason" >"$number/stop") 2>/dev/null
     done
     terminate "$grace" "$@"
     for job in "$@"; do
         number=${job%%:*}
         case " $known" in
-        *" $number/"*) echo "$number" ;;
+        *" $number/"*) put_line "$number" ;;
         *) await_exit "$number" "$reason" ;;
         esac
     done
@@ -350,13 +466,11 @@ stop() {
 
 # Waits until the stopped job in folder $1 has its exit, written by its runner, else here.
 await_exit() {
-    load_run "$1"
-    until [ -s "$1/exit" ] || [ ! -f "$1/spec" ]; do
-        if alive "$runner" "$runner_ticks" "$boot"; then
-            pause
-        else
-            settle_for "$1" Stopped "$2"
-        fi
+    while judge_fate "$1" && [ "$fate" != ended ]; do
+        case $fate in
+        lost | unknown) settle_for "$1" Stopped "$2" ;;
+        *) pause ;;
+        esac
     done
 }
 
@@ -366,8 +480,10 @@ send() {
     shift 2
     boot
     self
+    not_elsewhere "$@"
+    eval "set -- $jobs"
     for job in "$@"; do
-        echo "$name" >>"${job%%:*}/signals"
+        put_line "$name" >>"${job%%:*}/signals"
     done
     signal_all "$name" "$@"
 }
@@ -387,7 +503,7 @@ signal_all() {
 
 # Says $1 to the starter, who may have left.
 say() {
-    echo "$1" 2>/dev/null >&3
+    put_line "$1" 2>/dev/null >&3
 }
 
 run() {
@@ -397,7 +513,8 @@ run() {
     boot
     if [ "$2" ]; then
         load_run .
-        ! alive "$runner" "$runner_ticks" "$boot" && [ ! -f spec ] || exit 0
+        ! alive "$runner" "$runner_ticks" "$place" && [ "$place" != elsewhere ] &&
+            [ ! -f spec ] || exit 0
         exec 9<>lock
         flock -n 9 2>/dev/null
     fi
@@ -422,9 +539,8 @@ name_runner() {
     trap : HUP INT QUIT TERM
     trap '' PIPE
     self
-    read -r host 2>/dev/null </proc/sys/kernel/hostname || host=$(uname -n)
     printf "runner='%s'\nrunner_ticks='%s'\nboot='%s'\nhost='%s'\n" \
-        "$own" "$born" "$boot_now" "$host" >run || exit 125
+        "$own" "$born" "$boot_now" "$host_now" >run || exit 125
     # Its place on the disk is taken now: a full disk shall not swallow the exit status.
     echo >exit.new || exit 125
 }
@@ -451,7 +567,7 @@ do_job() {
     if [ -n "$on_finish" ]; then
         announce >>log 2>&1 &
     elif [ -n "${at_end-}" ]; then
-        echo "$at_end" >&7 # see serve.sh
+        put_line "$at_end" >&7 # see serve.sh
         # To empty them takes no process, and no person looks into this folder.
         [ ! -f env ] || : >./env
         [ ! -f env.odd ] || : >env.odd
@@ -485,18 +601,19 @@ parts_of() {
     *.*) parts=../${1%.*}/children/${1#*.} ;;
     *) parts=../$1 ;;
     esac
-    [ -d "$parts/items" ] || [ ! -d "$parts/children" ] || parts=$(echo "$parts"/children/[0-9]*)
+    [ -d "$parts/items" ] || [ ! -d "$parts/children" ] || parts=$(printf '%s ' "$parts"/children/[0-9]*)
 }
 
 # Waits until job folder $1 is finished, lost, or gone, or this job is stopped.
 await() {
     # Whether it is lost, only its host can tell, or whoever starts slots again.
-    elsewhere=$(grep -e "^type='RemoteJob'" -e "^type='TaskJob'" "$1/spec" 2>/dev/null)
+    others_tell=$(grep -e "^type='RemoteJob'" -e "^type='TaskJob'" "$1/spec" 2>/dev/null)
     until [ -s "$1/exit" ] || [ ! -f "$1/spec" ] || [ -e stop ]; do
-        load_run "$1"
         told_time='' # is no longer the time
-        [ "$elsewhere" ] || alive "$runner" "$runner_ticks" "$boot" ||
-            alive "$pid" "$ticks" "$boot" || [ -s "$1/exit" ] || break
+        if [ -z "$others_tell" ]; then
+            judge_fate "$1"
+            case $fate in ended | lost) break ;; unknown) held "$1" || break ;; esac
+        fi
         (
             self
             printf "waiting='%s'\nwaiter='%s'\nwaiter_ticks='%s'\n" "$other" "$own" "$born" >>run
@@ -549,7 +666,7 @@ doze() {
     wait $!
     load_run .
     [ ! -s exit ] && [ ! -e stop ] || exit
-    alive "$runner" "$runner_ticks" "$boot" || alive "$pid" "$ticks" "$boot" || exit
+    alive "$runner" "$runner_ticks" "$place" || alive "$pid" "$ticks" "$place" || exit
 }
 
 # In the background: ends the command when its time is up.
@@ -571,7 +688,7 @@ time_is_up() {
 
 # In the background: stops the job when its caller, "pid start", ends.
 when_caller_ends() {
-    while alive "${caller%% *}" "${caller#* }" "$boot_now"; do
+    while alive "${caller%% *}" "${caller#* }" here; do
         doze 1
     done
     caller_has_ended
@@ -806,7 +923,7 @@ announce) shift && announce_there "$@" ;;
 cookies) cookies ;;
 advise) load_command_sh && advise "$2" ;;
 *)
-    echo "runner.sh: run, begin, stop, signal, announce, cookies or advise" >&2
+    echo 'runner.sh: run, begin, stop, signal, announce, cookies or advise' >&2
     exit 2
     ;;
 esac

@@ -37,7 +37,7 @@
 #                                      RECEIVED LENGTH", then these four files, of so many bytes,
 #                                      LENGTH in all, and a newline. LETTER is the condition of
 #                                      the command, - where it does not live, = where the job
-#                                      has ended
+#                                      has ended, E where it runs on another machine
 #
 # Without TAG, and without an answer:
 #
@@ -54,7 +54,8 @@
 #
 #   out H OFFSET LENGTH, err H ...     bytes of a stream follow, and a newline
 #   run H LENGTH, progress H LENGTH    what the file holds now follows, and a newline
-#   state H LETTER                     condition of the command: proc_pid_stat(5)
+#   state H LETTER                     condition of the command: proc_pid_stat(5); E: it runs on
+#                                      another machine, which shares this state directory
 #   exit H LENGTH                      the file exit follows, and a newline. All output that
 #                                      there was at the end was sent before. H is free again.
 #   gone H                             the job is not there (any more). H is free again.
@@ -79,9 +80,10 @@ nl='
 given_umask=${jobctl_exports##*"$nl"} jobctl_exports=${jobctl_exports%"$nl"*}
 here=${0%/*}
 # Set by functions of runner.sh, or for them.
-runner='' runner_ticks='' boot='' pid='' ticks='' condition='' instant='' boot_now='' own=''
+runner='' runner_ticks='' pid='' ticks='' condition='' instant='' boot_now='' own=''
+place='' fate='' host='' host_now='' because='' keeper=''
 # shellcheck disable=SC2034
-born='' host='' told_time='' now='' uptime=''
+born='' told_time='' now='' uptime=''
 export jobctl_sourced=1
 # shellcheck source=/dev/null
 . "$here/runner.sh"
@@ -96,12 +98,12 @@ done
 
 # Answers a request: $1 is its tag, and what there is to say.
 answer() {
-    printf 'say %s\n' "$1" >&7
+    put_line "say $1" >&7
 }
 
 # Has the other process do $1.
 pass() {
-    printf 'do %s\n' "$1" >&7
+    put_line "do $1" >&7
 }
 
 # Runs $@ in a shell beside this one, with one more word: the process that it is to kill.
@@ -155,7 +157,7 @@ accept() {
                 refused=1
                 rm -f spec run
             fi
-        elif alive "$runner" "$runner_ticks" "$boot"; then
+        elif [ "$place" = elsewhere ] || alive "$runner" "$runner_ticks" "$place"; then
             :
         elif describe "$3" "$4" "$5"; then
             # Whoever had claimed it was killed. Of several that come now, one begins it.
@@ -168,7 +170,7 @@ accept() {
         answer "$1 no cannot write in $PWD: is the disk full?"
     elif [ "$ours" ]; then
         clock
-        printf 'new %s\n' "$6 guest/$2 $7 $8" >&7
+        put_line "new $6 guest/$2 $7 $8" >&7
         answer "$1 ok"
         beside run_here "$6"
     else
@@ -183,7 +185,7 @@ accept() {
 claim() {
     set -C
     { printf "runner='%s'\nrunner_ticks='%s'\nboot='%s'\nhost='%s'\n" \
-        "$served" "$served_ticks" "$boot_now" "$host" >run; } 2>/dev/null
+        "$served" "$served_ticks" "$boot_now" "$host_now" >run; } 2>/dev/null
     set -- $?
     set +C
     [ "$1" -eq 0 ] || { load_run .; false; }
@@ -244,8 +246,10 @@ more_slots() {
         case $number in *[!0-9]*) continue ;; esac
         [ "$number" -le "$highest" ] || highest=$number
         [ ! -e "$slot/done" ] || continue
-        read -r keeper started since _ <"$slot/self" || continue
-        ! alive "$keeper" "$started" "$since" || living=$((living + 1))
+        slot_self "$slot" || continue
+        if [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place"; then
+            living=$((living + 1))
+        fi
     done
     wanted=$(($2 - living))
     [ "$wanted" -le "$3" ] || wanted=$3
@@ -265,17 +269,35 @@ end_items() {
             tag=$1 folder=$2 grace=$3 reason=$4
             shift 4
             cd "$folder" || exit
+            find_elsewhere "$@"
+            if [ "$away" ]; then
+                answer "$tag no $away"
+                exit
+            fi
             case " $*" in
-            " 0:"*) [ -e stop ] || { printf '%s\n' "$reason" >stop.new && mv stop.new stop; } ;;
-            *) for item in "$@"; do printf '%s\n' "$reason" >"children/${item%%:*}.stop"; done ;;
+            " 0:"*) [ -e stop ] || { put_line "$reason" >stop.new && mv stop.new stop; } ;;
+            *) for item in "$@"; do put_line "$reason" >"children/${item%%:*}.stop"; done ;;
             esac
             told_to stop items.sh "$tag" . "$grace" "$@"
         } &
     )
 }
 
+# Sets away to why some of the items $@ of the job in the current folder can only be ended
+# elsewhere; 0: is all that slots have to do.
+find_elsewhere() {
+    away=''
+    for slot in slots/[1-9]*; do
+        if [ -e "$slot/done" ] || ! slot_self "$slot" || [ "$place" != elsewhere ]; then continue; fi
+        last_begun "$slot"
+        case " $*" in *" 0:"* | *" ${begun:-none}:"*) ;; *) continue ;; esac
+        away="it runs on $host, which shares the state directory"
+    done
+}
+
 signal_items() {
-    told_to signal items.sh "$@"
+    away=$(cd "$2" && shift 3 && find_elsewhere "$@" && put_line "$away")
+    if [ "$away" ]; then answer "$1 no $away"; else told_to signal items.sh "$@"; fi
 }
 
 # Has script $2 do $1 with the words after tag $3, and answers what it prints.
@@ -326,6 +348,11 @@ erase() {
             answer "$tag no it is not finished"
             return
         fi
+        away=$(cd "$path/slots" 2>/dev/null && cd .. && find_elsewhere 0: && put_line "$away")
+        if [ "$away" ]; then
+            answer "$tag no $away"
+            return
+        fi
         rm -f "$path/spec"
         rm -rf "$path"
     done
@@ -370,7 +397,9 @@ list_jobs() {
         letter=-
         if [ -s "$path/exit" ]; then
             letter='='
-        elif alive "$pid" "$ticks" "$boot"; then
+        elif [ "$fate" = elsewhere ]; then
+            letter=E
+        elif alive "$pid" "$ticks" "$place"; then
             letter=$condition
         fi
         # shellcheck disable=SC2046  # two numbers
@@ -381,22 +410,16 @@ list_jobs() {
             [ ! -f "$path/$name" ] || read_text "$path/$name"
             record=$record$content words="$words ${#content}"
         done
-        echo "$words ${#record}"
+        put_line "$words ${#record}"
         printf '%s\n' "$record"
     done
-    echo "$tag ok"
+    put_line "$tag ok"
 }
 
 # If job folder $1 is unfinished and nothing of it lives, writes that down as its end.
 note_loss() {
-    load_run "$1"
-    [ ! -s "$1/exit" ] || return 0
-    ! alive "$runner" "$runner_ticks" "$boot" && ! alive "$pid" "$ticks" "$boot" || return 0
-    # Its last act may have been to write it; or it has not begun to write anything.
-    [ ! -s "$1/exit" ] && [ -n "$boot" ] || return 0
-    reason='lost: runner was killed'
-    [ "$boot" = "$boot_now" ] || reason='lost: host rebooted'
-    settle_for "$1" Failed "$reason"
+    judge_fate "$1"
+    [ "$fate" != lost ] || settle_for "$1" Failed "$because"
 }
 
 # The numbers of the jobs carried, $carried, name variables: path_H, out_H and err_H (bytes
@@ -405,7 +428,7 @@ carried='' path='' out='' err='' run='' progress=''
 # Of a job with items, $out_H is items, $slots_H how many slots it is to have, $active_H the
 # numbers of those that run. $journal_H_K is what was sent of a journal, $out_H_N and $err_H_N of
 # what an item wrote.
-growing='' handle='' active='' wanted='' keeper='' started='' since=''
+growing='' handle='' active='' wanted=''
 
 take_up() {
     eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1="
@@ -499,14 +522,14 @@ send_stream() {
     fi
     moved=1
     if small_text "$3" "$from" "$length"; then
-        echo "$2 $1 0 $length"
+        put_line "$2 $1 0 $length"
         printf '%s\n' "$content"
         eval "$2_$1=$length"
         return
     fi
     [ "$length" -lt 65536 ] || more=1
     [ "$skips" ] || learn_parts
-    echo "$2 $1 $from $length"
+    put_line "$2 $1 $from $length"
     instant
     began=$instant
     part "$3" "$from" "$length"
@@ -529,7 +552,7 @@ send_file() {
         content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
         content=${content%.}
     fi
-    echo "$2 $1 ${#content}"
+    put_line "$2 $1 ${#content}"
     printf '%s\n' "$content"
 }
 
@@ -566,7 +589,7 @@ look_at_all() {
 
 # Says $1 of job $2, which ends its being carried.
 end_with() {
-    echo "$1 $2"
+    put_line "$1 $2"
     let_be "$2"
 }
 
@@ -577,9 +600,10 @@ look_at_items() {
     for slot in "$path"/slots/[0-9]*; do
         [ ! -f "$slot/journal" ] || journals="$journals $slot/journal"
         # Only when there is time.
-        if [ "$quiet" -gt 4 ] && [ ! -e "$slot/done" ] && read -r keeper started since _ <"$slot/self"
+        if [ "$quiet" -gt 4 ] && [ ! -e "$slot/done" ] &&
+            slot_self "$slot"
         then
-            alive "$keeper" "$started" "$since" || dead=1
+            [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place" || dead=1
         fi
     done
     if [ -n "$dead" ]; then
@@ -602,9 +626,10 @@ look_at_items() {
             eval "text_$slot=\$text"
             texts="$texts $slot"
             while read -r number letter _; do
-                case $letter in
-                B) active="$active $number" ;;
-                *) ended="$ended $number" ;;
+                case $letter/$number in
+                */ | */*[!0-9]*) ;;
+                B/*) active="$active $number" ;;
+                [CFX]/*) ended="$ended $number" ;;
                 esac
             done <<EOF
 $text
@@ -641,10 +666,10 @@ EOF
         eval "text=\$text_$slot at=\${journal_${handle}_$slot:-0}"
         [ "$at" -gt 0 ] || [ ! -s "$path/slots/$slot/self" ] || {
             read -r line <"$path/slots/$slot/self"
-            echo "self $handle $slot ${#line}"
-            echo "$line"
+            put_line "self $handle $slot ${#line}"
+            put_line "$line"
         }
-        echo "journal $handle $slot $at ${#text}"
+        put_line "journal $handle $slot $at ${#text}"
         printf '%s\n' "$text"
         eval "journal_${handle}_$slot=$((at + ${#text}))"
         moved=1
@@ -668,7 +693,7 @@ send_item() {
     room=$((room - length)) moved=1
     [ "$room" -gt 0 ] || return 0
     if small_text "$3" "$from" "$length"; then
-        echo "item $handle $1 $2 0 $length"
+        put_line "item $handle $1 $2 0 $length"
         printf '%s\n' "$content"
         eval "$2_${handle}_$1=$length"
         return
@@ -676,7 +701,7 @@ send_item() {
     # What is taken as a whole there is not to be much.
     if [ "$length" -gt 1048576 ]; then length=1048576 unsent=1; fi
     [ "$skips" ] || learn_parts
-    echo "item $handle $1 $2 $from $length"
+    put_line "item $handle $1 $2 $from $length"
     part "$3" "$from" "$length"
     echo
     eval "$2_${handle}_$1=$((from + length))"
@@ -706,11 +731,11 @@ look_at() {
         [ -r /proc/self/stat ] || [ "$quiet" -gt 3 ] || return 0
         note_loss "$path"
         letter=''
-        alive "$pid" "$ticks" "$boot" && letter=$condition
-        case $letter in [Tt]) ;; *) letter=R ;; esac
+        ! alive "$pid" "$ticks" "$place" || letter=$condition
+        case $fate/$letter in elsewhere/*) letter=E ;; */[Tt]) ;; *) letter=R ;; esac
         [ "$unsent" -gt 0 ] || eval "[ \"\$letter_$1\" = $letter ]" || {
             eval "letter_$1=$letter"
-            echo "state $1 $letter"
+            put_line "state $1 $letter"
         }
         [ ! -s "$path/exit" ] || more=1
     elif [ "$unsent" -le 0 ]; then
@@ -762,7 +787,7 @@ end_of() {
 # Has the line "tick" come to descriptor 7 in $1 seconds.
 tick_in() {
     serial=$((serial + 1))
-    { [ "$1" = 0 ] || sleep "$1" 2>/dev/null || sleep 1; echo "tick $serial" >&7; } >/dev/null &
+    { [ "$1" = 0 ] || sleep "$1" 2>/dev/null || sleep 1; put_line "tick $serial" >&7; } >/dev/null &
     ticker=$!
 }
 
@@ -849,7 +874,6 @@ case $1 in
 control)
     exec 2>/dev/null
     most=${3:-99999999999999999}
-    read -r host </proc/sys/kernel/hostname || host=$(uname -n)
     kills=spares
     if [ -d /run/systemd/system ] && grep -qs '^ *KillUserProcesses *= *\(yes\|true\|on\|1\)' \
         /etc/systemd/logind.conf /etc/systemd/logind.conf.d/*.conf &&
@@ -857,7 +881,7 @@ control)
         kills=kills
     fi
     clock
-    echo "serving $boot_now $kills $now ${uptime:--} $host"
+    put_line "serving $boot_now $kills $now ${uptime:--} $host_now"
     own_pipe 7
     self
     served=$own served_ticks=$born

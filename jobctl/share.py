@@ -46,6 +46,10 @@ class FarTask(Task):
         """Whether nobody here goes on with it: the agent does."""
         return False
 
+    def elsewhere(self, boot: str) -> str:
+        """Return nothing: the agent acts on it."""
+        return ""
+
     # --- as a job ---
 
     def _known(self) -> dict[str, Any]:
@@ -104,6 +108,11 @@ class FarTask(Task):
             return State.DISCONNECTED
         stopping = self.has("stop") or self.has(f"children/{number}.stop")
         return State.STOPPING if stopping else State.RUNNING
+
+    def _reason_of(self, state: State, run: Run) -> str:
+        if state is State.DISCONNECTED:
+            return self._all()[int(run.slot.partition(".")[0]) - 1].away()[1]
+        return super()._reason_of(state, run)
 
     def _rest(self) -> tuple[State, str]:
         if self.finished() or self.has("run"):

@@ -20,10 +20,11 @@ from jobctl import items, process, quoting, records
 from jobctl.folder import STREAMS, Folder
 from jobctl.journal import STATES, Journals, Run
 from jobctl.model import TYPE_TASK, Job, Marks, State, parent_of
-from jobctl.process import Identity
+from jobctl.process import Identity, Place
 from jobctl.received import PartMarks
 from jobctl.timing import Clocks
 
+_RUNS_ON = "runs on {}, which shares this state directory"
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
 
@@ -119,6 +120,8 @@ class Task(Folder):
         if State.NOT_STARTED in states and not runs and not self._begun():
             return job._replace(state=State.NOT_STARTED, reason=self._rest()[1])
         # If all have ended, somebody is about to write that down.
+        if whole.state is State.DISCONNECTED:
+            job = job._replace(reason=self.elsewhere(boot))
         return job._replace(state=State.RUNNING if whole.state.finished else whole.state)
 
     def _begun(self) -> bool:
@@ -142,7 +145,9 @@ class Task(Folder):
 
         Returns whether it runs no more.
         """
-        if self._journals.keeper(run.slot, boot) or not self._journals.is_of(run.slot, boot):
+        if self._journals.place(run.slot, boot) is not Place.HERE:
+            return False
+        if self._journals.keeper(run.slot, boot):
             return False
         self._journals.catch_up()  # the slot may have ended by itself since we looked
         if number in self._journals.ends:
@@ -170,16 +175,31 @@ class Task(Folder):
             return State.FAILED, os.fsdecode(self.get("lost").strip())
         if self.finished():
             return State.STOPPED, os.fsdecode(self.get("stop").strip()) or "stopped by user"
+        if reason := self.elsewhere(process.boot_id()):
+            return State.DISCONNECTED, reason
         other = records.text(records.load(self.file("run")).get("waiting"))
         return State.NOT_STARTED, f"waiting for job {other}" if other else "waiting for a slot"
 
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
             return self._rest()[0]
+        if self._journals.place(run.slot, boot) is Place.ELSEWHERE:
+            return State.DISCONNECTED
         sight = self._journals.sight(run, self._variable(number), boot)
         if self.has("stop") or self.has(f"children/{number}.stop"):
             return State.STOPPING
         return State.SUSPENDED if sight and sight.condition in "Tt" else State.RUNNING
+
+    def _reason_of(self, state: State, run: Run) -> str:
+        """Return why an item that was begun, and of which no end is written down, is in a state."""
+        if state is State.DISCONNECTED:
+            return _RUNS_ON.format(self._journals.host(run.slot))
+        return self._rest()[1] if state.finished else ""
+
+    def elsewhere(self, boot: str) -> str:
+        """Return why only another machine can act on it, "" if that is not so."""
+        host = "" if self.finished() else self._journals.elsewhere(boot)
+        return host and _RUNS_ON.format(host)
 
     def _whole_end(self, job: Job) -> Job:
         """Return a finished job with all that is known of its end."""
@@ -235,7 +255,7 @@ class Task(Folder):
             percent, message = self.child(number).progress()
             return job._replace(
                 state=state,
-                reason=self._rest()[1] if state.finished else "",
+                reason=self._reason_of(state, run),
                 pid=run.pid,
                 began_at=run.began.time,
                 began_uptime=run.began.at_boot(boot),
@@ -349,12 +369,10 @@ class Task(Folder):
         """Do the work of recover(); nobody else does so now."""
         if self.finished() or not self.exists():
             return 0
-        here, runs = process.hostname(), self._journals.runs()
-        selves = self._journals.selves()
-        others = [words for words in selves if records.text(words[2]) != boot]
-        if others:
-            if any(os.fsdecode(words[3]) != here for words in others):
-                return 0  # it runs on another machine that shares our state directory
+        runs, places = self._journals.runs(), self._journals.places(boot)
+        if Place.ELSEWHERE in places:
+            return 0
+        if Place.BEFORE in places:
             self.put("lost", _REBOOTED.encode() + b"\n")
             self._conclude(boot)
             return 0

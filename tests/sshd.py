@@ -91,6 +91,8 @@ class Sshd:
             "XDG_STATE_HOME": f"{self.home}/.local/state",
             **(environ or {}),
         }
+        self.machine: Sequence[str] = ()
+        """The words that run a program on the machine that it is on, if that is not this one."""
         self._process: subprocess.Popen[bytes] | None = None
         for path in (folder, self.home):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -165,7 +167,7 @@ class Sshd:
         if os.getuid() == 0:
             _PRIVILEGE_SEPARATION.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.log.write_bytes(b"")
-        words = [program("sshd"), "-D", "-e", "-f", str(self.folder / "sshd_config")]
+        words = [*self.machine, program("sshd"), "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -336,7 +336,9 @@ class Queue:
             for job in jobs:
                 if not job.folder.finished():
                     link.add(job)  # to hear of its end
-            left.extend(self._end(link, jobs, grace, reason))
+            some, elsewhere = self._end(link, jobs, grace, reason)
+            left.extend(some)
+            errors.update(elsewhere)
 
         errors |= self._on_hosts(there, act)
         for job in there:
@@ -381,24 +383,33 @@ class Queue:
             return True
         return self._link_of(job).withdraw(job)
 
-    def _end(self, link: Link, jobs: list[Carried], grace: float, reason: str) -> list[str]:
-        """Stop jobs on a host; return the ids of those of which something is left."""
-        left = []
+    def _end(
+        self, link: Link, jobs: list[Carried], grace: float, reason: str
+    ) -> tuple[list[str], dict[str, str]]:
+        """Stop jobs on a host.
+
+        :return: the ids of those of which something is left, and errors by the ids of those
+            that run on another machine.
+        """
+        left, elsewhere = list[str](), dict[str, str]()
         for folder, group in _by_folder(jobs).items():
             words = (folder, b"%.0f" % (grace * 100), os.fsencode(reason), *group)
             answer = link.opened().request("end", *words, seconds=grace + 60).split()
+            elsewhere |= _elsewhere(answer, group)
             left += [job.id for word, job in group.items() if word.partition(b":")[0] in answer]
         for job in jobs:
-            if job.id not in left:
+            if job.id not in left and job.id not in elsewhere:
                 _wait_until(job.folder.finished, _TO_BE_TOLD)
-        return left
+        return left, elsewhere
 
     def signal(self, ids: list[str], name: str) -> dict[str, str]:
         """Send a signal to jobs; return errors by id."""
+        elsewhere = dict[str, str]()
 
         def act(link: Link, jobs: list[Carried]) -> None:
             for folder, group in _by_folder(jobs).items():
-                link.opened().request("signal", folder, name.encode(), *group)
+                answer = link.opened().request("signal", folder, name.encode(), *group)
+                elsewhere.update(_elsewhere(answer.split(), group))
             link.opened().look()
 
         ids, of_items = self._apart(ids)
@@ -407,7 +418,7 @@ class Queue:
             spread = self._spreads.get(task.id)
             if spread and (error := spread.signal(numbers, name)):
                 errors[task.id] = error
-        return errors | self._on_hosts(self._there(ids), act)
+        return errors | self._on_hosts(self._there(ids), act) | elsewhere
 
     def erase(self, ids: list[str]) -> dict[str, str]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
@@ -472,6 +483,17 @@ def _by_folder(jobs: list[Carried]) -> dict[bytes, dict[bytes, Carried]]:
         folder, _, name = os.fsencode(job.path).rpartition(b"/")
         found.setdefault(folder, {})[name + b":" + job.instance_id.encode()] = job
     return found
+
+
+def _elsewhere(answer: list[bytes], group: dict[bytes, Carried]) -> dict[str, str]:
+    """Return errors by the ids of the jobs of which runner.sh said NUMBER@HOST."""
+    hosts = dict(word.split(b"@", 1) for word in answer if b"@" in word)
+    return {
+        job.id: f"it runs on {printable(os.fsdecode(host))}, which shares the state directory of"
+        f" {printable(job.host)}"
+        for word, job in group.items()
+        if (host := hosts.get(word.partition(b":")[0])) is not None
+    }
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> None:

@@ -446,8 +446,10 @@ class Spread:
                 error = f"{share.host} cannot be reached"
                 continue
             words = self.task.stop_targets(sorted(mine))
-            with suppress(NotDone):
+            try:
                 far.request(
                     "signal_items", os.fsencode(share.path), name.encode(), *map(str.encode, words)
                 )
+            except NotDone as failure:
+                error = str(failure)
         return error

@@ -214,7 +214,7 @@ def _found(words: list[bytes], data: bytes, location: str, clocks: Clocks) -> Fo
 
     if begun_there and (created := ours(spec, "created")) is not None:
         spec["created"] = b"%.6f" % created  # else it is by the clock of whoever started it
-    state, reason = ended_as(end) if finished else (_unfinished(letter, run), "")
+    state, reason = ended_as(end) if finished else _unfinished(letter, run)
     instance_id, marks = cookie(spec.get("instance_id")), records.marks_in(received)
     sizes = zip(STREAMS, map(records.integer, words[3:5]), strict=False)
     unreceived = any(marks.next(stream, size or 0) for stream, size in sizes)
@@ -241,10 +241,13 @@ def _found(words: list[bytes], data: bytes, location: str, clocks: Clocks) -> Fo
     return Found(path, spec, job)
 
 
-def _unfinished(letter: bytes, run: dict[str, bytes]) -> State:
+def _unfinished(letter: bytes, run: dict[str, bytes]) -> tuple[State, str]:
+    if letter == b"E":
+        host = os.fsdecode(run.get("host", b""))
+        return State.DISCONNECTED, f"runs on {host}, which shares the state directory"
     if letter in (b"T", b"t"):
-        return State.SUSPENDED
-    return State.RUNNING if "pid" in run else State.NOT_STARTED
+        return State.SUSPENDED, ""
+    return State.RUNNING if "pid" in run else State.NOT_STARTED, ""
 
 
 def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:

@@ -16,6 +16,7 @@ _WHOLE = 0
 _TO_BE_TOLD = 20.0
 """Seconds that the end of an item takes, at most, to be written down."""
 _MOMENT = 0.01
+_THERE = "job {} {}; act on it there"
 
 
 class Unended(JobctlError):
@@ -70,7 +71,8 @@ def stop(
 def _stop_items(jobs: Jobs, chosen: list[Job], grace: float, why: str) -> list[JobctlError]:
     """End items of jobs, or all that such jobs have, as stop() does."""
     errors = list[JobctlError]()
-    found = _items(jobs, chosen)
+    found, away = _reachable_items(_items(jobs, chosen))
+    errors += away
     living = runner.bearers() if found else set()
     for task, numbers in found.items():
         if _WHOLE in numbers:
@@ -113,6 +115,16 @@ def _items(jobs: Jobs, chosen: list[Job]) -> dict[Task, set[int]]:
     return found
 
 
+def _reachable_items(
+    found: dict[Task, set[int]],
+) -> tuple[dict[Task, set[int]], list[JobctlError]]:
+    """Return the items that can be acted on, as reachable() does."""
+    boot = process.boot_id()
+    away = {task: reason for task in found if (reason := task.elsewhere(boot))}
+    errors = [Unreachable(_THERE.format(task.id, reason)) for task, reason in away.items()]
+    return {task: found[task] for task in found if task not in away}, [*errors]
+
+
 def _connected(jobs: Jobs, job: Job) -> bool:
     """Whether there is a connection to the host of a job now."""
     from jobctl.links import Links, LinkState
@@ -128,7 +140,7 @@ def reachable(chosen: list[Job]) -> tuple[list[Job], list[JobctlError]]:
     """
     local = [job for job in chosen if job.type not in (TYPE_REMOTE, TYPE_TASK)]
     away = [job for job in local if job.state is State.DISCONNECTED]
-    errors = [Unreachable(f"job {job.id} {job.reason}; act on it there") for job in away]
+    errors = [Unreachable(_THERE.format(job.id, job.reason)) for job in away]
     return [job for job in local if job not in away], [*errors]
 
 
@@ -155,7 +167,9 @@ def send(jobs: Jobs, chosen: list[Job], name: str) -> list[JobctlError]:
     :return: an error for each job that is out of reach.
     """
     here, errors = reachable(chosen)
-    for task, numbers in _items(jobs, chosen).items():
+    found, away = _reachable_items(_items(jobs, chosen))
+    errors += away
+    for task, numbers in found.items():
         running = set(task.running())
         runner.send_to_items(
             task, sorted(running if _WHOLE in numbers else running & numbers), name

@@ -1,0 +1,94 @@
+"""Records: what an item, a reason or a host says never becomes a line or a field of one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Jobctl
+from far import Far
+from test_bare import Bare
+from test_items import children, each
+
+LINE = " C 0 - 1795804318.25 5150.00 "
+"""What follows the number of an item that is Completed in a journal."""
+ITEMS = [
+    f"a\\n2{LINE}".encode(),
+    rb"c\c",
+    rb"d\0101\x41",
+    f"e\r6{LINE}".encode(),
+    f"f\n1{LINE}\n7{LINE}\n".encode(),
+    f"7{LINE}".encode(),
+    b"g\x1b[2J\x0b\x0c\x85",
+    b"\xff\xfe\\c",
+    b"h" * 100_000,
+    b"-n",
+    b"x;touch${IFS}pwned\\n1",
+]
+
+
+def endings(jobctl: Jobctl, job: str) -> list[tuple[str, str, str]]:
+    """Return state, exit status and the beginning of the reason of each child."""
+    records = children(jobctl, job)
+    return [(r["state"], str(r["exit_code"]), r["reason"].partition(": ")[0]) for r in records]
+
+
+def test_items_that_look_like_records(either: Far) -> None:
+    data = b"\0".join(ITEMS)
+    job = each(either, data, *either.where, "-0", "-t", "2", "--", "./nosuch-{}")
+    either.run("wait", job, "--timeout", "60", status=1)
+    expected = [("Failed", "127", "command not found")] * len(ITEMS)
+    expected[8] = endings(either, job)[8]  # too long for the name of a file
+    assert expected[8][0] == "Failed"
+    assert endings(either, job) == expected
+    assert either.job(job)["state"] == "Failed"
+    job = each(either, data, *either.where, "-0", "-t", "2", "--", "printf", "%s")
+    either.run("wait", job, "--timeout", "60")
+    assert endings(either, job) == [("Completed", "0", "")] * len(ITEMS)
+    assert either.run("receive", job).stdout == b"".join(ITEMS)
+    assert not list(either.state_dir.glob("**/pwned"))
+
+
+def test_reasons(either: Far) -> None:
+    reason = f"x\\c\\n1{LINE}'$(touch pwned)\\"
+    plain = either.start("sleep", "7411")
+    items = each(either, "7412\n7414\n", *either.where, "-t", "1", "--", "sleep")
+    for job in (plain, f"{items}.1"):
+        either.until(job, "Running")
+    either.run("stop", "--reason", reason, f"{items}.2", plain)
+    either.run("stop", "--reason", f"all {reason}", items)
+    said = [either.job(job)["reason"] for job in (plain, f"{items}.2", f"{items}.1")]
+    assert said == [f"stopped by user: {text}{reason}" for text in ("", "", "all ")]
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
+def test_reasons_without_python(jobctl: Jobctl, shell: str) -> None:
+    name, *rest = shell.split()
+    path = shutil.which(name)
+    assert path, f"{name} is not installed; tests/run.sh installs it"
+    bare, reason = Bare([path, *rest], jobctl), "x\\c \\n1"
+    job = bare.run("start", "-q", "sleep", "7413").stdout.decode().strip()
+    bare.run("stop", "--reason", reason, job)
+    missing = bare.run("start", "-q", "no\\nsuch\r\nb", status=1).stdout.decode().strip()
+    assert bare.job(job)["reason"] == f"stopped by user: {reason}" == jobctl.job(job)["reason"]
+    said = bare.job(missing)["reason"]
+    assert said == jobctl.job(missing)["reason"]
+    assert said.startswith("command not found: no\\nsuch\\r b")
+
+
+def test_what_is_no_line_of_a_journal_says_nothing(jobctl: Jobctl) -> None:
+    job = each(jobctl, "1\n2\n3\n", "-t", "1", "--", "sh", "-c", "exit {}", status=0)
+    jobctl.run("wait", job, status=1)
+    journal = next(Path(jobctl.folder(job)).glob("slots/*/journal"))
+    good = journal.read_bytes()
+    damage = [
+        b"1 C",
+        b"2 C 0 - x 1 ",
+        b"0" + LINE.encode(),
+        b" 1" + LINE.encode(),
+        b"\r3 C 0 - 1 1 ",
+    ]
+    journal.write_bytes(b"\n".join([*damage, good + b"3" + LINE.encode()]))
+    (jobctl.state_dir / "index.db").unlink()
+    assert [child["exit_code"] for child in children(jobctl, job)] == [1, 2, 3]
