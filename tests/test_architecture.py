@@ -33,6 +33,7 @@ INSIDE = {
         *(
             "base",
             "names",
+            "sendenv",
             "hostkeys",
             "plainconfig",
             "alike",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from jobctl.errors import Unreachable
@@ -29,27 +29,36 @@ class Channels:
         self._lock = threading.Lock()
 
     def open(
-        self, command: str, terminal: Terminal | None = None, ask: Ask | None = None
+        self,
+        command: str,
+        terminal: Terminal | None = None,
+        ask: Ask | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> Stream:
         """Begin a command; its stream is to be closed.
 
+        :param environ: of whoever wants it run; see Connection.
         :raises Unreachable: the server takes none; see Connection and Ask for the cases.
         """
         with suppress(NoChannel):
-            return self._first.open(command, terminal)
+            return self._first.open(command, terminal, environ)
         with self._lock:
             for further in list(self._more):
                 with suppress(Unreachable):
-                    return further.open(command, terminal)
+                    return further.open(command, terminal, environ)
             further = _Further(self._another(ask), self._more)
             self._more.append(further)
             if self._closed:
                 further.connection.close()
             try:
-                return further.open(command, terminal)
+                return further.open(command, terminal, environ)
             except BaseException:
                 further.release()
                 raise
+
+    def usual(self, environ: Mapping[str, str]) -> bool:
+        """Whether no other variables go with a command of somebody than with any other one."""
+        return self._first.variables(environ) == self._first.variables()
 
     def spare(self, command: str) -> Stream:
         """Begin a command without going to any lengths; raise NoChannel or Lost."""
@@ -76,12 +85,14 @@ class _Further:
         self._lock = threading.Lock()
         self._users = 0
 
-    def open(self, command: str, terminal: Terminal | None) -> Stream:
+    def open(
+        self, command: str, terminal: Terminal | None, environ: Mapping[str, str] | None
+    ) -> Stream:
         """Begin a command; raise NoChannel or Lost."""
         with self._lock:
             self._users += 1
         try:
-            return _Borrowed(self.connection.open(command, terminal), self.release)
+            return _Borrowed(self.connection.open(command, terminal, environ), self.release)
         except BaseException:
             self.release()
             raise

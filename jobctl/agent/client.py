@@ -22,8 +22,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobctl.errors import BadUsage, JobctlError, NotFound, Refused, Unreachable
-from jobctl.links import agent_alive
+from jobctl.links import Links, agent_alive
 from jobctl.paths import ssh_config
+from jobctl.transport.sendenv import candidates
 
 _LOCK = 3
 _PATIENCE = 20.0
@@ -51,7 +52,7 @@ class Talk:
         :raises JobctlError: it does not start.
         """
         self._state_dir = state_dir
-        self._request = _encoded(request)
+        self._request = _encoded(state_dir, request)
         self._rest = b""
         self._ask_for_it()
 
@@ -144,7 +145,7 @@ def wake(state_dir: str, *jobs: str) -> None:
     """Have an agent look at these jobs' folders soon, or else at all, without waiting for that."""
     try:
         with _attempt(state_dir) as connection:
-            connection.sendall(_encoded({"op": "look", "jobs": jobs}))
+            connection.sendall(_encoded(state_dir, {"op": "look", "jobs": jobs}))
             if connection.recv(2) == b"{}":
                 return
     except OSError:
@@ -155,10 +156,16 @@ def wake(state_dir: str, *jobs: str) -> None:
         _spawn(state_dir)
 
 
-def _encoded(request: dict[str, Any]) -> bytes:
-    """Return a request with what the caller's environment says of the way to hosts."""
-    told = {name: os.environ[name] for name in _TOLD if name in os.environ}
-    if config := ssh_config():
+def _encoded(state_dir: str, request: dict[str, Any]) -> bytes:
+    """Return a request with what the caller's environment says of the way to hosts.
+
+    And with what of it may be sent to them.
+    """
+    config = ssh_config()
+    options = [option for way in Links(state_dir).sessions() for option in way.target.options]
+    told = candidates(config, options, os.environ)
+    told |= {name: os.environ[name] for name in _TOLD if name in os.environ}
+    if config:
         told["JOBCTL_SSH_CONFIG"] = config
     return json.dumps({**request, "environ": told}).encode() + b"\n"
 

@@ -13,7 +13,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
@@ -244,7 +244,7 @@ class Far:
 
     # --- commands ---
 
-    def run(self, line: bytes, ask: Ask) -> _Channel:
+    def run(self, line: bytes, ask: Ask, environ: Mapping[str, str]) -> _Channel:
         """Have a channel do what a line of sh says; return it, which is to be closed.
 
         If there is no other `jobctl` on the host, PATH has ours, and it is a function: it may
@@ -252,17 +252,20 @@ class Far:
         $jobctl_given is what makes that function in another shell.
 
         :param ask: is asked where that takes a further connection.
+        :param environ: of whoever wants it run, some of which may be for the host.
         """
         data = self._environment() + line + b"\n"
-        with self._lock:
-            channel, self._spare = self._spare, None
+        channel = None
+        if self._connection.usual(environ):
+            with self._lock:
+                channel, self._spare = self._spare, None
         try:
             if channel:
                 channel.stream.write(data)
         except BrokenPipeError:  # somebody there has ended it
             channel = None
         if channel is None:
-            channel = _Channel(self._connection.open(_OBEY, ask=ask), None)
+            channel = _Channel(self._connection.open(_OBEY, None, ask, environ), None)
             channel.stream.write(data)
         threading.Thread(target=self.stand_by, daemon=True).start()
         return channel
@@ -277,11 +280,11 @@ class Far:
                 if channel:  # another one was faster
                     channel.close()
 
-    def enter(self, terminal: Terminal, mark: str, ask: Ask) -> Stream:
+    def enter(self, terminal: Terminal, mark: str, ask: Ask, environ: Mapping[str, str]) -> Stream:
         """Begin an interactive shell in a terminal, its prompt marked."""
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@:-") else "_" for c in mark)
         command = f'{_place()}; exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
-        return self._connection.open(f"exec /bin/sh -c '{command}'", terminal, ask)
+        return self._connection.open(f"exec /bin/sh -c '{command}'", terminal, ask, environ)
 
     def _environment(self) -> bytes:
         folder = self._state + b"/lib/" + _version().encode()

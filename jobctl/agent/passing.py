@@ -29,10 +29,11 @@ def run(client: Client, far: Far, request: dict[str, Any]) -> dict[str, Any]:
     if client.gone():
         return {}
     stream: Stream
+    environ = request["environ"]
     if terminal := request.get("terminal"):
-        stream = far.enter(Terminal(*terminal), request["mark"], client)
+        stream = far.enter(Terminal(*terminal), request["mark"], client, environ)
     else:
-        stream = far.run(request["line"].encode("utf-8", "surrogateescape"), client)
+        stream = far.run(request["line"].encode("utf-8", "surrogateescape"), client, environ)
     over = threading.Event()
     try:
         client.say({"begun": True})

@@ -9,6 +9,7 @@ Unreachable 5           (errors.py)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from jobctl.errors import Unreachable
@@ -87,8 +88,20 @@ class Connection(Protocol):
     def connect_timeout(self) -> float:
         """Seconds that this machine gets for an answer while things begin."""
 
-    def open(self, command: str, terminal: Terminal | None = None) -> Stream:
-        """Begin a command, as text for the login shell; raise NoChannel or Lost."""
+    def open(
+        self,
+        command: str,
+        terminal: Terminal | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Stream:
+        """Begin a command, as text for the login shell; raise NoChannel or Lost.
+
+        :param environ: the environment of whoever wants it run, of which some may go with it;
+            else that of whoever wanted the connection.
+        """
+
+    def variables(self, environ: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+        """Return what of an environment goes with a command."""
 
     def alive(self) -> bool:
         """Whether the connection stands, as far as is known."""

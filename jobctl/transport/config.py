@@ -18,6 +18,7 @@ from jobctl.target import Target, check_identity, check_option
 from jobctl.transport import alike, plainconfig
 from jobctl.transport.alike import Lines
 from jobctl.transport.base import Denied
+from jobctl.transport.hostkeys import fits
 
 DEFAULT_CONNECT_TIMEOUT = 15.0
 # A peer that says nothing for (count + 1) intervals is taken for dead: 28 s.
@@ -54,6 +55,10 @@ class Settings(NamedTuple):
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     strict: str = "ask"
     """yes, ask, accept-new or no."""
+    send_env: tuple[str, ...] = ()
+    """Patterns of the variables that go with each command, from who wants it run."""
+    set_env: tuple[tuple[str, str], ...] = ()
+    """Variables that go with each command."""
     environ: Mapping[str, str] = os.environ
     """The environment of whoever wants the connection."""
 
@@ -107,6 +112,15 @@ class Settings(NamedTuple):
         if not interval or (interval == _DEBIAN_BATCH_ALIVE and self.flag("batchmode")):
             return DEFAULT_ALIVE
         return interval, self.number("serveralivecountmax", 3)
+
+    def variables(self, environ: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+        """Return the variables to send with a command; the server takes those that it likes.
+
+        :param environ: of whoever wants it run, else of whoever wanted the connection.
+        """
+        given = self.environ if environ is None else environ
+        sent = [item for item in given.items() if any(fits(p, item[0]) for p in self.send_env)]
+        return [*sorted(sent), *self.set_env]
 
     def expand(self, text: str) -> str:
         """Return text with the tokens of ssh_config(5), ${VARIABLES} and ~ replaced."""
@@ -280,7 +294,10 @@ def _settings(target: Target, lines: Lines, environ: Mapping[str, str]) -> Setti
         found = [value for key, value in lines if key == keyword and value.lower() != "none"]
         return tuple(dict.fromkeys(settings.expand(value) for value in found))
 
+    set_env = [value.partition("=") for key, value in lines if key == "setenv" and "=" in value]
     return settings._replace(
+        send_env=tuple(value for key, value in lines if key == "sendenv"),
+        set_env=tuple((name, value) for name, _, value in set_env),
         identity_files=files("identityfile"),
         certificate_files=files("certificatefile"),
         user_known_hosts=_paths(settings, "userknownhostsfile"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
 
+from jobctl.model import printable
 from jobctl.target import Target
 from jobctl.transport.base import Denied
 from jobctl.transport.hostkeys import fits
@@ -16,6 +18,7 @@ _DEFAULTS = (
     ("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"),
 )
 _IDENTITIES = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
+_WORD_BY_WORD = ("sendenv", "setenv")
 _SEVERAL = ("identityfile", "certificatefile")
 _LINE = re.compile(r"\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+)(.*?)\s*")
 _WORD = re.compile(r'"([^"]*)"|([^\s"]+)')
@@ -85,12 +88,33 @@ class Reader:
 
     def set(self, keyword: str, value: str) -> None:
         """Note a value, unless the keyword has one."""
+        if keyword in _WORD_BY_WORD:
+            self.set_words(keyword, value)
+            return
         if keyword not in _WHOLE_LINE:
             value = " ".join(words(value))
         if keyword in _SEVERAL:
             self.several.append((keyword, value))
         else:
             self.values.setdefault(keyword, value)
+
+    def set_words(self, keyword: str, value: str) -> None:
+        """Note each word of a line; of SetEnv only the first line counts, as for ssh."""
+        try:
+            found = shlex.split(value, comments=True)
+        except ValueError:
+            raise Denied(f"{keyword} {printable(value)}: no closing quotation") from None
+        if keyword == "sendenv":
+            taken = [word[1:] for word in found if word.startswith("-")]
+            self.several = [
+                (key, name)
+                for key, name in self.several
+                if key != keyword or not any(fits(pattern, name) for pattern in taken)
+            ]
+            found = [word for word in found if not word.startswith("-")]
+        elif any(key == keyword for key, _ in self.several):
+            return
+        self.several += [(keyword, word) for word in found]
 
 
 def words(text: str) -> list[str]:

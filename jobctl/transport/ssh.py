@@ -191,7 +191,12 @@ class SshConnection:
         self._label = label
         self._below = below
 
-    def open(self, command: str, terminal: Terminal | None = None) -> Stream:
+    def open(
+        self,
+        command: str,
+        terminal: Terminal | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Stream:
         """Begin a command; raise NoChannel or Lost."""
         channel = self._channel("session")
         seconds = self._settings.connect_timeout
@@ -201,6 +206,9 @@ class SshConnection:
                 sshwire.request(channel, "pty-req", True, terminal.term, *size, b"")
                 if not sshwire.granted(channel, seconds):
                     raise NoChannel(f"{self._label} gives no terminal")
+            for name, value in self.variables(environ):
+                # Nobody waits for the answer, as nothing follows from a no.
+                sshwire.request(channel, "env", False, os.fsencode(name), os.fsencode(value))
             sshwire.request(channel, "exec", True, command)
             if not sshwire.granted(channel, seconds):
                 raise NoChannel(f"{self._label} refuses to run a command")
@@ -212,6 +220,10 @@ class SshConnection:
             channel.close()
             raise
         return SshStream(self, channel)
+
+    def variables(self, environ: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+        """Return what of an environment goes with a command."""
+        return self._settings.variables(environ)
 
     @property
     def connect_timeout(self) -> float:
