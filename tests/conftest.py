@@ -16,6 +16,7 @@ from typing import Any
 import keeper
 import pytest
 import quick
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 pytest_plugins = ("sshd", "far")
 
@@ -265,6 +266,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.workeroutput["left_out"] = len(left_out)
 
 
+class _ByFunction(LoadScopeScheduling):  # type: ignore[misc]
+    """What one function tests is run in one process, one after the other: it has its names."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("[")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFunction:
+    """Share the tests out among the processes of pytest-xdist."""
+    return _ByFunction(config, log)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take over from a process of pytest-xdist how many tests it left out."""
@@ -284,6 +298,10 @@ def pytest_terminal_summary(
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Have somebody watch over the run who ends what it leaves behind; see keeper.py."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        # As behind nohup or `&`. With a function, only we ignore it, and not what we start.
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     if not hasattr(config, "workerinput") and not config.option.collectonly:
         base = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         config.stash[KEEPER] = keeper.Keeper(base)

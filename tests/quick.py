@@ -164,8 +164,9 @@ def run(
         call.sent()
         out, err, answer = call.talk(options.get("input") or b"", time.monotonic() + timeout)
     except TimeoutError as error:
-        with suppress(ProcessLookupError, ValueError):
-            os.kill(int(error.args[0].split()[0]), signal.SIGKILL)
+        if error.args[0]:
+            with suppress(ProcessLookupError):
+                os.kill(int(error.args[0].split()[0]), signal.SIGKILL)
         raise subprocess.TimeoutExpired([program, *words], timeout) from None
     finally:
         call.close()
@@ -235,8 +236,11 @@ def _serve(way: socket.socket) -> None:
                 os._exit(1)
         for fd in files[:3]:
             os.close(fd)
-        os.write(files[3], str(pid).encode())
         answers[pid] = files[3]
+        try:
+            os.write(files[3], str(pid).encode())
+        except BrokenPipeError:  # nobody waits for it any more
+            os.kill(pid, signal.SIGKILL)
 
 
 def _begin(program: str, command: str, way: int) -> None:

@@ -96,4 +96,4 @@ if ! cmp -s setup.cfg .venv/setup.cfg; then
     cp setup.cfg .venv/setup.cfg
 fi
 
-exec .venv/bin/python -m pytest -n 4 --dist worksteal "$@"
+exec .venv/bin/python -m pytest -n 4 "$@"

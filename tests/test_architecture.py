@@ -318,3 +318,17 @@ def test_the_runner_parses(shell: tuple[str, ...]) -> None:
     command = [tool(shell[0]), *shell[1:], "-n", str(RUNNER)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_no_two_tests_look_for_the_same_process() -> None:
+    """Tests run beside each other, and find what they started by the number it sleeps for."""
+    users: dict[str, set[str]] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        text = path.read_text()
+        for node in ast.parse(text).body:
+            source = ast.get_source_segment(text, node) or ""
+            name = node.name if isinstance(node, ast.FunctionDef) else "others"
+            for number in re.findall(r"\bsleep[ \",]+(\d{4,})", source):
+                users.setdefault(number, set()).add(f"{path.name}: {name}")
+    assert len(users) > 10
+    assert {number: names for number, names in users.items() if len(names) > 1} == {}

@@ -12,14 +12,15 @@ import keeper
 import pytest
 from conftest import wait_until
 
+SECONDS = "7401"
 INNER = """
 import threading
 
 def test_never_ends(far, request):
     far.run("session", "new", "web1")
-    for job in far.start("-c", "sleep 7401; :"), far.out("start", "-q", "sleep", "7401").strip():
-        far.until(job, "Running")
-    words = ("env", "-i", "sleep", "7401")
+    far.until(far.start("-c", "sleep SECONDS; :"), "Running")
+    far.until(far.out("start", "-q", "sleep", "SECONDS").strip(), "Running")
+    words = ("env", "-i", "sleep", "SECONDS")
     far.until(far.start(*words), "Running")
     far.until(far.out("start", "-q", *words).strip(), "Running")
     (request.config.rootpath / "ready").touch()
@@ -33,7 +34,7 @@ def test_never_ends(far, request):
 def test_nothing_is_left_of_a_run_that_is_ended(
     tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
-    (tmp_path / "test_inner.py").write_text(INNER)
+    (tmp_path / "test_inner.py").write_text(INNER.replace("SECONDS", SECONDS))
     (tmp_path / "pytest.ini").touch()
     base = tmp_path / "inner"
     words = ["-p", "conftest", "-n", str(workers), f"--basetemp={base}", "test_inner.py"]
@@ -49,7 +50,7 @@ def test_nothing_is_left_of_a_run_that_is_ended(
     try:
         wait_until(lambda: (tmp_path / "ready").exists() or run.poll() is not None)
         there = " ".join(keeper.left(base, {run.pid}).values())
-        for words_of in ("sshd", "jobctl.agent", "sleep 7401", "runner.sh", "serve.sh"):
+        for words_of in ("sshd", "jobctl.agent", f"sleep {SECONDS}", "runner.sh", "serve.sh"):
             assert words_of in there
     finally:
         run.send_signal(number)
