@@ -443,7 +443,7 @@ def _variables(variables: tuple[str, ...]) -> dict[str, str]:
     environment = {}
     for variable in variables:
         name, given, value = variable.partition("=")
-        if not name or re.search(r"\s", name):
+        if not name or re.search(r"\s", name, re.ASCII):
             raise BadUsage(f"-e '{printable(variable)}' names no variable; write NAME=VALUE")
         if not given and name not in os.environ:
             raise BadUsage(f"-e {printable(name)}: it is not set here; write {name}=VALUE")
