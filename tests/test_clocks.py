@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from datetime import datetime
@@ -131,30 +130,38 @@ def test_a_moment_there_is_known_here() -> None:
     assert Moment(5.0, 3.0, "c").took(Moment(900.0, 1.0, "b")) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("exit", b"state='Foo'\n"),
-        ("exit", b"\x00\xff' garbage"),
-        ("exit", b"state='Completed\n"),
-        ("exit", b"state='Running'\nended='nan'\n"),
-        ("spec", None),
-    ],
-)
-def test_what_is_damaged_there(far: Far, name: str, content: bytes | None) -> None:
-    whole = far.done("-n", "whole", "true")
-    broken = far.done("-n", "broken", "true")
-    path = far.guest(broken) / name
-    if content is None:
-        spec = quoting.load(path.read_bytes())
-        content = quoting.dump(spec | {"created": b"inf", "instance_id": b"../..", "words": b"'"})
-    path.write_bytes(content)
+DAMAGES = {
+    "Foo": b"state='Foo'\n",
+    "garbage": b"\x00\xff' garbage",
+    "open": b"state='Completed\n",
+    "unfinished": b"state='Running'\nended='nan'\n",
+    "empty": b"\n",
+}
+
+
+def test_what_is_damaged_there(far: Far) -> None:
+    for name in ("whole", *DAMAGES):
+        far.start("-n", name, "true")
+    far.run("wait", "--all")
+    for name, content in DAMAGES.items():
+        (far.guest(name) / "exit").write_bytes(content)
+    odd = far.done("true")
+    path = far.guest(odd) / "spec"
+    spec = quoting.load(path.read_bytes())
+    amiss = {"name": b"odd", "created": b"inf", "instance_id": b"../..", "words": b"'"}
+    path.write_bytes(quoting.dump(spec | amiss))
     found = json.loads(far.out("session", "get", "--on", "web1", "-o", "json"))
-    reasons = {record["name"]: (record["state"], record["reason"]) for record in found}
-    assert reasons.pop("whole") == ("Completed", "")
-    (shown,) = reasons.values()
-    if name == "exit":
-        assert shown == ("Failed", "damaged: the file exit cannot be read")
+    ends = {record["name"]: (record["state"], record["reason"]) for record in found}
+    damaged = ("Failed", "damaged: the file exit cannot be read")
+    fine = ("Completed", "")
+    assert ends == {"whole": fine, "odd": fine, **dict.fromkeys(DAMAGES, damaged)}
     far.out("session", "receive", "web1")
-    assert far.job(whole)["state"] == "Completed"
-    assert os.path.exists(path)
+    assert {job["state"] for job in far.jobs()} == {"Completed"}
+
+
+def test_what_is_damaged_there_can_be_taken_over(far: Far, second: Far) -> None:
+    job = far.done("-n", "broken", "echo", "x")
+    (far.guest(job) / "exit").write_bytes(DAMAGES["Foo"])
+    (adopted,) = second.out("session", "receive", "web1", "--out-target", "job", "-q").split()
+    assert second.outcome(adopted)[:2] == ("Failed", "damaged: the file exit cannot be read")
+    assert second.out("receive", adopted) == "x\n"
