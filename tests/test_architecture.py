@@ -53,6 +53,7 @@ INSIDE = {
         "shares",
         "mirror",
         "link",
+        "openers",
         "passing",
         "post",
         "slots",

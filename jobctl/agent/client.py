@@ -36,6 +36,8 @@ _TOLD = (
     *("USER", "LOGNAME", "SHELL", "TERM", "LANG"),
 )
 """What of a caller's environment says how hosts are reached."""
+_KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
+"""What of the environment of whoever starts it the agent has: it serves others after him."""
 _ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
 
 
@@ -237,7 +239,7 @@ def _spawn(state_dir: str) -> None:
 
     If it can be had it holds the lock from now on, by which others know that it is there.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JOBCTL_")}
+    environment = {k: v for k, v in os.environ.items() if k in _KEPT}
     environment["JOBCTL_STATE_DIR"] = state_dir
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"

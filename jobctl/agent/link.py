@@ -289,20 +289,25 @@ class Link:
             return Far(connection, lambda ask: self._connect(self.target, ask or Nobody()))
         except Lost as error:
             if not late.is_set():
-                raise
+                raise Lost(self._at_host(error)) from None
             raise NoConnection(
                 f"cannot connect to {self.target.label}: its login shell does not answer"
                 f" within {seconds:g} seconds" + (f": {error.said}" if error.said else "")
             ) from None
         except Denied as error:
-            raise Denied(f"{self.target.label}: {error}") from None
+            raise Denied(self._at_host(error)) from None
         except BrokenPipeError:
-            raise Lost(f"{self.target.label}: {ENDED}") from None
+            raise Lost(self._at_host(ENDED)) from None
         except (ValueError, IndexError):
             reason = "its login shell answers what makes no sense"
             raise Denied(f"{self.target.label}: {reason}") from None
         finally:
             limit.cancel()
+
+    def _at_host(self, error: object) -> str:
+        """Return what went wrong with the name of the host, which all messages have."""
+        text, host = str(error), self.target.label
+        return text if host in text else f"{host}: {text}"
 
     def _person(self) -> Ask:
         person = self._present()

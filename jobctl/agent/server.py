@@ -5,6 +5,7 @@ It keeps nothing that is not in the folders: killed at any moment, the next one 
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from jobctl import __version__, links
 from jobctl.agent.caller import Client, People
 from jobctl.agent.client import peer_of
 from jobctl.agent.link import Link
+from jobctl.agent.openers import Openers
 from jobctl.agent.passing import run
 from jobctl.agent.post import NotTheAgent, Post
 from jobctl.agent.queue import Queue
@@ -51,8 +53,7 @@ class Agent:
         self._installed = _installed()
         self._people = People()
         self._queue = Queue(state_dir, self._link_of, self.tell, self.tell_why, self._people)
-        self._environ = dict(os.environ)
-        """The environment of whoever last wanted something: where his ssh-agent is, and so on."""
+        self._openers = Openers()
 
     def serve(self) -> None:
         """Answer whoever connects, until there has been nothing to do for a while.
@@ -98,7 +99,7 @@ class Agent:
             request = client.request()
             if request:
                 self._retire_if_outdated(client)
-                self._environ = {**os.environ, **request.get("environ", {})}
+                self._openers.asked(request.get("environ", {}))
                 operation = getattr(self, "op_" + str(request.get("op")), None)
                 if operation is None:
                     raise BadUsage("the agent is of another version; end it")
@@ -186,16 +187,22 @@ class Agent:
         """Return the link to a machine that lasts as long as something needs it."""
         return self._link(links.temporary(target), target)
 
-    def _link(self, name: str, target: Target) -> Link:
+    def _link(self, name: str, target: Target, environ: dict[str, str] | None = None) -> Link:
+        """Return the link of that name.
+
+        :param environ: of one who asks for it, not for jobs over it.
+        """
+        self._openers.opens(name, environ)
         with self._lock:
             link = self._links.get(name)
             if link is None or link.closed:
-                link = Link(name, target, self._connect, self._book, self._queue)
+                connect = functools.partial(self._connect, name)
+                link = Link(name, target, connect, self._book, self._queue)
                 self._links[name] = link
             return link
 
-    def _connect(self, target: Target, ask: Ask) -> Connection:
-        environ, config = self._environ, target.config or None
+    def _connect(self, name: str, target: Target, ask: Ask) -> Connection:
+        environ, config = self._openers.environ(name), target.config or None
         settings = configuration.read(target, config, environ)
         # Not at the top: paramiko takes a while to load.
         from jobctl.transport.ssh import connect
@@ -228,7 +235,7 @@ class Agent:
         """
         session = self._book.known(request["session"])
         try:
-            self._link(session.name, session.target).opened(client)
+            self._link(session.name, session.target, request["environ"]).opened(client)
         except Unreachable:
             if request.get("new"):
                 self._book.remove(session.name)
@@ -243,6 +250,7 @@ class Agent:
     def _let_go(self, name: str) -> None:
         with self._lock:
             link = self._links.pop(name, None)
+        self._openers.forget(name)
         if link:
             jobs = link.close()
             for job in jobs:
@@ -280,12 +288,12 @@ class Agent:
                     f"session '{printable(session.name)}' is disconnected;"
                     " 'jobctl session connect' connects it again"
                 )
-            return self._link(session.name, session.target)
+            return self._link(session.name, session.target, request["environ"])
         config = request["environ"].get("JOBCTL_SSH_CONFIG", "")
         target = parse_target(request["to"])._replace(config=config)
         if session := self._book.to(config).get(target.label):
-            return self._link(session.name, session.target)
-        return self._passing(target)
+            return self._link(session.name, session.target, request["environ"])
+        return self._link(links.temporary(target), target, request["environ"])
 
 
 def _load() -> None:

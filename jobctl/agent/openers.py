@@ -1,0 +1,61 @@
+"""In whose name each connection is made: where that one's ssh-agent is, and so on."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Mapping
+
+_SOCKET = "SSH_AUTH_SOCK"
+
+
+class Openers:
+    """The environments of those who opened connections, and of whoever asked last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[str, str] = {}
+        self._opened: dict[str, dict[str, str]] = {}
+
+    def asked(self, environ: Mapping[str, str]) -> None:
+        """Note who asks for something: what he has no word of stays as it was."""
+        with self._lock:
+            self._last = {**self._last, **environ}
+
+    def opens(self, name: str, environ: Mapping[str, str] | None = None) -> None:
+        """Note who has a connection opened, by its name: the first one, and later who can better.
+
+        :param environ: of one who asks for it by name; None: he who asked last, if nobody did.
+        """
+        with self._lock:
+            if environ is None:
+                self._opened.setdefault(name, self._last)
+            elif name not in self._opened or _leads_somewhere(environ):
+                self._opened[name] = dict(environ)
+
+    def forget(self, name: str) -> None:
+        """Forget who opened a connection."""
+        with self._lock:
+            self._opened.pop(name, None)
+
+    def environ(self, name: str) -> dict[str, str]:
+        """Return the environment to make a connection in.
+
+        The ssh-agent is that of who opened it, or, should it have gone, of who asked last: a cron
+        job that has none takes it from nobody.
+        """
+        with self._lock:
+            opener = self._opened.get(name, self._last)
+            environ = {**os.environ, **opener}
+            if not _leads_somewhere(opener) and _SOCKET in self._last:
+                environ[_SOCKET] = self._last[_SOCKET]
+            return environ
+
+
+def _leads_somewhere(environ: Mapping[str, str]) -> bool:
+    """Whether there is an ssh-agent, or was: its socket is there."""
+    try:
+        return stat.S_ISSOCK(os.stat(environ.get(_SOCKET, "")).st_mode)
+    except OSError:
+        return False
