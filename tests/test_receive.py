@@ -346,7 +346,7 @@ def test_a_carriage_return_ends_what_is_tagged(jobctl: Jobctl, tmp_path: Path) -
     assert receiver.stdout.read(len(begin)) == begin
     gate.write_text("\n")
     rest = receiver.communicate()[0]
-    assert rest == b"\n1 localhost: b\r\n1 localhost: \r1 localhost: 90%\r\n"
+    assert rest == b"\n1 localhost: b\r\n1 localhost: \r1 localhost: 90%\r"
     directory = tmp_path / "out"
     jobctl.run("receive", "--again", "--tag", "--output-dir", str(directory), job)
     whole = b"1 localhost: 10%\r1 localhost: 20%\r\n" + rest.removeprefix(b"\n")

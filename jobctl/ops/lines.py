@@ -175,9 +175,8 @@ class TaggedLines:
             return []
         begin = begun.begin if begun else start
         words = b"" if begun else self._tag(here.job)
-        last = here.over and stop == here.end
-        lacking = not body.endswith(b"\n") and (last or not body.endswith(b"\r"))
-        after = b"\n" if lacking and start + len(body) == stop else b""
+        lacking = start + len(body) == stop and not body.endswith((b"\n", b"\r"))
+        after = b"\n" if lacking else b""
         part = Part(body, _origin(here, start, body, begin), words, after)
         return [_Line(begin, stop, (part,))]
 
