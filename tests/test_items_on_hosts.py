@@ -104,12 +104,14 @@ def test_output_of_any_size_and_kind(far: Far, tmp_path: Path) -> None:
         assert (tmp_path / f"{job}.{number}.stderr").read_bytes() == b"x" * size
 
 
-def test_output_comes_while_it_runs(far: Far) -> None:
-    text = "echo begun {}; sleep 3; echo end {}"
+def test_output_comes_while_it_runs(far: Far, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    text = f"echo begun {{}}; until [ -e {go} ]; do sleep 0.1; done; echo end {{}}"
     job = each(far, "1\n2\n", "web1", "--per-host", "2", "-c", text)
-    wait_until(lambda: "begun 1" in far.out("receive", "-k", job), 10)
-    assert states(far, job) == {"Running": 2}
+    wait_until(lambda: "begun 1" in far.out("receive", "-k", job))
+    wait_until(lambda: states(far, job) == {"Running": 2})
     assert far.job(job)["state"] == "Running"
+    go.touch()
     output = far.out("receive", "--wait", job)
     assert sorted(output.split("\n")) == ["", "begun 1", "begun 2", "end 1", "end 2"]
 
@@ -194,11 +196,13 @@ def test_removing(far: Far) -> None:
 
 
 def test_after_and_on_finish(far: Far, tmp_path: Path) -> None:
-    first = far.start("sleep", "4")
+    go = tmp_path / "go"
+    first = far.start("-c", f"until [ -e {go} ]; do sleep 0.1; done")
     said = f"echo $JOBCTL_STATE >>{tmp_path}/said"
     job = each(far, numbers(3), "web1", "--after", first, "--on-finish", said, "echo")
-    assert far.job(job)["reason"] == f"waiting for job {first}"
+    wait_until(lambda: far.job(job)["reason"] == f"waiting for job {first}")
     last = far.out("start", "-q", "--after-ok", job, "true").strip()
+    go.touch()
     far.run("wait", job, last)
     wait_until((tmp_path / "said").exists)
     assert (tmp_path / "said").read_text() == "Completed\n"

@@ -285,9 +285,10 @@ def test_progress(jobctl: Jobctl) -> None:
 
 def test_killed_at_any_instant_leaves_all_or_nothing(jobctl: Jobctl) -> None:
     began = time.monotonic()
-    jobctl.run("stop", jobctl.start("sleep", "60"))
+    jobctl.popen("start", "true", stdout=subprocess.DEVNULL).wait()
+    step = (time.monotonic() - began) / 20  # in the middle of the rounds, most have begun
+    jobctl.run("wait", "--all")
     jobctl.run("remove", "--all")
-    step = (time.monotonic() - began) / 100  # in the middle of the rounds, most have begun
     for round_ in range(40):
         process = jobctl.popen("start", "-q", "sleep", "7441", stdout=subprocess.DEVNULL)
         time.sleep(round_ * step)
