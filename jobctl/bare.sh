@@ -1272,8 +1272,10 @@ aim() {
             ;;
         Completed | Failed | Stopped | '')
             [ -n "$leftovers" ] || continue
-            [ -n "$living" ] || living="$(detached cookies </dev/null | tr '\n' ' ') "
-            case $living in *" $id "*) ;; *) continue ;; esac
+            [ -n "$living" ] || living=" $(detached cookies </dev/null | tr '\n' ' ') $(
+                processes | awk '{ print "s" $4 }' | tr '\n' ' ') "
+            load_run "$number"
+            case $living in *" $id "*) ;; *" s${pid:-none} "*) ;; *) continue ;; esac
             ;;
         esac
         targets="$targets $number:$id"
@@ -1312,7 +1314,10 @@ do_stop() {
     if [ -z "${opt_signal+set}" ]; then
         end_jobs "$hundredths" "$reason" $chosen
     elif aim $chosen && [ -n "$targets" ]; then
-        (detached signal "$PWD" "$signal" $targets </dev/null) | cat
+        for number in $(detached signal "$PWD" "$signal" $targets </dev/null); do
+            say "job $number: signal $signal reached none of its processes (another user's)"
+            : $((status = status ? status : 1))
+        done
     fi
     exit "$status"
 }

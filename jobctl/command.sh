@@ -167,11 +167,11 @@ by_env() {
 # Returns if this system executes the binary file $1, else refuses: setsid would have a shell
 # read it. If the kernel was told of others (binfmt_misc), it may be one of those.
 of_this_system() {
-    jobctl_own=/bin/sh
-    [ ! -r /proc/self/exe ] || jobctl_own=/proc/self/exe
+    jobctl_itself=/bin/sh
+    [ ! -r /proc/self/exe ] || jobctl_itself=/proc/self/exe
     jobctl_why=$(
         PATH=$jobctl_tools
-        { od -An -v -tu1 -N 4096 <"$1"; echo own; od -An -v -tu1 -N 20 <"$jobctl_own"; } 2>/dev/null |
+        { od -An -v -tu1 -N 4096 <"$1"; echo own; od -An -v -tu1 -N 20 <"$jobctl_itself"; } 2>/dev/null |
             LC_ALL=C awk "$jobctl_inspect"
     )
     case $jobctl_why in

@@ -272,14 +272,14 @@ run_item() {
     while :; do
         attempt=$((attempt + 1))
         try_item
-        conclude_item
-        if [ "$state" != F ] || [ "$attempt" -gt "$retries" ]; then break; fi
-        [ -n "$failed_to_begin" ] && break
-        [ ! -e "children/$jobctl_number.timedout" ] || rm -f "children/$jobctl_number.timedout"
+        verdict "$failures"
+        again "$failures" || break
     done
+    case $state in Completed) state=C ;; Stopped) state=X ;; *) state=F ;; esac
+    [ -z "$killed" ] || code=-
     clock
     shorten "$reason"
-    until put_line "$jobctl_number $state $code $signal $now ${uptime:--} $short" >&5; do
+    until put_line "$jobctl_number $state $code ${signal:--} $now ${uptime:--} $short" >&5; do
         [ -f spec ] || exit 1
         sleep 1 # the disk is full
     done
@@ -311,35 +311,6 @@ try_item() {
         [ -e "children/$jobctl_number.timedout" ] || kill "$time_watch" 2>/dev/null
         wait "$time_watch"
     fi
-}
-
-# Sets state, code, signal and reason from what the last attempt left.
-conclude_item() {
-    state=F signal=- reason='' failed_to_begin=''
-    if [ -n "$killed" ]; then
-        signal=$((code - 128))
-        signal_name=$(kill -l "$signal")
-    fi
-    if [ -e stop ] || [ -e "children/$jobctl_number.stop" ]; then
-        state=X
-        { read -r reason <"children/$jobctl_number.stop" || read -r reason <stop ||
-            reason='stopped by user'; } 2>/dev/null
-    elif [ "$code" -eq 0 ]; then
-        state=C
-    elif [ -e "children/$jobctl_number.timedout" ]; then
-        reason="timed out after $timeout_text"
-    elif [ -e "children/$jobctl_number.failure" ]; then
-        failed_to_begin=1
-        read -r reason <"children/$jobctl_number.failure" || reason='could not be started'
-    elif [ -n "$killed" ]; then
-        reason="killed by signal $signal ($signal_name)"
-        if grep -qsx "$signal_name" "children/$jobctl_number.signals"; then
-            state=X reason="stopped by user: signal $signal_name"
-        fi
-    else
-        reason="exit status $code"
-    fi
-    [ -z "$killed" ] || code=-
 }
 
 # There is nothing left for this slot. The last one writes down how the job ended.
@@ -435,11 +406,13 @@ mend() {
     for slot in slots/[1-9]*; do
         [ -e "$slot/done" ] || return 0 # what was taken may be about to begin
     done
-    for file in children/*.stdout; do
-        number=${file#*/}
-        number=${number%.stdout}
-        cat slots/*/journal | grep -q "^$number " || rm -f "$file"
-    done
+    # However many items there are, this takes so many processes.
+    { cat slots/*/journal; printf '%s\n' children/*.stdout; } | awk '
+        /^[1-9][0-9]* [BCFX] / { begun[$1]; next }
+        /^children\/[1-9][0-9]*\.stdout$/ {
+            split($0, part, /[\/.]/)
+            if (!(part[2] in begun)) print
+        }' | xargs rm -f
 }
 
 # Succeeds if process $1 has cookie $2.

@@ -150,6 +150,15 @@ def has_variable(pid: int, variable: str) -> bool:
         return False
 
 
+def sessions() -> set[int]:
+    """Return the ids of all sessions that have processes, none where the system does not tell."""
+    found = set[int]()
+    for pid in filter(str.isdigit, os.listdir("/proc") if _PROC else ()):
+        with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            found.add(int(file.read().rpartition(b") ")[2].split()[3]))
+    return found
+
+
 def any_with(variable: bytes) -> bool:
     """Whether a process has this in its environment; False where the system does not tell."""
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):

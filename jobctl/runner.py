@@ -103,19 +103,16 @@ def stop_items(task: Task, numbers: list[int], grace: float) -> set[str]:
     :param numbers: 0 is what waits for other jobs.
     """
     words = ("stop", task.path, f"{grace * 100:.0f}", *task.stop_targets(numbers))
-    left, say = os.pipe()
-    pid = _spawn(*words, script=_ITEMS, descriptors={1: say})
-    os.close(say)
-    with open(left) as lines:
-        unended = {f"{task.id}.{number}" for number in lines.read().split()}
-    os.waitpid(pid, 0)
-    return unended
+    return {f"{task.id}.{number}" for number in _said(*words, script=_ITEMS)}
 
 
-def send_to_items(task: Task, numbers: list[int], name: str) -> None:
-    """Send the signal called name, without SIG, to all that some items started."""
+def send_to_items(task: Task, numbers: list[int], name: str) -> set[str]:
+    """Send the signal called name, without SIG, to all that some items started.
+
+    :return: the ids of those of which it reached nothing.
+    """
     words = ("signal", task.path, name, *task.stop_targets(numbers))
-    os.waitpid(_spawn(*words, script=_ITEMS), 0)
+    return {f"{task.id}.{number}" for number in _said(*words, script=_ITEMS)}
 
 
 def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[str]:
@@ -128,22 +125,29 @@ def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[st
     """
     if not targets:
         return set()
-    left, say = os.pipe()
     jobs = os.path.dirname(targets[0][0].path)
-    words = ("stop", jobs, f"{grace * 100:.0f}", reason, *_named(targets))
-    pid = _spawn(*words, descriptors={1: say})
+    return _said("stop", jobs, f"{grace * 100:.0f}", reason, *_named(targets))
+
+
+def send(targets: list[tuple[Folder, str]], name: str) -> set[str]:
+    """Send the signal called name, without SIG, to all that jobs started.
+
+    :return: the ids of the jobs of which it reached nothing, though something lives.
+    """
+    if not targets:
+        return set()
+    return _said("signal", os.path.dirname(targets[0][0].path), name, *_named(targets))
+
+
+def _said(*words: str, script: str = SCRIPT) -> set[str]:
+    """Run a script to its end and return the words that it prints."""
+    said, say = os.pipe()
+    pid = _spawn(*words, script=script, descriptors={1: say})
     os.close(say)
-    with open(left) as ids:
-        unended = set(ids.read().split())
+    with open(said) as lines:
+        found = set(lines.read().split())
     os.waitpid(pid, 0)
-    return unended
-
-
-def send(targets: list[tuple[Folder, str]], name: str) -> None:
-    """Send the signal called name, without SIG, to all that jobs started."""
-    if targets:
-        jobs = os.path.dirname(targets[0][0].path)
-        os.waitpid(_spawn("signal", jobs, name, *_named(targets)), 0)
+    return found
 
 
 def _named(targets: list[tuple[Folder, str]]) -> list[str]:

@@ -368,6 +368,9 @@ members() {
             root=${waiter:-$pid}
             alive "$root" "${waiter_ticks:-$ticks}" "$place" || root=none
             put_line "job ${job%%:*} $root ${job#*:}"
+            if [ "$place" = here ] && [ -n "$pid" ]; then
+                put_line "session ${job%%:*} $pid $ticks"
+            fi
         done
         for member in $known; do
             put_line "known $member"
@@ -379,6 +382,9 @@ members() {
         $1 == "job" { if ($3 != "none") { root[$3] = $2; of[$3] = $2 }
                       if ($4 != "") id[$4] = $2
                       next }
+        # All that is left of a session whose leader, the command, has gone. Its number is given to
+        # no other process meanwhile.
+        $1 == "session" { session[$3] = $2; led[$3] = $4; next }
         $1 == "known" { split($2, part, "/"); known[part[2] "/" part[3]] = part[1]; next }
         $1 == "cookie" { if ($3 == "runner") apart[$2] = 1; if ($3 in id) of[$2] = id[$3]; next }
         $1 == "own" { apart[$2] = 1; next }
@@ -387,8 +393,12 @@ members() {
         { parent[$1] = $2; start[$1] = $6
           if ($1 "/" $6 in known) of[$1] = known[$1 "/" $6]
           if ($3 in root) of[$1] = root[$3]
-          if ($4 in root) of[$1] = root[$4] }
-        END { do { more = 0
+          if ($4 in root) of[$1] = root[$4]
+          if ($4 in session) { if ($1 != $4) orphan[$1] = $4; else if ($6 != led[$4]) stale[$4] = 1 } }
+        END { for (p in orphan)
+                  if (!(p in of) && !(orphan[p] in stale) && start[p] + 0 >= led[orphan[p]] + 0)
+                      of[p] = session[orphan[p]]
+              do { more = 0
                    for (p in parent)
                        if (!(p in of) && parent[p] in of) {
                            of[p] = of[parent[p]]; more = 1
@@ -400,7 +410,7 @@ members() {
 # Ends everything of the jobs after $1: TERM, and after $1 hundredths of a second KILL.
 # Returns when nothing is left, or 5 seconds after that with the rest in $known.
 terminate() {
-    grace=$1 known=''
+    grace=$1 known='' reached=''
     shift
     instant
     late=$((instant + grace))
@@ -418,7 +428,8 @@ terminate() {
                 kill -s KILL "${target%%/*}"
             else
                 case " $known " in *" $member "*) continue ;; esac
-                kill -s TERM "${target%%/*}" && kill -s CONT "${target%%/*}"
+                kill -s TERM "${target%%/*}" && reached="$reached ${member%%/*} " &&
+                    kill -s CONT "${target%%/*}"
             fi
         done 2>/dev/null
         # Still known when the command, by which they were found, has gone.
@@ -458,7 +469,11 @@ stop() {
     for job in "$@"; do
         number=${job%%:*}
         case " $known" in
-        *" $number/"*) put_line "$number" ;;
+        *" $number/"*)
+            put_line "$number"
+            # It was not stopped: however it ends now, it does so by itself.
+            case $reached in *" $number "*) ;; *) [ -s "$number/exit" ] || rm -f "$number/stop" ;; esac
+            ;;
         *) await_exit "$number" "$reason" ;;
         esac
     done
@@ -488,15 +503,24 @@ send() {
     signal_all "$name" "$@"
 }
 
-# Sends signal $1 to everything of the jobs after it.
+# Sends signal $1 to everything of the jobs after it; prints the numbers of those of which it
+# reached nothing, though something lives.
 signal_all() {
-    name=$1 known=''
+    name=$1 known='' reached='' missed=''
     shift
     for member in $(members "$@"); do
-        target=${member#*/}
-        kill -s "$name" "${target%%/*}" 2>/dev/null
+        target=${member#*/} number=${member%%/*}
+        if kill -s "$name" "${target%%/*}" 2>/dev/null; then
+            reached="$reached $number "
+        elif alive "${target%%/*}" "${target#*/}" here; then
+            missed="$missed $number"
+        fi
     done
-    :
+    for number in $missed; do
+        case $reached in *" $number "*) continue ;; esac
+        put_line "$number"
+        reached="$reached $number "
+    done
 }
 
 # --- run ----------------------------------------------------------------------
@@ -556,12 +580,12 @@ do_job() {
     while [ -z "$refusal" ]; do
         attempt=$((attempt + 1))
         try
-        if [ "$code" -eq 0 ] || [ "$attempt" -gt "$retries" ]; then break; fi
-        if [ -e stop ] || [ -e failure ] || killed_by_request; then break; fi
-        [ ! -e timedout ] || rm -f timedout
+        verdict ''
+        again '' || break
         told_time=''
     done
-    conclude
+    [ -z "$refusal" ] || verdict ''
+    [ -z "$killed" ] || code=''
     settle "$state" "$code" "$signal" "$reason"
     exec 3>&- 9>&-
     if [ -n "$on_finish" ]; then
@@ -842,38 +866,44 @@ unbegun() {
     note_unbegun "$first" "${failures-}$([ "$merge" ] && echo stdout || echo stderr)"
 }
 
-# Succeeds if what killed the last attempt is a signal that `signal` sent.
-killed_by_request() {
-    [ -n "$killed" ] && [ -e signals ] && grep -qx "$(kill -l $((code - 128)))" signals
-}
-
-# Sets state, code, signal and reason from what the last attempt left.
-conclude() {
-    state=Failed signal=''
+# Sets state, signal and reason from what the last attempt left, for a job, whose files begin with
+# $1 = '', as for an item, whose files do with children/N. . Which comes first says what counts.
+verdict() {
+    state=Failed signal='' reason=''
     if [ -n "$killed" ]; then
         signal=$((code - 128))
         signal_name=$(kill -l "$signal")
     fi
-    if [ -e stop ]; then
+    if [ -e "${1}stop" ] || [ -e stop ]; then
         state=Stopped
-        { [ -f stop ] && read -r reason <stop; } || reason='stopped by user'
+        reason_in "${1}stop" || reason_in stop || reason='stopped by user'
     elif [ -n "$refusal" ]; then
         state=Stopped reason=$refusal
-    elif [ -e timedout ]; then
+    elif [ -e "${1}timedout" ]; then
         reason="timed out after $timeout_text"
-    elif [ -e failure ]; then
-        { [ -f failure ] && read -r reason <failure; } || reason='could not be started'
+    elif [ -e "${1}failure" ]; then
+        reason_in "${1}failure" || reason='could not be started'
     elif [ -n "$signal" ]; then
         reason="killed by signal $signal ($signal_name)"
-        if killed_by_request; then
+        if [ -f "${1}signals" ] && grep -qx "$signal_name" "${1}signals"; then
             state=Stopped reason="stopped by user: signal $signal_name"
         fi
     elif [ "$code" -eq 0 ]; then
-        state=Completed reason=''
+        state=Completed
     else
         reason="exit status $code"
     fi
-    [ -z "$killed" ] || code=''
+}
+
+# Sets reason to the first line of file $1.
+reason_in() {
+    [ -f "$1" ] && read -r reason <"$1"
+}
+
+# Succeeds if the attempt of which verdict $1 told is to be followed by another one.
+again() {
+    [ "$state" = Failed ] && [ "$attempt" -le "$retries" ] && [ ! -e "${1}failure" ] || return 1
+    [ ! -e "${1}timedout" ] || rm -f "${1}timedout"
 }
 
 # Runs the shell text of --on-finish, in the job's directory and environment.

@@ -38,6 +38,7 @@ _BEAT = 1.0
 _AGAIN = 5.0
 """Seconds until a job that could not be stopped is to be stopped again."""
 _GRACE = 10.0
+_LEFT = "some of its processes there cannot be ended"
 _TO_BE_TOLD = 20.0
 """Seconds that the end of a job that was stopped takes, at most, to be known here."""
 
@@ -396,20 +397,24 @@ class Queue:
             words = (folder, b"%.0f" % (grace * 100), os.fsencode(reason), *group)
             answer = link.opened().request("end", *words, seconds=grace + 60).split()
             elsewhere |= _elsewhere(answer, group)
-            left += [job.id for word, job in group.items() if word.partition(b":")[0] in answer]
+            left += _named(answer, group)
         for job in jobs:
             if job.id not in left and job.id not in elsewhere:
                 _wait_until(job.folder.finished, _TO_BE_TOLD)
         return left, elsewhere
 
-    def signal(self, ids: list[str], name: str) -> dict[str, str]:
-        """Send a signal to jobs; return errors by id."""
-        elsewhere = dict[str, str]()
+    def signal(self, ids: list[str], name: str) -> tuple[list[str], dict[str, str]]:
+        """Send a signal to jobs.
+
+        :return: the ids of those of which it reached nothing, and errors by id.
+        """
+        left, elsewhere = list[str](), dict[str, str]()
 
         def act(link: Link, jobs: list[Carried]) -> None:
             for folder, group in _by_folder(jobs).items():
-                answer = link.opened().request("signal", folder, name.encode(), *group)
-                elsewhere.update(_elsewhere(answer.split(), group))
+                answer = link.opened().request("signal", folder, name.encode(), *group).split()
+                elsewhere.update(_elsewhere(answer, group))
+                left.extend(_named(answer, group))
             link.opened().look()
 
         ids, of_items = self._apart(ids)
@@ -418,7 +423,8 @@ class Queue:
             spread = self._spreads.get(task.id)
             if spread and (error := spread.signal(numbers, name)):
                 errors[task.id] = error
-        return errors | self._on_hosts(self._there(ids), act) | elsewhere
+        errors |= self._on_hosts(self._there(ids), act)
+        return left, errors | elsewhere
 
     def erase(self, ids: list[str]) -> dict[str, str]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
@@ -442,8 +448,11 @@ class Queue:
                 refused[task.id] = error
 
         def act(link: Link, jobs: list[Carried]) -> None:
-            self._end(link, jobs, _GRACE, "removed")
+            left, elsewhere = self._end(link, jobs, _GRACE, "removed")
+            refused.update(dict.fromkeys(left, _LEFT) | elsewhere)
             for job in jobs:
+                if job.id in refused:
+                    continue
                 try:
                     link.opened().request("erase", os.fsencode(job.path))
                 except Unreachable:
@@ -483,6 +492,11 @@ def _by_folder(jobs: list[Carried]) -> dict[bytes, dict[bytes, Carried]]:
         folder, _, name = os.fsencode(job.path).rpartition(b"/")
         found.setdefault(folder, {})[name + b":" + job.instance_id.encode()] = job
     return found
+
+
+def _named(answer: list[bytes], group: dict[bytes, Carried]) -> list[str]:
+    """Return the ids of the jobs that runner.sh printed the numbers of."""
+    return [job.id for word, job in group.items() if word.partition(b":")[0] in answer]
 
 
 def _elsewhere(answer: list[bytes], group: dict[bytes, Carried]) -> dict[str, str]:

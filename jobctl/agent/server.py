@@ -215,8 +215,9 @@ class Agent:
         return {"left": left, "errors": errors}
 
     def op_signal(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a signal to jobs; return errors by id."""
-        return {"errors": self._queue.signal(request["jobs"], request["name"])}
+        """Send a signal to jobs; return the ids of those it did not reach, and errors by id."""
+        left, errors = self._queue.signal(request["jobs"], request["name"])
+        return {"left": left, "errors": errors}
 
     def op_erase(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""

@@ -31,6 +31,18 @@ class Unended(JobctlError):
         )
 
 
+class Unreached(JobctlError):
+    """A signal reached nothing of a job."""
+
+    status = 1
+
+    def __init__(self, job_id: str, name: str) -> None:
+        """Say so of a job."""
+        super().__init__(
+            f"job {job_id}: signal {name} reached none of its processes, which are another user's"
+        )
+
+
 class Away(Unreachable):
     """A job's host is out of reach."""
 
@@ -53,11 +65,13 @@ def stop(
     errors = _stop_items(jobs, chosen, grace, why)
     here, away = reachable(chosen)
     errors += away
-    living = runner.bearers() if any(job.state.finished for job in here) else set()
+    finished = any(job.state.finished for job in here)
+    living = runner.bearers() if finished else set()
+    sessions = process.sessions() if finished else set()
     targets = [
         (jobs.folder(job.id), job.instance_id)
         for job in here
-        if not job.state.finished or job.instance_id in living
+        if not job.state.finished or job.instance_id in living or job.pid in sessions
     ]
     errors += [Unended(job_id) for job_id in sorted(runner.stop(targets, grace, why))]
     there = [
@@ -171,11 +185,16 @@ def send(jobs: Jobs, chosen: list[Job], name: str) -> list[JobctlError]:
     errors += away
     for task, numbers in found.items():
         running = set(task.running())
-        runner.send_to_items(
-            task, sorted(running if _WHOLE in numbers else running & numbers), name
-        )
-    runner.send(
-        [(jobs.folder(job.id), job.instance_id) for job in here if not job.state.finished], name
-    )
+        chosen_items = sorted(running if _WHOLE in numbers else running & numbers)
+        errors += _unreached(runner.send_to_items(task, chosen_items, name), name)
+    targets = [(jobs.folder(job.id), job.instance_id) for job in here if not job.state.finished]
+    errors += _unreached(runner.send(targets, name), name)
     unfinished = [job for job in on_hosts(chosen) if not job.state.finished]
-    return errors + ask_hosts(jobs, "signal", unfinished, name=name)
+    there = ask_hosts(jobs, "signal", unfinished, name=name)
+    left = {error.job for error in there if isinstance(error, Unended)}
+    errors += _unreached(left, name)
+    return errors + [error for error in there if not isinstance(error, Unended)]
+
+
+def _unreached(ids: set[str], name: str) -> list[JobctlError]:
+    return [Unreached(job_id, name) for job_id in sorted(ids)]

@@ -1,0 +1,127 @@
+"""What became of an attempt, alike for jobs and items, here and on a host; and who is reached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Jobctl, processes_with, wait_until
+from far import Far
+from test_items import children, each
+
+TIME_OUT = "timed out after 0.5s"
+ENDINGS = {
+    "exit 0": ("Completed", "", 0),
+    "exit 3": ("Failed", "exit status 3", 3),
+    "kill -9 $$": ("Failed", "killed by signal 9 (KILL)", None),
+    "trap 'exit 0' TERM; sleep 7421 & wait": ("Failed", TIME_OUT, 0),
+    "trap 'exit 4' TERM; sleep 7422 & wait": ("Failed", TIME_OUT, 4),
+    "exec sleep 7423": ("Failed", TIME_OUT, None),
+}
+"""Shell text that is given half a second, and how it ends."""
+
+
+def test_the_same_verdict_everywhere(either: Far) -> None:
+    options = ("--timeout", "0.5", "--retries", "1")
+    plain = [either.sh(f"echo x; {text}", *options) for text in ENDINGS]
+    data = "\n".join(ENDINGS)
+    text = 'echo x; eval "$1"'
+    job = each(either, data, *either.where, *options, "-t", "6", "-c", text)
+    either.run("wait", *plain, job, "--timeout", "60", status=1)
+    records = [*map(either.job, plain), *children(either, job)]
+    found = [(r["state"], r["reason"], r["exit_code"]) for r in records]
+    assert found == [*ENDINGS.values()] * 2
+    tried = ["x\n" if end[0] == "Completed" else "x\nx\n" for end in ENDINGS.values()]
+    shown = [either.out("receive", r["id"], status=None) for r in records]
+    assert shown == tried * 2
+
+
+def test_a_session_whose_leader_has_gone(either: Far) -> None:
+    job = either.sh("env -i sleep 7424 & exit 0")
+    either.run("wait", job)
+    (pid,) = wait_until(lambda: processes_with("sleep 7424"))
+    either.run("remove", job)
+    assert processes_with("sleep 7424") == [], pid
+    assert either.jobs() == []
+
+
+def test_a_program_of_ones_own(either: Far, tmp_path: Path) -> None:
+    program = tmp_path / "sleeper"
+    shutil.copy(shutil.which("sleep") or "", program)
+    job = either.start(str(program), "7426")
+    either.until(job, "Running")
+    assert processes_with(f"{program} 7426") == [either.job(job)["pid"]]
+    either.run("stop", job)
+    assert either.job(job)["state"] == "Stopped"
+
+
+def foreign(tmp_path: Path) -> tuple[Jobctl, list[str]]:
+    """Return the program of one user, and words by which that one runs a command as root."""
+    if os.getuid() != 0:
+        pytest.skip("only root can run commands as two users")
+    home = Path("/tmp") / f"jobctl-{tmp_path.parent.name}-{tmp_path.name}"
+    home.mkdir(mode=0o700)
+    become = shutil.which("setpriv")
+    assert become, "setpriv is not installed; tests/run.sh installs it"
+    setuid = home / "become"
+    shutil.copy(become, setuid)
+    os.chown(home, 65534, 65534)
+    setuid.chmod(0o4755)
+    return Jobctl(home / "state", home), [str(setuid), "--reuid", "0", "--clear-groups"]
+
+
+def test_a_command_of_another_user(tmp_path: Path) -> None:
+    program, as_root = foreign(tmp_path)
+    home = program.state_dir.parent
+    package = home / "lib"
+    shutil.copytree(Path(__file__).parent.parent / "jobctl", package / "jobctl")
+    bare = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/bin/sh"]
+    words = [*bare, str(package / "jobctl" / "bare.sh")]
+
+    def run(*more: str, status: int = 0) -> str:
+        result = subprocess.run(
+            [*words, *more], env=program.env, cwd=home, stdin=-3, stdout=-1, stderr=-2, timeout=60
+        )
+        assert result.returncode == status, (more, result)
+        return result.stdout.decode()
+
+    go = home / "go"
+    text = f"while [ ! -e {go} ]; do sleep 0.1; done"
+    try:
+        job = run("start", "-q", *as_root, "sh", "-c", text).strip()
+        assert "reached none" in run("stop", "--signal", "KILL", job, status=1)
+        assert "cannot be ended" in run("stop", "--grace", "0", job, status=125)
+        assert "Running" in run("get", job)
+        assert "cannot be ended" in run("remove", "--force", job, status=125)
+        assert (program.folder(job) / "spec").exists()
+        go.touch()
+        assert "Completed" in run("wait", job)
+        run("remove", job)
+        assert not program.folder(job).exists()
+    finally:
+        go.touch()
+        wait_until(lambda: not processes_with(text))
+        shutil.rmtree(home)
+
+
+def test_items_that_were_never_begun_are_given_back_at_once(jobctl: Jobctl, tmp_path: Path) -> None:
+    job = each(jobctl, "7425\n" * 3, "-t", "1", "--", "sleep")
+    folder = jobctl.folder(job)
+    slot = int((folder / "slots/1/self").read_text().split()[0])
+    os.kill(slot, signal.SIGKILL)
+    for number in range(2, 300):
+        (folder / f"children/{number}.stdout").touch()
+    for pid in processes_with("sleep 7425"):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not processes_with("sleep 7425"))
+    trace = tmp_path / "trace"
+    items_sh = Path(sys.modules["jobctl"].__file__ or "").with_name("items.sh")
+    with trace.open("wb") as log:
+        subprocess.run(["sh", "-x", str(items_sh), "mend", str(folder)], stderr=log, check=True)
+    assert [path.name for path in folder.glob("children/*.stdout")] == ["1.stdout"]
+    assert len(trace.read_bytes().splitlines()) < 200
