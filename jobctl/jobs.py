@@ -12,6 +12,8 @@ from jobctl.folder import Folder
 from jobctl.share import FarTask
 from jobctl.task import Task
 
+_KEPT = 64
+"""Jobs with items of which is kept what was read of them, at least."""
 _NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
 
 
@@ -22,6 +24,8 @@ class Jobs:
         self.path = f"{state_dir}/jobs"
         self.state_dir = state_dir
         self._tasks: dict[str, Task] = {}
+        self._room = _KEPT
+        """How many of these there may be until those that are over are forgotten."""
 
     def folder(self, job_id: str | int) -> Folder:
         """Return the folder of a job that need not exist."""
@@ -33,6 +37,9 @@ class Jobs:
         path = f"{self.path}/{number}"
         if not Task.is_at(path):
             return Folder(path)
+        if len(self._tasks) >= self._room:
+            going_on = {n: t for n, t in self._tasks.items() if t.exists() and not t.finished()}
+            self._tasks, self._room = going_on, max(_KEPT, 2 * len(going_on))
         # Kept, as it knows by now how its children ended.
         return self._tasks.setdefault(number, (FarTask if FarTask.is_at(path) else Task)(path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+import weakref
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from conftest import Jobctl, wait_until
 
 from jobctl import process, quoting
 from jobctl.errors import NotFound
+from jobctl.jobs import Jobs
 from jobctl.ops.find import resolve
 from jobctl.store import Store
 
@@ -257,6 +260,21 @@ def test_two_at_once(jobctl: Jobctl) -> None:
         store.refresh()
         with pytest.raises(NotFound):
             resolve(store, "5")
+
+
+def test_jobs_with_items_that_are_over_are_forgotten(tmp_path: Path) -> None:
+    """An agent that lives for weeks does not keep all that it ever read."""
+    jobs = Jobs(str(tmp_path))
+    for number in range(1, 151):
+        os.makedirs(tmp_path / f"jobs/{number}/items")
+        (tmp_path / f"jobs/{number}/spec").write_text("type='TaskJob'\n")
+        if number != 1:
+            (tmp_path / f"jobs/{number}/exit").write_text("state='Completed'\n")
+    seen = {number: weakref.ref(jobs.folder(number)) for number in range(1, 151)}
+    gc.collect()
+    assert seen[1]() is jobs.folder(1)  # goes on, and is read no more than once
+    assert seen[2]() is None
+    assert sum(ref() is not None for ref in seen.values()) < 100
 
 
 def test_ids_are_never_used_again(jobctl: Jobctl) -> None:
