@@ -162,7 +162,8 @@ class Carried:
         moment = records.moment(told, name, "boot")
         if not self._clocks or moment.time is None:
             return told
-        ours = records.dump_moment(self._clocks.ours(moment), "seen", "seen_boot")
+        clocks = self._clocks.renewed(process.now())
+        ours = records.dump_moment(clocks.ours(moment), "seen", "seen_boot")
         return told | {name: ours.pop("seen")} | ours
 
     def note_run(self, content: bytes) -> None:

@@ -223,7 +223,8 @@ class ShareFolder(Folder):
         """Return how the host's clocks stood to ours when it was last connected."""
         if self._clocks is None and (record := records.load(self.file("clocks"))):
             there = records.moment(record, "there", "there_boot")
-            self._clocks = Clocks(there, records.moment(record, "here", "here_boot"))
+            clocks = Clocks(there, records.moment(record, "here", "here_boot"))
+            self._clocks = clocks.renewed(process.now())
         return self._clocks
 
     def note_clocks(self, clocks: Clocks) -> None:

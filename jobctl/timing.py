@@ -55,6 +55,16 @@ class Clocks(NamedTuple):
     there: Moment
     here: Moment
 
+    def renewed(self, now: Moment) -> Clocks:
+        """Return the same by our clock as it is now, should somebody have set it meanwhile."""
+        passed = now.since(self.here)
+        if passed is None or now.time is None or self.here.time is None:
+            return self
+        set_by = now.time - self.here.time - passed
+        if abs(set_by) < 1:  # it is only kept right
+            return self
+        return self._replace(here=self.here._replace(time=self.here.time + set_by))
+
     def ours(self, moment: Moment) -> Moment:
         """Return what our clocks showed at a moment that is known by those of the host."""
         passed = self.there.since(moment)

@@ -126,6 +126,11 @@ def test_a_moment_there_is_known_here() -> None:
     assert clocks.ours(Moment(900.0, 50.0, "other")) == Moment(8900.0, -93.0, "ours")
     assert clocks.ours(Moment(900.0, None, "b")) == Moment(8900.0, -93.0, "ours")
     assert clocks.ours(Moment(None, None, "")) == Moment(None, None, "")
+    # Our own clock may be set while the connection stands.
+    assert clocks.renewed(Moment(9002.0, 8.5, "ours")) == clocks
+    renewed = clocks.renewed(Moment(19_001.0, 8.0, "ours"))
+    assert renewed.ours(then) == Moment(18_990.0, -3.0, "ours")
+    assert clocks.renewed(Moment(19_001.0, 8.0, "another")) == clocks
     assert Moment(5.0, 3.0, "b").took(Moment(900.0, 1.0, "b")) == 2.0
     assert Moment(5.0, 3.0, "c").took(Moment(900.0, 1.0, "b")) == 0.0
 

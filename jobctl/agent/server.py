@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 import jobctl
-from jobctl import __version__, links
+from jobctl import __version__, links, process
 from jobctl.agent.caller import Client, People
 from jobctl.agent.client import peer_of
 from jobctl.agent.link import Link
@@ -274,7 +274,7 @@ class Agent:
             far = link.opened(client)
             answer = far.request("survey", seconds=300.0)
             jobs = answer.decode("utf-8", "surrogateescape")
-            return {"jobs": jobs, "host": far.host, "clocks": far.clocks}
+            return {"jobs": jobs, "host": far.host, "clocks": far.clocks.renewed(process.now())}
         finally:
             link.used(-1)
 
