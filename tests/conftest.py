@@ -210,7 +210,7 @@ def nothing_left(*homes: Path, but: Iterable[int] = ()) -> None:
 
     :param but: those that were there before.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE / 2  # less than most sleepers sleep
 
     def of_ours() -> dict[int, str]:
         found = {pid: words for home in homes for pid, words in at_home(home).items()}

@@ -612,7 +612,7 @@ def test_killed_while_somebody_waits(jobctl: Jobctl) -> None:
 
 
 def test_a_reboot(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", "[ {} = 1 ] || sleep 60")
+    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", "[ {} = 1 ] || exec sleep 60")
     wait_until(lambda: jobctl.job(f"{job}.2")["state"] == "Running")
     command = jobctl.job(f"{job}.2")["pid"]
     for pid in slots(jobctl, job):

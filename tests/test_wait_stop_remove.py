@@ -290,7 +290,7 @@ def test_a_reused_pid_is_left_alone(jobctl: Jobctl) -> None:
 
 
 def test_a_reboot(jobctl: Jobctl) -> None:
-    job = jobctl.start("-c", "echo x; sleep 60")
+    job = jobctl.start("-c", "echo x; exec sleep 60")
     wait_until(lambda: jobctl.out("receive", "--keep", job) == "x\n")
     run = jobctl.folder(job) / "run"
     pids = [jobctl.runner_pid(job), jobctl.job(job)["pid"]]
