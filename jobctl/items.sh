@@ -313,6 +313,15 @@ try_item() {
     fi
 }
 
+# Prints what all slots have written down.
+journals() {
+    set --
+    for slot in slots/*; do
+        [ ! -f "$slot/journal" ] || set -- "$@" "$slot/journal"
+    done
+    [ $# -eq 0 ] || cat "$@"
+}
+
 # There is nothing left for this slot. The last one writes down how the job ended.
 finish() {
     : >"slots/$jobctl_slot/done"
@@ -326,7 +335,7 @@ finish() {
         [ -z "$begun" ] || exit 0
     done 2>/dev/null
     [ ! -s exit ] || exit 0
-    ended=$(cat slots/*/journal | awk '
+    ended=$(journals | awk '
         NF < 6 || $1 !~ /^[0-9]+$/ || $2 !~ /^[CFX]$/ || $1 in seen { next }
         { count++; seen[$1] = 1 }
         $2 == "F" && (!failed || $1 + 0 < failed) { failed = $1 + 0; why = cut() }
@@ -407,7 +416,7 @@ mend() {
         [ -e "$slot/done" ] || return 0 # what was taken may be about to begin
     done
     # However many items there are, this takes so many processes.
-    { cat slots/*/journal; printf '%s\n' children/*.stdout; } | awk '
+    { journals; printf '%s\n' children/*.stdout; } | awk '
         /^[1-9][0-9]* [BCFX] / { begun[$1]; next }
         /^children\/[1-9][0-9]*\.stdout$/ {
             split($0, part, /[\/.]/)

@@ -287,7 +287,7 @@ judge_fate() {
 # to where that was; fails where it has said nothing.
 # shellcheck disable=SC2034
 slot_self() {
-    read -r keeper ticks boot host _ 2>/dev/null <"$1/self" || return 1
+    [ -f "$1/self" ] && read -r keeper ticks boot host _ 2>/dev/null <"$1/self" || return 1
     place_of "$host" "$boot"
 }
 
@@ -299,7 +299,7 @@ last_begun() {
         case $letter/$number in B/ | B/*[!0-9]* | [!B]*) continue ;; esac
         begun=$number found=$process started=$start
     done <<EOF
-$(tail -n 1 "$1/journal" 2>/dev/null)
+$([ ! -f "$1/journal" ] || tail -n 1 "$1/journal")
 EOF
 }
 
@@ -348,8 +348,8 @@ settle_for() {
 
 # Takes away what a job has put in the place of the files $@: to open a pipe, say, could hang.
 plain() {
-    for place in "$@"; do
-        [ -f "$place" ] || [ ! -e "$place" ] || rm -rf "$place"
+    for spot in "$@"; do
+        [ -f "$spot" ] || [ ! -e "$spot" ] || rm -rf "$spot"
     done
 }
 
@@ -663,7 +663,7 @@ judge() {
 
 # Runs the command once. Sets code, and killed if a signal ended it.
 try() {
-    plain log stdout stderr
+    plain log stdout stderr run
     : >log
     time_watch='' caller_watch='' killed=''
     # With the default action until they set their own: else a TERM between would be lost.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import Jobctl
 from far import Far
-from test_bare import Bare
+from test_bare import SCRIPT, Bare
 from test_items import children, each
 
 LINE = " C 0 - 1795804318.25 5150.00 "
@@ -92,3 +96,27 @@ def test_what_is_no_line_of_a_journal_says_nothing(jobctl: Jobctl) -> None:
     journal.write_bytes(b"\n".join([*damage, good + b"3" + LINE.encode()]))
     (jobctl.state_dir / "index.db").unlink()
     assert [child["exit_code"] for child in children(jobctl, job)] == [1, 2, 3]
+
+
+def test_records_that_are_pipes(jobctl: Jobctl) -> None:
+    """Nobody waits for a pipe in the place of a record, or takes another job's for it."""
+    first, job = jobctl.start("sleep", "7416"), jobctl.start("sleep", "7417")
+    items = each(jobctl, "7418\n", "-t", "1", "--", "sleep")
+    slot = jobctl.folder(items) / "slots/1"
+    keeper = int((slot / "self").read_text().split()[0])
+    pids = [jobctl.job(job)["pid"], jobctl.runner_pid(job), jobctl.job(f"{items}.1")["pid"], keeper]
+    for path in (jobctl.folder(job) / "run", slot / "self", slot / "journal"):
+        path.unlink()
+        os.mkfifo(path)
+    bare = Bare([shutil.which("dash") or "dash"], jobctl)
+    assert [bare.job(number)["pid"] for number in (first, job)] == [jobctl.job(first)["pid"], None]
+    mend = ["sh", str(Path(SCRIPT).with_name("items.sh")), "mend", str(slot.parent.parent)]
+    subprocess.run(mend, check=True, timeout=60)
+    assert len(jobctl.jobs()) == 3
+    jobctl.run("stop", "--grace", "0.2", job, status=None)
+    bare.run("stop", "--grace", "0.2", job, status=None)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert bare.job(first)["state"] == jobctl.state(first) == "Running"
+    jobctl.run("remove", "--force", "--all")
