@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from jobctl import process, quoting, records
 from jobctl.folder import Folder
+from jobctl.incoming import Incoming, sizes_there
 from jobctl.target import Target
 from jobctl.timing import Clocks
 
@@ -21,6 +22,8 @@ _NOT_SENT = (
     *("ssh_identities", "ssh_options", "ssh_connect_timeout", "ssh_accept_new", "ssh_config"),
 )
 """What of a spec is the business of this computer."""
+STREAMS = {b"out": "stdout", b"err": "stderr"}
+"""The streams, by what a host calls them."""
 _ALSO_EMPTY = ("cwd",)
 """What means something else where it is empty than where it is not there."""
 # What is taken from a host: a runner here reads the files with these in them as sh does.
@@ -54,7 +57,7 @@ class Carried:
         self.gone = False
         """Whether the host has it no more."""
         self._clocks: Clocks | None = None
-        self._fds: dict[str, int] = {}
+        self._streams: dict[str, Incoming] = {}
 
     @property
     def target(self) -> Target:
@@ -133,22 +136,25 @@ class Carried:
     # --- what comes back ---
 
     def sizes(self) -> tuple[int, int]:
-        """Return how many bytes of both streams are here."""
-        return self.folder.size("stdout"), self.folder.size("stderr")
+        """Return how many bytes are here of what both streams hold there."""
+        return sizes_there(self.folder)
 
     def append(self, stream: str, offset: int, data: bytes) -> bool:
-        """Write what a stream goes on with; False if that is not where it ends here.
+        """Write what a stream goes on with; False if something before it is missing here.
 
+        :raises EmptiedThere: it is to be asked for anew.
         :raises OSError: the disk is full, say.
         """
-        if stream not in self._fds:
-            self._fds[stream] = os.open(self.folder.file(stream), os.O_WRONLY | os.O_APPEND)
-        if offset != os.fstat(self._fds[stream]).st_size:
-            return False
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fds[stream], view) :]
-        return True
+        return self._incoming(stream).append(offset, data)
+
+    def begin_anew(self, stream: str, number: int | None = None) -> None:
+        """Take down that the job has emptied a stream there, or an item has."""
+        self._incoming(stream).begin_anew()
+
+    def _incoming(self, stream: str) -> Incoming:
+        if stream not in self._streams:
+            self._streams[stream] = Incoming(self.folder, stream)
+        return self._streams[stream]
 
     def note_clocks(self, clocks: Clocks) -> None:
         """Take down how the host's clocks stand to ours."""
@@ -208,7 +214,7 @@ class Carried:
 
     def close(self) -> None:
         """Let go of its files."""
-        for fd in self._fds.values():
+        for stream in self._streams.values():
             with suppress(OSError):
-                os.close(fd)
-        self._fds.clear()
+                stream.close()
+        self._streams.clear()

@@ -13,7 +13,7 @@
 # STATE is the state directory. It is the current one; the jobs of other computers are in
 # guest/, each in a folder called by its instance id and of the shape that runner.sh describes.
 #
-# control says "serving BOOT KILLS NOW UPTIME HOST" first; KILLS is "kills" where jobs end at
+# control says "serving BOOT KILLS NOW UPTIME MARK HOST" first; KILLS is "kills" where jobs end at
 # logout, NOW and UPTIME are seconds since 1970 and since BOOT, the latter - where that is not told.
 #
 # A line of standard input is a command of sh: one of the functions below with its words,
@@ -52,7 +52,12 @@
 #
 # What is sent of these jobs:
 #
-#   out H OFFSET LENGTH, err H ...     bytes of a stream follow, and a newline
+#   out H OFFSET LENGTH, err H ...     bytes of a stream follow, and a newline. The first of them,
+#                                      up to 64 or all, were sent before: are they others now, the
+#                                      job has emptied its stream meanwhile. Is the file found to
+#                                      be shorter than it was, MARK comes right after the last byte
+#   emptied H STREAM, emptied H N STREAM   the job, or item N, has emptied a stream, which begins
+#                                      anew: its next offset is 0
 #   run H LENGTH, progress H LENGTH    what the file holds now follows, and a newline
 #   state H LETTER                     condition of the command: proc_pid_stat(5); E: it runs on
 #                                      another machine, which shares this state directory
@@ -89,7 +94,7 @@ export jobctl_sourced=1
 . "$here/runner.sh"
 unset jobctl_sourced
 boot
-size='' skips='' leader=''
+size='' skips='' leader='' mark='' seen=''
 for program in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
     [ ! -x "$program" ] || leader=$program
 done
@@ -402,9 +407,10 @@ list_jobs() {
         elif alive "$pid" "$ticks" "$place"; then
             letter=$condition
         fi
-        # shellcheck disable=SC2046  # two numbers
-        set -- $($size "$path/stdout" "$path/stderr" 2>/dev/null) 0 0
-        record='' words="job $path $letter $1 $2"
+        sizes_of "$path/stdout $path/stderr"
+        # shellcheck disable=SC2086  # two numbers
+        set -- $sizes
+        record='' words="job $path $letter ${1%%,*} ${2%%,*}"
         for name in spec run exit received; do
             content=''
             [ ! -f "$path/$name" ] || read_text "$path/$name"
@@ -456,23 +462,46 @@ let_be() {
     carried=$rest
 }
 
-# Sets sizes to those of the files $1, in bytes. It and others find out only once, when that
+stat_of_gnu='stat -L -c %s,%.9Y --'
+# Sets sizes to those of the files $1, in bytes, each with the time of its last change. It and others find out only once, when that
 # is needed, what the host's utilities can do: each process costs.
 sizes_of() {
-    sizes=''
+    sizes='' plain_ones=''
     [ -n "$1" ] || return 0
+    for file in $1; do
+        # What a job has put in the place of a file, or has deleted, has no bytes.
+        { [ -f "$file" ] && [ -r "$file" ]; } || file=/dev/null
+        plain_ones="$plain_ones $file"
+    done
     # shellcheck disable=SC2086  # without spaces, all of them
-    sizes=$(${size:-stat -L -c %s --} $1 2>/dev/null)
-    [ -z "$size" ] || return 0
-    if [ -n "$sizes" ]; then size='stat -L -c %s --'; else learn_sizes && sizes_of "$1"; fi
+    sizes=$(${size:-$stat_of_gnu} $plain_ones 2>/dev/null)
+    if [ -z "$size$sizes" ]; then
+        learn_sizes
+        sizes_of "$1"
+        return
+    fi
+    size=${size:-$stat_of_gnu}
+    # shellcheck disable=SC2086  # without spaces, all of them
+    have_as_many "$sizes" $plain_ones || sizes_of "$1" # one was deleted just now
 }
 
-# Sets size to a command that prints the sizes of files, one a line.
+# Succeeds if there are as many words in $1 as there are after it.
+have_as_many() {
+    words=$1
+    shift
+    count=$#
+    # shellcheck disable=SC2086  # to split is the point
+    set -- $words
+    [ $# -eq "$count" ]
+}
+
+# Sets size to a command that prints the sizes of files, one a line, and when they last changed
+# where it can: SIZE,TIME.
 learn_sizes() {
-    if [ "$(stat -L -c %s / 2>/dev/null)" ]; then
-        size='stat -L -c %s --'
-    elif [ "$(stat -L -f %z / 2>/dev/null)" ]; then
-        size='stat -L -f %z --'
+    if [ "$($stat_of_gnu / 2>/dev/null)" ]; then
+        size=$stat_of_gnu
+    elif [ "$(stat -L -f %z,%Fm / 2>/dev/null)" ]; then
+        size='stat -L -f %z,%Fm --'
     else
         size=count
     fi
@@ -485,24 +514,48 @@ count() {
 # Sets skips if dd can begin and end at any byte.
 learn_parts() {
     skips=no
-    ! dd if=/dev/null of=/dev/null iflag=skip_bytes,count_bytes 2>/dev/null || skips=yes
+    [ ! -r /proc/self/fdinfo/0 ] ||
+        ! dd if=/dev/null of=/dev/null iflag=skip_bytes,count_bytes 2>/dev/null || skips=yes
 }
 
-# Prints $3 bytes of file $1 from byte $2 on.
+# Sends bytes of file $2 as a frame that begins with the words $1: from byte $3 on $4 of them, or
+# fewer if there are not so many any more. Sets reached to the end of what was sent.
 part() {
     if [ "$skips" = yes ]; then
-        dd if="$1" bs=1048576 skip="$2" count="$3" iflag=skip_bytes,count_bytes 2>/dev/null
+        # The kernel tells how far dd has come in the file that we share with it.
+        {
+            put_line "$1 $3 $4"
+            reached=$3
+            dd bs=1048576 skip="$3" count="$4" iflag=skip_bytes,count_bytes 2>/dev/null <&8
+            while read -r key value _; do
+                [ "$key" != pos: ] || reached=$value
+            done </proc/self/fdinfo/8
+            [ "$reached" -ge "$3" ] || reached=$3 # it was shorter than that
+            [ "$reached" -eq $(($3 + $4)) ] || printf %s "$mark"
+            echo
+        } 8<"$2"
     else
-        tail -c "+$(($2 + 1))" "$1" | head -c "$3"
+        aside=part.$$
+        tail -c "+$(($3 + 1))" "$2" | head -c "$4" >"$aside"
+        sizes_of "$aside"
+        put_line "$1 $3 ${sizes%%,*}"
+        cat "$aside"
+        echo
+        reached=$(($3 + ${sizes%%,*}))
+        rm -f "$aside"
     fi
 }
 
-# Sets content to the $3 bytes of file $1 from $2 on, if that takes no other process: the first
-# few, without a NUL, which sh passes over.
+# Sets content to what file $1 holds, if these are $2 bytes, few, and without a NUL, which sh
+# passes over. That takes no other process.
 small_text() {
-    [ "$2" = 0 ] && [ "$3" -lt 2000 ] || return 1
-    read_text "$1"
-    [ "${#content}" -eq "$3" ]
+    [ "$2" -lt 2000 ] || return 1
+    content=''
+    while [ "${#content}" -lt "$2" ] && IFS= read -r line; do
+        content=$content$line$nl line=''
+    done <"$1"
+    content=$content$line
+    [ "${#content}" -eq "$2" ]
 }
 
 # Sets content to what file $1 holds, which is to be short, without NULs.
@@ -512,41 +565,59 @@ read_text() {
     content=$content$line
 }
 
-# Sends stream $2 of job $1: file $3, $4 bytes long, of which $5 were sent.
+# Sends what is new of stream $3 of job $1, or of its item $2: file $4, whose size and time are
+# $5. No more than $6 bytes at once, and sets rest to what is left then, and took to the hundredths
+# of a second if it took another process.
 send_stream() {
-    from=$5
-    length=$(($4 - from))
-    [ "$length" -gt 0 ] || return 0
-    if [ "$length" -gt "$piece" ]; then
-        length=$piece
-    fi
-    moved=1
-    if small_text "$3" "$from" "$length"; then
-        put_line "$2 $1 0 $length"
+    name=$3_$1${2:+_$2} bytes=${5%%,*} rest=0 took=''
+    eval "from=\${$name:-0} seen=\${at_$name-}"
+    [ "$bytes" -ne "$from" ] || { [ "$from" != 0 ] && [ "$5" != "$seen" ]; } || return 0
+    [ "$bytes" -ge "$from" ] || {
+        { [ -f "$4" ] && [ -r "$4" ]; } || return 0 # what was sent is all there will be
+        put_line "emptied $1${2:+ $2} $3"
+        from=0
+    }
+    moved=1 reached=$from
+    if [ "$2" ]; then frame="item $1 $2 $3"; else frame="$3 $1"; fi
+    if [ "$bytes" -eq 0 ]; then
+        :
+    elif small_text "$4" "$bytes"; then
+        reached=$bytes
+        put_line "$frame 0 $bytes"
         printf '%s\n' "$content"
-        eval "$2_$1=$length"
-        return
+    else
+        [ "$skips" ] || learn_parts
+        # What was sent last is sent once more: it shows that it is still there.
+        begin=$((from > 64 ? from - 64 : 0))
+        length=$((bytes - begin))
+        [ "$length" -le "$6" ] || length=$6
+        instant
+        began=$instant
+        part "$frame" "$4" "$begin" "$length"
+        instant
+        took=$((instant - began))
     fi
-    [ "$length" -lt 65536 ] || more=1
-    [ "$skips" ] || learn_parts
-    put_line "$2 $1 $from $length"
-    instant
-    began=$instant
-    part "$3" "$from" "$length"
-    echo
-    instant
-    # Others are not to wait long for their turn, nor are we to start a process for little.
-    if [ $((instant - began)) -gt 30 ]; then
+    rest=$((bytes - reached))
+    eval "$name=\$reached at_$name=\$5"
+}
+
+# Sends a stream as send_stream does, in pieces that grow while they go fast: others are not to
+# wait long for their turn, nor are we to start a process for little.
+send_piece() {
+    send_stream "$1" '' "$2" "$3" "$4" "$piece"
+    [ "$rest" -lt 65536 ] || more=1
+    if [ "${took:-0}" -gt 30 ]; then
         [ "$piece" -le 65536 ] || piece=$((piece / 2))
-    elif [ "$length" -eq "$piece" ] && [ "$piece" -lt 33554432 ]; then
+    elif [ "$took" ] && [ "$rest" -gt 0 ] && [ "$piece" -lt 33554432 ]; then
         piece=$((piece * 2))
     fi
-    eval "$2_$1=$((from + length))"
 }
 
 # Sends what file $3 holds, at most its last $4 bytes, as $2 of job $1; $5 is its size.
 send_file() {
-    if [ "$5" -lt 2000 ]; then
+    if [ ! -f "$3" ]; then
+        content=''
+    elif [ "$5" -lt 2000 ]; then
         read_text "$3"
     else
         content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
@@ -564,9 +635,7 @@ look_at_all() {
         eval "path=\$path_$h out=\$out_$h"
         if [ "$out" = items ]; then
             if [ -f "$path/spec" ]; then look_at_items "$h"; else end_with "gone" "$h"; fi
-        elif [ -f "$path/spec" ] && [ -f "$path/stdout" ] && [ -f "$path/stderr" ]; then
-            [ -f "$path/progress" ] || : >"$path/progress"
-            [ -f "$path/run" ] || : >>"$path/run"
+        elif [ -f "$path/spec" ]; then
             # What there is once it has ended is all there will be.
             ended=''
             [ ! -s "$path/exit" ] || ended=1
@@ -577,6 +646,7 @@ look_at_all() {
         fi
     done
     sizes_of "$files"
+    files=$plain_ones # to look at others could hang
     # shellcheck disable=SC2086  # numbers
     set -- $sizes
     for entry in $looked; do
@@ -619,7 +689,7 @@ look_at_items() {
         slot=${journal%/journal}
         slot=${slot##*/}
         eval "at=\${journal_${handle}_$slot:-0}"
-        if [ "$1" -gt "$at" ]; then
+        if [ "${1%%,*}" -gt "$at" ]; then
             text=$(tail -c "+$((at + 1))" "$journal"; echo .)
             text=${text%.}
             text=${text%"${text##*"$nl"}"}
@@ -640,7 +710,6 @@ EOF
     files_of='' listed=''
     for number in $ended $active; do
         case " $listed " in *" $number "*) continue ;; esac
-        [ -f "$path/children/$number.stderr" ] || continue # made after the other one
         listed="$listed $number"
         files_of="$files_of $path/children/$number.stdout $path/children/$number.stderr"
     done
@@ -675,7 +744,9 @@ EOF
         moved=1
     done
     for number in $ended; do
-        [ -n "$unsent" ] || unset "out_${handle}_$number" "err_${handle}_$number"
+        [ -z "$unsent" ] || break
+        unset "out_${handle}_$number" "err_${handle}_$number" \
+            "at_out_${handle}_$number" "at_err_${handle}_$number"
     done
     [ -z "$unsent" ] || eval "active_$handle=\"\$lives $ended\""
     growing="$growing $journals"
@@ -684,32 +755,22 @@ EOF
     done
 }
 
-# Sends what is new of item $1 of job $handle: stream $2, file $3 of $4 bytes. Sets unsent if
-# that is not all.
+# Sends what is new of item $1 of job $handle: stream $2, file $3, size and time $4. Sets unsent
+# if that is not all. What is taken as a whole there is not to be much.
 send_item() {
     eval "from=\${$2_${handle}_$1:-0}"
-    length=$(($4 - from))
-    [ "$length" -gt 0 ] || return 0
-    room=$((room - length)) moved=1
+    bytes=${4%%,*}
+    [ "$bytes" -ge "$from" ] || from=0
+    room=$((room - bytes + from))
     [ "$room" -gt 0 ] || return 0
-    if small_text "$3" "$from" "$length"; then
-        put_line "item $handle $1 $2 0 $length"
-        printf '%s\n' "$content"
-        eval "$2_${handle}_$1=$length"
-        return
-    fi
-    # What is taken as a whole there is not to be much.
-    if [ "$length" -gt 1048576 ]; then length=1048576 unsent=1; fi
-    [ "$skips" ] || learn_parts
-    put_line "item $handle $1 $2 $from $length"
-    part "$3" "$from" "$length"
-    echo
-    eval "$2_${handle}_$1=$((from + length))"
+    send_stream "$handle" "$1" "$2" "$3" "$4" 1048576
+    [ "$rest" -eq 0 ] || unsent=1
 }
 
 # Sends what is new of job $1, of which $2 tells whether it has ended: sizes are $3 to $6.
 look_at() {
     eval "path=\$path_$1 out=\$out_$1 err=\$err_$1 run=\$run_$1 progress=\$progress_$1"
+    set -- "$1" "$2" "$3" "$4" "${5%%,*}" "${6%%,*}"
     [ "$5" = "$run" ] || { send_file "$1" run "$path/run" 1000000 "$5" && eval "run_$1=$5"; }
     [ "$6" = "$progress" ] || {
         eval "progress_$1=$6"
@@ -717,14 +778,17 @@ look_at() {
     }
     unsent=0
     if [ "$out" != - ]; then
-        if [ $(($3 - out + $4 - err)) -ge "$most" ]; then
+        # Each by itself: one that was emptied does not make up for the other.
+        out=$((${3%%,*} - (${3%%,*} < out ? 0 : out))) err=$((${4%%,*} - (${4%%,*} < err ? 0 : err)))
+        if [ $((out + err)) -ge "$most" ]; then
             moved=1
             end_with much "$1"
             return
         fi
-        send_stream "$1" out "$path/stdout" "$3" "$out"
-        send_stream "$1" err "$path/stderr" "$4" "$err"
-        eval "unsent=\$(($3 - out_$1 + $4 - err_$1))"
+        send_piece "$1" out "$path/stdout" "$3"
+        unsent=$rest
+        send_piece "$1" err "$path/stderr" "$4"
+        unsent=$((unsent + rest))
     fi
     if [ -z "$2" ]; then
         # To ask ps takes long: only when there is time.
@@ -881,7 +945,9 @@ control)
         kills=kills
     fi
     clock
-    put_line "serving $boot_now $kills $now ${uptime:--} $host_now"
+    read -r mark </proc/sys/kernel/random/uuid || mark=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+    mark=jobctl-short-$mark
+    put_line "serving $boot_now $kills $now ${uptime:--} $mark $host_now"
     own_pipe 7
     self
     served=$own served_ticks=$born
@@ -899,6 +965,6 @@ put)
     learn_sizes
     # The size comes last: who reads it has the job begin.
     mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" &&
-        mv -f "$file.$$" "$file" && $size "$file"
+        mv -f "$file.$$" "$file" && sizes_of "$file" && put_line "${sizes%%,*}"
     ;;
 esac

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobctl import process, quoting, records
 from jobctl.folder import Folder
+from jobctl.incoming import Incoming, sizes_there
 from jobctl.journal import Run
 from jobctl.model import TYPE_REMOTE, Job, State
 from jobctl.task import Task
@@ -142,16 +143,31 @@ class FarTask(Task):
             for number in range(first, first + count):
                 if not self.ended(number):
                     folder = self.child(number)
-                    if sum(sizes := (folder.size("stdout"), folder.size("stderr"))):
+                    if sum(sizes := sizes_there(folder)):
                         yield number, *sizes
 
-    def append(self, number: int, stream: bytes, offset: int, content: bytes) -> bool:
-        """Write what an item's output goes on with; False if that is not where it ends here.
+    def append(self, number: int, stream: str, offset: int, content: bytes) -> bool:
+        """Write what an item's output goes on with; False if something before it is missing here.
 
+        :raises EmptiedThere: it is to be asked for anew.
         :raises OSError: the disk is full, say.
         """
-        name = {b"out": "stdout", b"err": "stderr"}.get(stream)
-        return name is not None and self._append(f"children/{number}.{name}", offset, content)
+        with self._incoming(number, stream) as incoming:
+            return incoming.append(offset, content)
+
+    def begin_anew(self, number: int, stream: str) -> None:
+        """Take down that an item has emptied a stream there."""
+        with self._incoming(number, stream) as incoming:
+            incoming.begin_anew()
+
+    @contextmanager
+    def _incoming(self, number: int, stream: str) -> Iterator[Incoming]:
+        os.makedirs(self.file("children"), 0o700, exist_ok=True)
+        incoming = Incoming(self.child(number), stream)
+        try:
+            yield incoming
+        finally:
+            incoming.close()
 
     def append_journal(self, host: int, slot: int, offset: int, content: bytes) -> bool:
         """Write what a journal goes on with; False if that is not where it ends here.

@@ -23,7 +23,7 @@ RUNNER = PACKAGE / "runner.sh"
 ROWS = (
     ("errors", "descriptors", "quoting", "target", "model", "timing", "nodes", "items"),
     (
-        *("paths", "process", "records", "links", "folder", "journal", "received"),
+        *("paths", "process", "records", "links", "folder", "incoming", "journal", "received"),
         *("task", "share", "jobs"),
         *("draft", "carried", "runner", "store"),
     ),
@@ -49,6 +49,7 @@ INSIDE = {
         "client",
         "caller",
         "channels",
+        "content",
         "far",
         "shares",
         "mirror",
@@ -92,7 +93,7 @@ JOB_FILES = (
 
 
 OWNERS = ["jobctl.draft"] + [
-    f"jobctl.{name}" for name in ("folder", "journal", "received", "task", "share")
+    f"jobctl.{name}" for name in ("folder", "incoming", "journal", "received", "task", "share")
 ]
 """Who names the files of a job folder."""
 

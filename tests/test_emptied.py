@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Jobctl, wait_until
+from far import Far
 
 from jobctl import records
+from jobctl.agent.content import Content
+from jobctl.agent.far import _Channel as Channel
 from jobctl.model import Marks
 
 WORD = "has emptied its own"
@@ -143,3 +147,100 @@ def test_unreadable(jobctl: Jobctl, tmp_path: Path) -> None:
     result = jobctl.run("receive", job, status=None)
     assert result.stderr.decode().splitlines()[0] == "y"
     assert f"job {job}: cannot read its stdout: Permission denied" in result.stderr.decode()
+
+
+# --- on hosts ---
+
+
+class Wire:
+    """What a host sends, in pieces of some size."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self.pieces = [content[at : at + size] for at in range(0, len(content), size)]
+
+    def read(self, size: int) -> bytes:
+        return self.pieces.pop(0) if self.pieces else b""
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50, 1000])
+def test_a_frame_ends_where_it_ends(size: int) -> None:
+    """Whatever its bytes look like, and wherever the mark comes."""
+    mark = b"jobctl-short-0123-4567"
+    for text, length in (
+        (b"", 0),
+        (b"abc", 3),
+        (b"ab" + mark[:9], 11),
+        (mark[:9] + b"\n", 10),
+        (mark[:-1], len(mark) - 1),
+        (b"ab\n" * 40, 130),
+        (b"abc", 4),
+        (b"", 1),
+        (b"abc" + mark[:5], 10),
+        (b"abc", 3 + len(mark)),
+        (b"abc", 3 + len(mark) + 1),
+    ):
+        end = (mark if len(text) < length else b"") + b"\nnext\n"
+        channel = Channel(Wire(b"\njobctl-ready 1\n" + text + end, size), None)  # type: ignore[arg-type]
+        channel.mark = mark
+        content = Content(channel, length, True)
+        assert b"".join(iter(content.more, b"")) == text
+        assert content.over
+        assert channel.line() == b"next\n"
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
+
+
+@pytest.mark.parametrize("options", [(), ("--merge",), ("--foreach", "-")])
+@pytest.mark.parametrize("then", ["two", "x", "longer than that was", "z" * 3000])
+def test_on_a_host(far: Far, tmp_path: Path, options: tuple[str, ...], then: str) -> None:
+    """What had come stays here, and what it holds there now follows, also for the next agent."""
+    to = "stderr" if "--merge" in options else "stdout"
+    text = gated(tmp_path, f"echo one{then}", f"echo {then} >/dev/{to}", f"echo three{then}")
+    job = far.start("-H", "web1", *options, "-c", text, input=b"item\n")
+    one = f"{job}.1" if "--foreach" in options else job
+    path = far.folder(job) / ("children/1.stdout" if one != job else "stdout")
+    whole = f"one{then}\n"
+    for step, word in enumerate([then, f"three{then}"], 1):
+        wait_until(functools.partial(_holds, path, whole))
+        if step == 2:
+            far.kill_agent()
+        (tmp_path / str(step)).touch()
+        whole += f"{word}\n"
+    result = far.run("receive", "--wait", one, "--timeout", "30")
+    assert result.stdout.decode() == whole
+    assert result.stderr.count(WORD.encode()) == 1
+    assert far.outcome(job) == ("Completed", "", None if one != job else 0)
+    assert far.job(one)["has_more_data"] is False
+
+
+def test_again_and_again_on_a_host(far: Far) -> None:
+    """Nobody else waits, and the connection stays."""
+    text = (
+        "i=0; while [ $i -lt 100 ]; do i=$((i+1));"
+        " head -c $((40000 + i * 8600)) /dev/zero | tr '\\0' x; : >/dev/stdout; done; echo end"
+    )
+    others = [far.on("web1", "-c", "for i in 1 2 3; do echo $i; done") for _ in range(2)]
+    job = far.on("web1", "-c", text)
+    for each in (*others, job):
+        assert far.outcome(each)[0] == "Completed"
+    assert far.output(job).endswith("end\n")
+    assert set(far.output(job)) <= set("xend\n")
+    assert [far.output(other) for other in others] == ["1\n2\n3\n"] * 2
+    assert (far.state_dir / "agent.log").read_text().count("broke") == 0
+
+
+@pytest.mark.parametrize(
+    "instead", ["rm {}", "rm {}; mkdir {}", "rm {}; mkfifo {}", "rm {}; ln -s none {}"]
+)
+def test_no_file_any_more_on_a_host(far: Far, instead: str) -> None:
+    names = ("stdout", "run", "progress", "exit.new", "stderr")
+    jobs = []
+    for name in names:
+        text = f'echo one; cd "${{JOBCTL_PROGRESS%/*}}"; sleep 0.3; {instead}'.replace("{}", name)
+        jobs.append(far.on("web1", "-c", text.replace("{}", name)))
+    beside = far.on("web1", "echo", "beside")
+    for job in (beside, *jobs):
+        assert far.outcome(job)[0] == "Completed", job
+    assert far.output(jobs[-1]) == "one\n"

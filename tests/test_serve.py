@@ -34,7 +34,9 @@ class Served:
         )
         self.limit = threading.Timer(60, self.process.kill)
         self.limit.start()
-        assert self.line().startswith(b"serving ")
+        words = self.line().split()
+        assert words[0] == b"serving"
+        self.mark = words[5]
 
     def line(self) -> bytes:
         assert self.process.stdout
@@ -118,14 +120,38 @@ def test_what_goes_on_is_sent_when_asked_for(served: Served) -> None:
     served.send("look")
     assert served.frames(b"state 1 R")[b"out"] == b"first\n"
     frames = served.frames(b"exit 1 ")
-    assert frames[b"out"] == b"second\n"
+    assert frames[b"out"] == b"first\nsecond\n"  # it is still there
 
 
 def test_much_is_left_to_another(served: Served) -> None:
     job = served.accept("1", f"head -c {MOST} /dev/zero")
     assert b"out" not in served.frames(b"much 1")
     served.send("carry", "2", f"guest/{job}", str(MOST - 10), "0")
-    assert served.frames(b"exit 2 ")[b"out"] == b"\0" * 10
+    assert served.frames(b"exit 2 ")[b"out"] == b"\0" * (64 + 10)  # see the header of serve.sh
+
+
+@pytest.mark.parametrize("learn", ["learn_parts", "skips=no"])
+def test_a_file_that_has_become_shorter(served: Served, learn: str) -> None:
+    """What follows is never taken for its bytes, wherever it ends, nor its bytes for anything."""
+    file = served.state_dir / "file"
+    for content, offset, length in (
+        (b"0123456789", 0, 10),
+        (b"0123456789", 4, 100),
+        (b"0123456789", 9, 2),
+        (b"0123456789", 10, 5),
+        (b"", 3, 4),
+        (b"x\n" * 600000, 1, 1200001),
+    ):
+        file.write_bytes(content)
+        served.send("pass", f"{learn}; part 'out 9' {file} {offset} {length}; echo after")
+        head = served.line().split()
+        assert head[:3] == [b"out", b"9", b"%d" % offset]
+        content = content[offset : offset + length]
+        assert served.process.stdout
+        assert served.process.stdout.read(len(content)) == content
+        marked = served.mark if int(head[3]) != len(content) else b""
+        assert served.line() == marked + b"\n"
+        assert served.line() == b"after\n"
 
 
 def test_a_job_begins_once(served: Served) -> None:

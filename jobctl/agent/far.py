@@ -12,13 +12,13 @@ import hashlib
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from jobctl import process, quoting, records
 from jobctl.agent.channels import Another, Channels
+from jobctl.agent.content import Content
 from jobctl.errors import JobctlError
 from jobctl.model import printable
 from jobctl.timing import Clocks, Moment
@@ -52,11 +52,6 @@ _EARLY = "the login shell of this host ended before it ran /bin/sh"
 _PIECE = 1 << 20
 _LITTLE = 1 << 16
 """Bytes of a job's output, or less, for which no other channel is made."""
-_MUCH = 1 << 18
-"""Bytes that are better taken at once than packet by packet, at a system call or two each."""
-_A_MOMENT = 0.001
-"""Seconds in which as much comes on a fast line, and which nobody notices on a slow one."""
-
 
 ENDED = "the host ended the conversation"
 
@@ -89,7 +84,7 @@ class Far:
         there = Moment(records.number(words[3]), records.number(words[4]), records.text(words[1]))
         self.clocks = Clocks(there, process.now())
         """What the host's clocks showed, and ours, when the connection was made."""
-        self.host = words[5].strip().decode("utf-8", "replace")
+        self.host = words[6].strip().decode("utf-8", "replace")
         self.warning = _KILLS if words[2] == b"kills" else ""
         """What the user should know of this host."""
 
@@ -224,21 +219,13 @@ class Far:
                 self._answered(line)
                 continue
             words = line.split()
-            left = _length(words)
+            length = _length(words)
             if words[0] == b"job":
-                self._surveyed.append(line + channel.exactly(left + 1))
+                self._surveyed.append(line + channel.exactly(length + 1))
                 continue
-
-            def more() -> bytes:
-                nonlocal left
-                piece = channel.some(left) if left else b""
-                left -= len(piece)
-                if left >= _MUCH and len(piece) < _MUCH:
-                    time.sleep(_A_MOMENT)
-                return piece
-
-            yield words, more
-            if words[0] in _WITH_BYTES and (left or channel.exactly(1) != b"\n"):
+            content = Content(channel, length, words[0] in _WITH_BYTES)
+            yield words, content.more
+            if not content.over:
                 raise Lost("the host sent fewer bytes than it said")
         raise Lost(ENDED)
 
@@ -342,11 +329,12 @@ def _serve() -> str:
 
 def _greeting(channel: _Channel) -> list[bytes]:
     """Return the words that serve.sh begins with; raise Denied or Lost."""
-    words = channel.line().split(b" ", 5)
+    words = channel.line().split(b" ", 6)
     if not words[0]:
         raise Lost(ENDED)
-    if len(words) != 6 or words[0] != b"serving" or records.number(words[3]) is None:
+    if len(words) != 7 or words[0] != b"serving" or records.number(words[3]) is None:
         raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
+    channel.mark = words[5]
     return words
 
 
@@ -407,6 +395,8 @@ class _Channel:
                 # Without a word it may have been killed, by a host that is going down, say.
                 raise Denied(said) if said != _EARLY else Lost(said)
         self.pid = int(got.split()[1])
+        self.mark = b"jobctl-short"
+        """What ends a frame that is shorter than was said: set once that is known."""
         self._error_noise = True
 
     def _ended_early(self, noise: bytes) -> str:
@@ -441,6 +431,10 @@ class _Channel:
             if not self._rest:
                 raise Lost(ENDED)
         return self._taken(self._at + most)
+
+    def give_back(self, count: int) -> None:
+        """Have the last bytes of what some() has just returned be returned once more."""
+        self._at -= count
 
     def exactly(self, count: int) -> bytes:
         """Return that many bytes."""

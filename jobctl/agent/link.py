@@ -465,7 +465,7 @@ class Link:
             self._lost(far, error)
         except OSError as error:
             self._lost(far, Lost(f"cannot write here: {error.strerror}"))
-        except (ValueError, IndexError):
+        except (ValueError, LookupError):
             self._lost(far, Lost("the host sends what makes no sense"))
 
     def _lost(self, far: Far, error: Unreachable) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from jobctl.agent.far import Far, NotDone
 from jobctl.agent.shares import Share
-from jobctl.carried import Carried
+from jobctl.carried import STREAMS, Carried
+from jobctl.incoming import EmptiedThere
 from jobctl.transport.base import Lost
-
-_STREAMS = {b"out": "stdout", b"err": "stderr"}
 
 
 class Mirror:
@@ -93,6 +92,9 @@ class Mirror:
             job = self._jobs.get(words[1])
             try:
                 self._take(words, job, more)
+            except EmptiedThere:
+                if job is not None:
+                    self.follow(far, job)
             except FileNotFoundError:
                 if job is None or job.exists():
                     raise
@@ -105,13 +107,19 @@ class Mirror:
         """Write down one frame."""
         if job is None:
             return
-        if words[0] in _STREAMS:
+        if words[0] in STREAMS:
             self._stream(words, job, more)
             return
         if words[0] == b"much":
             self._forget(words[1])
             job.bulky = True
             self._again(job)
+            return
+        if words[0] == b"emptied":
+            number = int(words[2]) if len(words) > 3 else None
+            with self._lock:
+                if words[1] in self._jobs:
+                    job.begin_anew(STREAMS[words[-1]], number)
             return
         content = b"".join(iter(more, b""))
         if isinstance(job, Share):
@@ -140,7 +148,7 @@ class Mirror:
             with self._lock:
                 if words[1] not in self._jobs:
                     return  # followed anew meanwhile, from where it ends here now
-                if not job.append(_STREAMS[words[0]], offset, piece):
+                if not job.append(STREAMS[words[0]], offset, piece):
                     raise Lost("the host sends another part of the output than was asked for")
             offset += len(piece)
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from jobctl import items
 from jobctl.agent.far import Far, NotDone
-from jobctl.carried import Carried
+from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.model import State
 from jobctl.share import FarTask
@@ -104,13 +104,19 @@ class Share(Carried):
         """Write down what came; return False if it is not what was asked for."""
         task = self.task
         if words[0] == b"item":
-            return task.append(int(words[2]), words[3], int(words[4]), content)
+            stream = STREAMS[words[3]]
+            return task.append(int(words[2]), stream, int(words[4]), content)
         if not words[2].isdigit():
             return False
         if words[0] == b"self":
             task.put_slot(self.number, int(words[2]), content)
             return True
         return task.append_journal(self.number, int(words[2]), int(words[3]), content)
+
+    def begin_anew(self, stream: str, number: int | None = None) -> None:
+        """Take down that an item has emptied a stream there."""
+        if number is not None:
+            self.task.begin_anew(number, stream)
 
     @property
     def begun(self) -> bool:
