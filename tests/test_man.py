@@ -29,7 +29,9 @@ SECTIONS = {
     "SEE ALSO",
 }
 STATUSES_OF_NO_ERROR = {0, 1, 124, 130}
-OF_OUR_OWN = {"JOBCTL_RUNNER", "JOBCTL_MARK", "JOBCTL_BIN", "JOBCTL_SH", "JOBCTL_HOME"}
+OF_OUR_OWN = {"JOBCTL_RUNNER", "JOBCTL_MARK", "JOBCTL_BIN", "JOBCTL_SH", "JOBCTL_HOME"} | {
+    "JOBCTL_ASKED"
+}
 """Variables by which one process of ours tells another something."""
 
 

@@ -38,6 +38,8 @@ _TOLD = (
 """What of a caller's environment says how hosts are reached."""
 _KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
 """What of the environment of whoever starts it the agent has: it serves others after him."""
+ASKED = "JOBCTL_ASKED"
+"""The variable in which an agent gets what may be for hosts from whoever starts it, as JSON."""
 _ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
 
 
@@ -163,13 +165,17 @@ def _encoded(state_dir: str, request: dict[str, Any]) -> bytes:
 
     And with what of it may be sent to them.
     """
-    config = ssh_config()
-    options = [option for way in Links(state_dir).sessions() for option in way.target.options]
-    told = candidates(config, options, os.environ)
+    told = _sendable(state_dir)
     told |= {name: os.environ[name] for name in _TOLD if name in os.environ}
-    if config:
+    if config := ssh_config():
         told["JOBCTL_SSH_CONFIG"] = config
     return json.dumps({**request, "environ": told}).encode() + b"\n"
+
+
+def _sendable(state_dir: str) -> dict[str, str]:
+    """Return what of the caller's environment may be for hosts."""
+    options = [option for way in Links(state_dir).sessions() for option in way.target.options]
+    return candidates(ssh_config(), options, os.environ)
 
 
 def _connected(state_dir: str) -> socket.socket:
@@ -241,6 +247,9 @@ def _spawn(state_dir: str) -> None:
     """
     environment = {k: v for k, v in os.environ.items() if k in _KEPT}
     environment["JOBCTL_STATE_DIR"] = state_dir
+    # Who starts it need not be heard before it connects. It is no environment to be handed down.
+    if sendable := _sendable(state_dir):
+        environment[ASKED] = json.dumps(sendable)
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
     words = [sys.executable, "-X", "utf8", "-m", "jobctl.agent", state_dir, str(_LOCK)]

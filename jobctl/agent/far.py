@@ -385,7 +385,7 @@ class _Channel:
             try:
                 got = self.line()
             except Lost as error:
-                error.said = _first_line(noise + self._rest)
+                error.said = _first_line(noise or self._rest[self._at :])
                 raise
             if got.startswith(_READY):
                 break

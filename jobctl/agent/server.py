@@ -6,6 +6,7 @@ It keeps nothing that is not in the folders: killed at any moment, the next one 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 import jobctl
 from jobctl import __version__, links, process
 from jobctl.agent.caller import Client, People
-from jobctl.agent.client import peer_of
+from jobctl.agent.client import ASKED, peer_of
 from jobctl.agent.link import Link
 from jobctl.agent.openers import Openers
 from jobctl.agent.passing import run
@@ -54,6 +55,7 @@ class Agent:
         self._people = People()
         self._queue = Queue(state_dir, self._link_of, self.tell, self.tell_why, self._people)
         self._openers = Openers()
+        self._openers.asked(json.loads(os.environ.pop(ASKED, "{}")))
 
     def serve(self) -> None:
         """Answer whoever connects, until there has been nothing to do for a while.
