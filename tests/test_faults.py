@@ -162,7 +162,7 @@ def test_killed_agent(far: Far, command: str) -> None:
     time.sleep(0.3)
     assert len(far.output(job)) == size
     if command == "get":
-        assert far.state(job) == "Disconnected"
+        far.until(job, "Disconnected")
     elif command == "wait":
         far.run("wait", job, status=1)
         assert far.output(job) == COUNTED
@@ -188,7 +188,7 @@ def test_the_end_while_nobody_is_connected(far: Far) -> None:
     far.kill_agent()
     guest = far.there / "guest" / far.job(job)["instance_id"]
     wait_until(lambda: (guest / "exit").exists() and (guest / "exit").stat().st_size)
-    assert far.state(job) == "Disconnected"
+    far.until(job, "Disconnected")
     assert len(far.output(job)) < len(COUNTED)
     far.sshd.start()
     all_came(far, job)
