@@ -85,7 +85,7 @@ nl='
 given_umask=${jobctl_exports##*"$nl"} jobctl_exports=${jobctl_exports%"$nl"*}
 here=${0%/*}
 # Set by functions of runner.sh, or for them.
-runner='' runner_ticks='' pid='' ticks='' condition='' instant='' boot_now='' own=''
+ear=/dev/fd/7 runner='' runner_ticks='' pid='' ticks='' condition='' instant='' boot_now='' own=''
 place='' fate='' host='' host_now='' because='' keeper=''
 # shellcheck disable=SC2034
 born='' told_time='' now='' uptime=''
@@ -820,7 +820,7 @@ arm() {
     tail -q -n 0 -f $files $growing >&6 2>/dev/null &
     tail=$! armed=$files$growing
     [ -z "$listening" ] || return 0
-    { dd bs=65536 count=1 <&6 >/dev/null 2>&1; echo wake >&7; } >/dev/null &
+    { dd bs=65536 count=1 <&6 >/dev/null 2>&1; echo wake >"$ear"; } >/dev/null &
     listening=$!
 }
 
@@ -851,7 +851,7 @@ end_of() {
 # Has the line "tick" come to descriptor 7 in $1 seconds.
 tick_in() {
     serial=$((serial + 1))
-    { [ "$1" = 0 ] || sleep "$1" 2>/dev/null || sleep 1; put_line "tick $serial" >&7; } >/dev/null &
+    { [ "$1" = 0 ] || sleep "$1" 2>/dev/null || sleep 1; put_line "tick $serial" >"$ear"; } >/dev/null &
     ticker=$!
 }
 
@@ -871,6 +871,9 @@ own_pipe() {
 carry_all() {
     kill -s KILL "$1"
     exec </dev/null
+    # Where it can be had, one end only, so that it ends when nobody is left who could write: the
+    # other process may be killed.
+    [ ! -w /proc/self/fd/7 ] || { exec 7</proc/self/fd/7 && ear=/proc/self/fd/7; }
     trap leave PIPE TERM HUP INT
     wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144
     while :; do
@@ -928,6 +931,7 @@ hear() {
         ticker=''
         return
     done
+    leave
 }
 
 # --- what to do ---------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -79,7 +80,7 @@ class Served:
         self.process.stdin.close()
         assert self.process.stdout.read() == b""
         self.process.stdout.close()
-        assert self.process.wait(10) == 0
+        assert self.process.wait(10) in (0, -signal.SIGKILL)
         self.limit.cancel()
 
 
@@ -192,3 +193,12 @@ def test_it_ends_with_its_input_and_jobs_go_on(served: Served) -> None:
     wait_until(lambda: served.process.poll() is not None)
     assert again.frames(b"exit 1 ")[b"out"] == b"late\n"
     again.close()
+
+
+def test_both_of_its_processes_end_when_the_first_is_killed(served: Served) -> None:
+    served.send("survey", "1")
+    served.frames(b"1 ok")
+    served.process.kill()
+    # Its output ends with the last process that could write it.
+    assert served.process.stdout
+    assert served.process.stdout.read() == b""

@@ -34,7 +34,7 @@ class Host:
             ((_, size),) = self._task.journal_sizes(self._number)
             running = self._task.runs_on(self._number)
             ended = running if 0 in numbers else running & numbers
-            lines = b"".join(b"%d X 0 TERM 1 1 stopped\n" % n for n in sorted(ended))
+            lines = b"".join(b"%d X 0 15 1 1 stopped\n" % n for n in sorted(ended))
             assert self._task.append_journal(self._number, 1, size, lines)
         return b""
 
@@ -56,7 +56,7 @@ def task(tmp_path: Path) -> FarTask:
     for number, block in GIVEN.items():
         task.share(number).give(*block)
         task.share(number).put("accepted", b"2\n")
-        lines = b"".join(b"%d B %d 1 1 1\n" % (n, n) for n in range(block[0], sum(block)))
+        lines = b"".join(b"%d B %d 1 1 1 1\n" % (n, n) for n in range(block[0], sum(block)))
         task.append_journal(number, 1, 0, lines)
     return task
 

@@ -319,9 +319,9 @@ def _serve() -> str:
     return (
         f'{_place()}; [ -z "$w" ] || {{ printf "no %s\\n" "$w"; exit; }};'
         ' [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
-        ' (umask 077; mkdir -p -- "$d/lib" "$d/guest") ||'
-        ' { printf "no cannot make %s\\n" "$d"; exit; };'
-        f' v={_version()}; if [ -f "$d/lib/$v/enter.sh" ]; then printf "have %s\\n" "$d";'
+        ' w=$(umask 077; LC_ALL=C mkdir -p -- "$d/lib" "$d/guest" 2>&1) ||'
+        ' { printf "no cannot write in %s: %s\\n" "$d" "${w##*: }"; exit; };'
+        f' v={_version()}; if {_whole()}; then printf "have %s\\n" "$d";'
         ' else printf "need %s\\n" "$d"; IFS= read -r l && eval "$l"; fi;'
         f' {_RUNNER}; exec /bin/sh "$d/lib/$v/serve.sh" control "$d" {_LITTLE}'
     )
@@ -332,6 +332,8 @@ def _greeting(channel: _Channel) -> list[bytes]:
     words = channel.line().split(b" ", 6)
     if not words[0]:
         raise Lost(ENDED)
+    if words[0] == b"no":
+        raise Denied(b" ".join(words[1:]).strip().decode("utf-8", "replace"))
     if len(words) != 7 or words[0] != b"serving" or records.number(words[3]) is None:
         raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
     channel.mark = words[5]
@@ -500,18 +502,39 @@ def _version() -> str:
     return hashlib.sha256(b"\0".join(_contents().values())).hexdigest()[:16]
 
 
+_PROGRAM = b'#!/bin/sh\nexec /bin/sh "${0%/*}/../bare.sh" "$@"\n'
+"""The host's `jobctl`."""
+
+
+def _files() -> dict[str, bytes]:
+    return {**_contents(), "bin/jobctl": _PROGRAM}
+
+
+def _whole() -> str:
+    """Return a condition of sh: the scripts in $d/lib/$v are all there, and as long as ours."""
+    names, size = " ".join(_files()), sum(map(len, _files().values()))
+    count = f'cd "$d/lib/$v" 2>/dev/null && wc -c {names} 2>/dev/null'
+    return f'case " $(printf "%s " $({count}))" in (*" {size} "*) : ;; (*) false ;; esac'
+
+
 def _scripts() -> bytes:
-    """Return a piece of a line of sh that makes the scripts in $d/lib/$v, as a whole."""
+    """Return a piece of a line of sh that makes the scripts in $d/lib/$v, as a whole.
+
+    If they cannot be, it says "no" and why, and ends.
+    """
     parts = [
-        b"(nl=$(printf '\\n.'); nl=${nl%.}; ",
-        b'umask 077; t="$d/lib/$v.$$"; mkdir "$t" "$t/bin"; cd "$t" || exit; ',
+        b"w=$( { LC_ALL=C; export LC_ALL; nl=$(printf '\\n.'); nl=${nl%.}; umask 077; ",
+        b'home=$d own=$v v=$v.$$; t=$home/lib/$v; mkdir "$t" "$t/bin" && cd "$t"',
     ]
-    for name, content in _contents().items():
+    for name, content in _files().items():
         text = quoting.quote(content).replace(b"\n", b"'\"$nl\"'")
-        parts.append(b"printf %s " + text + b" >" + name.encode() + b"; ")
+        # cat says what is wrong; not each printf does.
+        parts.append(b" && printf %s " + text + b" | cat >" + name.encode())
     parts.append(
-        b'printf "#!/bin/sh\\nexec /bin/sh \\"\\${0%%/*}/../bare.sh\\" \\"\\$@\\"\\n" >bin/jobctl;'
-        b' chmod 700 bin/jobctl; cd "$d" &&'
-        b' if [ -d "lib/$v" ]; then rm -rf "$t"; else mv "$t" "lib/$v"; fi);'
+        b' && chmod 700 bin/jobctl && cd "$home" && ' + _whole().encode() + b" && v=$own &&"
+        b" if " + _whole().encode() + b'; then rm -rf "$t";'
+        b' else rm -rf "lib/$v" && mv "$t" "lib/$v"; fi || { rm -rf "$t"; false; }; } 2>&1 ) ||'
+        b' { printf "no cannot write in %s: %s\\n" "$d"'
+        b' "$(printf %s "${w##*: }" | head -n 1)"; exit; };'
     )
     return b"".join(parts)
