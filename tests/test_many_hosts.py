@@ -296,7 +296,7 @@ def test_what_failed_is_run_again(far: Far, tmp_path: Path) -> None:
     for options in (("-H", "web1"), ("-c", "x"), ("true",), ("-C", "/")):
         far.refused(2, "start", "--retry-failed", job, *options)
     far.refused(3, "start", "--retry-failed", "99")
-    far.refused(3, "start", "--retry-failed", "both")
+    far.refused(3, "start", "--retry-failed", "nobody")
 
 
 def test_one_that_failed_is_run_again_here(far: Far, tmp_path: Path) -> None:
