@@ -188,8 +188,8 @@ def test_large_items(jobctl: Jobctl) -> None:
         (b"a\n" + b"x" * (LONGEST + 1), (), "item 2 is longer than 131059 bytes"),
         (b"a\nb\0c\n", (), "item 2 has a NUL in it"),
         (b"a\n", ("--stdin", "-"), "contradict each other"),
-        (b"a\n", ("-t", "0"), "0 is not in the range"),
-        (b"a\n", ("-t", "-1"), "-1 is not in the range"),
+        (b"a\n", ("-t", "0"), "'0' is not a number from 1"),
+        (b"a\n", ("-t", "-1"), "'-1' is not a number from 1"),
         (b"a\n", ("--results", "remote"), "needs --host"),
     ],
 )
