@@ -55,10 +55,13 @@ class Whole(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number."""
+        said = f"'{printable(str(value))}' is not a number from {self.min} to {self.max}"
         if isinstance(value, str) and not (value.isascii() and value.isdigit()):
-            shown = printable(value)
-            self.fail(f"'{shown}' is not a number from {self.min} to {self.max}", param, ctx)
-        return super().convert(value, param, ctx)
+            self.fail(said, param, ctx)
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:  # it is out of range
+            self.fail(said, param, ctx)
 
 
 class _State(click.Choice[str]):
