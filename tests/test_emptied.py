@@ -16,6 +16,7 @@ from jobctl import records
 from jobctl.agent.content import Content
 from jobctl.agent.far import _Channel as Channel
 from jobctl.model import Marks
+from jobctl.ops.lines import Stretch, TaggedLines
 
 WORD = "has emptied its own"
 
@@ -137,6 +138,20 @@ def test_another_attempt_has_plain_files_again(jobctl: Jobctl) -> None:
     jobctl.run("wait", job, "--timeout", "20")
     assert jobctl.job(job)["state"] == "Completed"
     assert received(jobctl, job) == ("again second\n", "")
+
+
+@pytest.mark.parametrize(
+    ("now", "end"), [("a\nlonger\n", 2), ("a\n", 2), ("", None), ("half", None)]
+)
+def test_where_a_line_ends_that_was_begun_before(tmp_path: Path, now: str, end: int | None) -> None:
+    """What was looked through of a line is forgotten with it: two lines never share a tag."""
+    path, lines = tmp_path / "stdout", TaggedLines(lambda job: b"")
+    path.write_text("half")
+    with path.open("rb") as file:
+        for text, found in (("half", None), (now, end), (f"{now}and\n", end or len(now) + 4)):
+            path.write_text(text)
+            here = Stretch("1", "stdout", 0, len(text), False)
+            assert lines._end_of_line(file.fileno(), here) == found
 
 
 def test_unreadable(jobctl: Jobctl, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jobctl import records
 from jobctl.ops.delivery import PIECE, Origin, Part, Sink
 
 _END = re.compile(rb"\r?\n|\r(?=[^\n])")
@@ -65,8 +66,11 @@ class TaggedLines:
         self._begun: _Begun | None = None
         self._returned: dict[str, tuple[str, str, int]] = {}
         """Where a carriage return came last, by sink: what follows it in its stream."""
-        self._searched: dict[tuple[str, str, int], int] = {}
-        """Up to where a line that is not complete was looked through, by where it begins."""
+        self._searched: dict[tuple[str, str, int], tuple[int, int]] = {}
+        """Up to where a line that is not complete was looked through, by where it begins.
+
+        And the trace of what was there: the job may have emptied the stream since.
+        """
 
     def write(self, sink: Sink, source: int, here: Stretch) -> int | None:
         """Write the lines that a stretch begins with, as far as there is room.
@@ -183,14 +187,16 @@ class TaggedLines:
     def _end_of_line(self, source: int, here: Stretch) -> int | None:
         """Return where the line ends that a stretch begins with, None if it does not in there."""
         place = here[:3]
-        at = self._searched.pop(place, here.start)
+        at, trace = self._searched.pop(place, (here.start, 0))
+        if at > here.end or records.Place(source, at).trace != trace:
+            at = here.start
         while piece := os.pread(source, min(PIECE, here.end - at), at):
             if found := _END.search(piece):
                 return at + found.end()
             if piece == b"\r":
                 return at + 1
             at += len(piece) - piece.endswith(b"\r")
-        self._searched[place] = at
+        self._searched[place] = at, records.Place(source, at).trace
         return None
 
 
