@@ -31,6 +31,9 @@
 # exit, as a runner does. A slot that was killed has no successor until some jobctl notices;
 # then an item that was taken, but never begun, is given back, and new slots are started.
 #
+# Where something has damaged the folder, the job ends all the same: items that cannot be taken any
+# more, and those whose record is gone, have failed. A slot whose folder is gone makes another one.
+#
 # Descriptor 9 holds the lock of the job, which is free when no slot lives; 5 is the journal.
 
 # shellcheck disable=SC2317,SC2034  # runner.sh calls the functions, and uses the variables
@@ -145,12 +148,14 @@ slots() {
     cd -- "$1" || exit 125
     [ -z "${4-}" ] || kill -s KILL "$4"
     dir=$PWD jobctl_slot=$2 last=$3
+    make_slot "slots/$2" || exit 125
     exec 3>&1 >/dev/null 2>>"slots/$2/log" 5>>"slots/$2/journal" </dev/null
     trap : HUP INT QUIT TERM
     trap '' PIPE
     boot
     self
-    put_line "$own $born $boot_now $host_now" >"slots/$2/self" || exit 125
+    itself_line="$own $born $boot_now $host_now"
+    put_line "$itself_line" >"slots/$2/self" || exit 125
     instance_id='' argv='' words='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish='' watched=''
     item_argv='' item_text='' same_command='' jobctl_judged='' children=0 told='' share='' whole=''
@@ -196,12 +201,24 @@ linger() {
         looks=$((looks + 1))
         ! news || { serve_items; looks=0; }
     done
-    : >"slots/$jobctl_slot/done"
+    note_done
     if [ ! -e stop ] && news; then
         rm -f "slots/$jobctl_slot/done"
         serve_items
         linger
     fi
+}
+
+# `:` would end the shell if that cannot be written.
+note_done() {
+    true >"slots/$jobctl_slot/done"
+}
+
+# Makes folder $1 of a slot where it is not there any more.
+make_slot() {
+    [ ! -d "$1" ] || return 0
+    [ -d slots ] || rm -rf slots
+    mkdir -p "$1"
 }
 
 # Succeeds if there are items that this slot has not looked at.
@@ -239,21 +256,72 @@ another() {
 
 # shellcheck disable=SC2120  # a block of items sets the arguments
 serve_items() {
+    expected=1
     # shellcheck disable=SC2012  # they are numbers
     for block in $(ls items | sort -n); do
         if [ -n "$share" ]; then
             eval "[ -z \"\${seen_$block-}\" ]" || continue
             eval "seen_$block=1"
         fi
+        # One that is missing: what brought it brings it again; here, nobody does.
+        [ -n "$share" ] || [ "$block" = "$expected" ] || break
+        { [ -f "items/$block" ] && [ -r "items/$block" ]; } || continue
         # shellcheck source=/dev/null
         . "./items/$block"
         jobctl_number=$block
         for jobctl_item in "$@"; do
             [ ! -e stop ] || return
-            if take; then run_item; jobctl_judged=$same_command; fi
+            if take; then
+                run_item
+                jobctl_judged=$same_command
+                [ -f "slots/$jobctl_slot/journal" ] || go_on_in_another
+            elif [ ! -d children ]; then
+                # shellcheck disable=SC2119
+                spans | fail_unrecorded children
+                return
+            fi
             jobctl_number=$((jobctl_number + 1))
         done
+        expected=$jobctl_number
     done
+    # shellcheck disable=SC2119
+    [ -n "$share" ] || [ "$expected" -gt "$children" ] || spans | fail_unrecorded items
+}
+
+# The folder of this slot is gone, and with it what it has written down. The new one has a number
+# that none had: of the journals of others, part may have been sent to another computer.
+go_on_in_another() {
+    [ -f spec ] || exit 1 # the job was removed
+    gone=slots/$jobctl_slot
+    jobctl_slot=$((jobctl_slot + 1000))
+    make_slot "slots/$jobctl_slot" && put_line "$itself_line" >"slots/$jobctl_slot/self" || exit 1
+    exec 5>>"slots/$jobctl_slot/journal"
+    for taken in children/*.stdout; do
+        taken=${taken#children/}
+        put_line "${taken%.stdout} 1"
+    done | fail_unrecorded "$gone"
+}
+
+# Prints which items there are: lines of the first one, and how many follow each other.
+# shellcheck disable=SC2120  # a block of items sets the arguments
+spans() {
+    [ -n "$share" ] || { put_line "1 $children"; return; }
+    for block in items/[0-9]*; do
+        block=${block#items/}
+        case $block in *[!0-9]*) continue ;; esac
+        # shellcheck source=/dev/null
+        [ ! -f "items/$block" ] || (. "./items/$block" && put_line "$block $#")
+    done
+}
+
+# Of the items on standard input, as spans prints them, writes down those as failed of which no
+# slot says anything, as there is no folder $1.
+fail_unrecorded() {
+    [ -f spec ] || exit 1 # the job was removed
+    clock
+    { journals; sed 's/^/span /'; } | awk -v end="F - - $now ${uptime:--} damaged: the folder $1 is missing" '
+        /^[1-9][0-9]* [BCFX] / { known[$1] }
+        /^span [1-9]/ { for (n = $2; n < $2 + $3; n++) if (!(n in known)) print n, end }' >&5
 }
 
 # Succeeds if nobody else has item $jobctl_number, nor ever will.
@@ -273,10 +341,11 @@ run_item() {
         attempt=$((attempt + 1))
         try_item
         verdict "$failures"
-        again "$failures" || break
+        if ! again "$failures" || [ ! -d children ]; then break; fi
     done
     case $state in Completed) state=C ;; Stopped) state=X ;; *) state=F ;; esac
     [ -z "$killed" ] || code=-
+    [ "$state" != F ] || [ -d children ] || reason='damaged: the folder children is missing'
     clock
     shorten "$reason"
     until put_line "$jobctl_number $state $code ${signal:--} $now ${uptime:--} $short" >&5; do
@@ -324,7 +393,7 @@ journals() {
 
 # There is nothing left for this slot. The last one writes down how the job ended.
 finish() {
-    : >"slots/$jobctl_slot/done"
+    note_done
     [ -z "$share" ] || exit 0
     for slot in slots/[1-9]*; do
         [ ! -e "$slot/done" ] || continue

@@ -59,7 +59,7 @@ class Journals:
     def _slots(self) -> list[str]:
         try:
             return os.listdir(self._path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def _self(self, slot: str) -> list[bytes]:

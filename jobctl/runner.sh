@@ -625,7 +625,7 @@ parts_of() {
     *.*) parts=../${1%.*}/children/${1#*.} ;;
     *) parts=../$1 ;;
     esac
-    [ -d "$parts/items" ] || [ ! -d "$parts/children" ] || parts=$(printf '%s ' "$parts"/children/[0-9]*)
+    [ -d "$parts/items" ] || [ -d "$parts/slots" ] || [ ! -d "$parts/children" ] || parts=$(printf '%s ' "$parts"/children/[0-9]*)
 }
 
 # Waits until job folder $1 is finished, lost, or gone, or this job is stopped.

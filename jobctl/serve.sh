@@ -235,12 +235,23 @@ share() {
 
 feed() {
     file=guest/$2/items/$5
+    for folder in items children slots; do
+        [ -d "guest/$2/$folder" ] || {
+            answer "$1 no damaged: the folder $folder is missing"
+            return
+        }
+    done
     if [ -e "$file" ] || { printf '%s\n' "$6" >"guest/$2/next" && mv -f "guest/$2/next" "$file"; }; then
         more_slots "guest/$2" "$3" "$4"
         answer "$1 ok"
     else
         answer "$1 no cannot write in guest/$2: is the disk full?"
     fi
+}
+
+# Succeeds if folder $1 is that of a job with items, whatever became of what is in it.
+with_items() {
+    [ -e "$1/items" ] || [ -e "$1/slots" ]
 }
 
 # Starts slots of the job in folder $1 until $2 live, but no more than $3.
@@ -349,7 +360,7 @@ erase() {
     tag=$1
     shift
     for path in "$@"; do
-        if [ -f "$path/spec" ] && [ ! -s "$path/exit" ] && [ ! -d "$path/items" ]; then
+        if [ -f "$path/spec" ] && [ ! -s "$path/exit" ] && ! with_items "$path"; then
             answer "$tag no it is not finished"
             return
         fi
@@ -396,7 +407,7 @@ list_jobs() {
     for spec in guest/*/spec jobs/*/spec; do
         path=${spec%/spec}
         [ -s "$spec" ] || continue
-        [ ! -d "$path/items" ] || continue
+        ! with_items "$path" || continue
         case ${path##*/} in *[!0-9A-Za-z-]*) continue ;; esac # we make none that is called so
         note_loss "$path"
         letter=-

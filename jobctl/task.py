@@ -25,6 +25,7 @@ from jobctl.received import PartMarks
 from jobctl.timing import Clocks
 
 _RUNS_ON = "runs on {}, which shares this state directory"
+_FOLDERS = ("children", "items", "slots")
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
 
@@ -47,7 +48,10 @@ class Task(Folder):
     @staticmethod
     def is_at(path: str) -> bool:
         """Whether a job folder is of this kind."""
-        return os.path.isdir(f"{path}/items")
+        if any(os.path.lexists(f"{path}/{name}") for name in ("items", "slots")):
+            return True
+        # Somebody may have taken both away. A job without items has a file `run` from the first.
+        return not os.path.lexists(f"{path}/run") and "item_argv" in records.load(f"{path}/spec")
 
     def child(self, number: int) -> Folder:
         """Return the files of a child that need not exist."""
@@ -311,7 +315,7 @@ class Task(Folder):
         first, block = self._block
         if not first <= number < first + len(block):
             if not self._firsts:
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError, NotADirectoryError):
                     names = os.listdir(self.file("items"))
                     self._firsts = sorted(int(name) for name in names if name.isdigit())
             at = bisect.bisect_right(self._firsts, number)
@@ -374,6 +378,10 @@ class Task(Folder):
             return 0
         if Place.BEFORE in places:
             self.put("lost", _REBOOTED.encode() + b"\n")
+            self._conclude(boot)
+            return 0
+        if gone := next((name for name in _FOLDERS if not os.path.isdir(self.file(name))), ""):
+            self.put("lost", f"damaged: the folder {gone} is missing\n".encode())
             self._conclude(boot)
             return 0
         living = sum(not self._lost(number, run, boot) for number, run in runs.items())

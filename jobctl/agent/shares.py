@@ -330,7 +330,7 @@ class Spread:
         """Give a host some items, if it can take any; return whether it got some."""
         if unsure := share.unsure():
             for first, count in unsure:
-                self._send(share, far, range(first, first + count))
+                self._send(share, far, range(first, first + count), again=True)
             return True
         if share.hopeless:
             return False
@@ -349,12 +349,15 @@ class Spread:
         self._send(share, far, numbers)
         return True
 
-    def _send(self, share: Share, far: Far, numbers: Sequence[int]) -> None:
+    def _send(self, share: Share, far: Far, numbers: Sequence[int], again: bool = False) -> None:
         try:
             share.feed(far, numbers[0], [self.task.item(number) for number in numbers])
         except NotDone as error:
-            block = numbers[0], len(numbers)
-            self._take_back(share, f"{share.host}: {error}", [block])
+            block, reason = (numbers[0], len(numbers)), f"{share.host}: {error}"
+            if again and str(error).startswith("damaged"):
+                self.fail(share, reason)  # it may have begun some, and nobody knows which
+            else:
+                self._take_back(share, reason, [block])
 
     def _take(self, room: int) -> list[int]:
         """Return the next items, no more than there is room for, in a row."""

@@ -1,0 +1,101 @@
+"""A job with items that loses a part of its folder: it ends, says why, and runs nothing twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Jobctl, living_slots, wait_until
+from far import Far
+
+WORDS = "damaged: the folder {} is missing"
+DAMAGE = {
+    "mv children x": "children",
+    "mv children x; : >children": "children",
+    "mv items x": "items",
+    "mv items x; : >items": "items",
+    "mv slots x": "slots/",
+    "mv slots x; : >slots": "slots/",
+    "mkdir x; mv children items slots x": "",
+}
+"""What an item does, at once, and what is missing then."""
+COUNT = 300
+"""More than one block of items."""
+ITEMS = "".join(f"{number}\n" for number in range(1, COUNT + 1)).encode()
+
+
+def damaging(ran: Path, what: str) -> str:
+    """Return shell text whose third item damages the folder of its job."""
+    folder = '"${JOBCTL_PROGRESS%/children/*}"'
+    return f"echo {{}} >>{ran}; [ {{#}} != 3 ] || {{ cd {folder} && {what}; }}"
+
+
+def check(jobctl: Jobctl, job: str, ran: Path, gone: str) -> None:
+    """Check how a job has ended, and that nothing of it ran twice."""
+    jobctl.run("wait", job, "--timeout", "60", status=1)
+    whole: dict[str, Any] = jobctl.job(job)
+    assert whole["state"] == "Failed"
+    assert f"damaged: the folder {gone}" in whole["reason"], whole["reason"]
+    for child in jobctl.jobs("--children", job)[1:]:
+        assert child["state"] == "Completed" or "damaged: the folder " in child["reason"], child
+    begun = ran.read_text().split()
+    assert len(begun) == len(set(begun))
+    jobctl.run("remove", job)
+    assert not jobctl.folder(job).exists()
+
+
+def test_here(jobctl: Jobctl, tmp_path: Path) -> None:
+    jobs = {}
+    for at, (what, gone) in enumerate([*DAMAGE.items(), ("rm -f items/*", "items")]):
+        ran = tmp_path / str(at)
+        words = ("--foreach", "-", "-t", "3", "-c", damaging(ran, what))
+        # If it is damaged at once, that is told.
+        result = jobctl.run("start", "-q", *words, input=ITEMS, status=None)
+        jobs[result.stdout.decode().strip()] = ran, gone
+    for job, (ran, gone) in jobs.items():
+        check(jobctl, job, ran, gone)
+
+
+@pytest.mark.parametrize("name", ["children", "items", "slots"])
+def test_before_it_begins(jobctl: Jobctl, tmp_path: Path, name: str) -> None:
+    """What is there is made anew, or the job fails; what waits for it goes on."""
+    gate = jobctl.sh(f"until [ -e {tmp_path}/go ]; do sleep 0.02; done")
+    job = jobctl.start("--after", gate, "--foreach", "-", "echo", input=b"a\nb\n")
+    following = jobctl.start("--after", job, "echo", "following")
+    (jobctl.folder(job) / name).rename(tmp_path / name)
+    (jobctl.folder(job) / name).touch()
+    (tmp_path / "go").touch()
+    jobctl.run("wait", job, following, "--timeout", "30", status=1)
+    assert jobctl.job(job)["state"] == "Failed"
+    assert jobctl.job(job)["reason"].startswith(f"damaged: the folder {name}")
+    assert jobctl.job(following)["state"] == "Completed"
+
+
+@pytest.mark.parametrize("name", ["children", "items", "slots"])
+def test_with_its_slots_killed(jobctl: Jobctl, tmp_path: Path, name: str) -> None:
+    """No others are begun."""
+    words = ("--foreach", "-", "-t", "1", "-c", f"echo {{}} >>{tmp_path}/ran; exec sleep 7402")
+    job = jobctl.start(*words, input=b"a\nb\n")
+    wait_until((tmp_path / "ran").exists)
+    for pid in living_slots(jobctl.folder(job)):
+        os.kill(pid, signal.SIGKILL)
+    (jobctl.folder(job) / name).rename(tmp_path / name)
+    jobctl.run("wait", job, "--timeout", "30", status=1)
+    assert jobctl.job(job)["reason"] == WORDS.format(name)
+    assert (tmp_path / "ran").read_text() == "a\n"
+    jobctl.run("stop", job, status=None)
+
+
+def test_on_a_host(far: Far, tmp_path: Path) -> None:
+    jobs = {}
+    for at, (what, gone) in enumerate(DAMAGE.items()):
+        ran = tmp_path / str(at)
+        words = ("--foreach", "-", "--per-host", "2", "-c", damaging(ran, what))
+        jobs[far.start(*words, input=ITEMS)] = ran, gone
+    beside = far.on("web1", "echo", "beside")
+    for job, (ran, gone) in jobs.items():
+        check(far, job, ran, gone)
+    assert far.outcome(beside)[0] == "Completed"
