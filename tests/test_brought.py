@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import processes_with, wait_until
 from far import Far
+from sshd import MakeSshd, program
+from test_enter import entered, says
+from test_session import Make, make_far, status_of
+
+__all__ = ["make_far"]
+ADVICE = "set JOBCTL_STATE_DIR by SetEnv in ssh_config"
 
 
 @pytest.fixture(name="full")
@@ -27,13 +35,36 @@ def _full(far: Far) -> Iterator[Path]:
 @pytest.mark.parametrize("room", [0, 40, 80, 100, 120, 160])
 def test_a_full_host_is_used_once_there_is_room(far: Far, full: Path, room: int) -> None:
     full.write_bytes(b"x" * 1024 * (1024 - room))
-    said = far.refused(125, "session", "run", "web1", "true")
-    assert f"cannot write in {far.there}: No space left on device" in said
+    said = far.refused(5, "session", "new", "web1")
+    assert f"cannot write in {far.there}: No space left on device; {ADVICE}" in said
     full.unlink()
     result = far.run("session", "run", "web1", "--", "jobctl", "get", "-q")
     assert result.stdout == b""
     assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
     assert [path.name for path in (far.there / "lib").iterdir() if "." in path.name] == []
+
+
+def test_where_nothing_can_be_written_commands_run(far: Far, full: Path) -> None:
+    assert full.parent == far.there
+    subprocess.run(["mount", "-o", "remount,ro", str(far.there)], check=True)
+    reason = f"web1: cannot write in {far.there}: Read-only file system; {ADVICE}"
+    text = 'cat; echo "$1" >&2; exit 3'
+    result = far.run("session", "run", "web1", "-c", text, "b", input=b"a", status=3)
+    assert (result.stdout, result.stderr) == (b"a", b"b\n")
+    # None of our own is there, and that is all.
+    assert b"jobctl" in far.run("session", "run", "web1", "jobctl", "get", status=127).stderr
+    running = far.popen("session", "run", "web1", "--", "sleep", "7569")
+    wait_until(lambda: processes_with("sleep 7569"))
+    for words in (("session", "get", "--on", "web1"), ("session", "receive", "web1")):
+        assert reason in far.refused(5, *words)
+    assert reason in far.refused(5, "session", "new", "web1")
+    assert far.outcome(far.on("web1", "true"))[:2] == ("Failed", reason)
+    assert far.out("session", "run", "web1", "--", "echo", "beside") == "beside\n"
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) == 130
+    wait_until(lambda: not processes_with("sleep 7569"))
+    subprocess.run(["mount", "-o", "remount,rw", str(far.there)], check=True)
+    assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
 
 
 def test_a_script_that_is_short_or_gone_is_brought_again(far: Far) -> None:
@@ -49,3 +80,36 @@ def test_a_script_that_is_short_or_gone_is_brought_again(far: Far) -> None:
         assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
         shown = far.run("session", "run", "web1", "--", "jobctl", "--version")
         assert shown.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish", "tcsh"])
+def test_the_directory_of_a_host_can_be_named_here(
+    make_far: Make, make_sshd: MakeSshd, tmp_path: Path, shell: str
+) -> None:
+    server = make_sshd(
+        f'ForceCommand exec {program(shell)} -c "$SSH_ORIGINAL_COMMAND"',
+        environ={"HOME": "/proc/none", "XDG_STATE_HOME": ""},
+    )
+    far = make_far(server)
+    usual = "/proc/none/.local/state/jobctl"
+    reason = f"web1: cannot use the state directory {usual}: No such file or directory; {ADVICE}"
+    assert reason in far.refused(5, "session", "new", "web1")
+    assert far.out("session", "run", "web1", "--", "echo", "hi") == "hi\n"
+    far.there = tmp_path / "a 'b' $c !d {e} é"
+    server.hosts(f'SetEnv "JOBCTL_STATE_DIR={far.there}" OTHER=x')
+    far.kill_agent()
+    job = far.on("web1", "sh", "-c", 'echo "$JOBCTL_STATE_DIR"')
+    assert far.out("receive", "--wait", job) == f"{far.there}\n"
+    assert far.guest(job).is_dir()
+    there = far.out("session", "run", "web1", "--", "jobctl", "start", "-q", "echo", "x").strip()
+    assert (far.there / "jobs" / there).is_dir()
+    assert len(far.out("session", "get", "--on", "web1", "-q").split()) == 2
+    assert far.out("session", "receive", "web1") == "x\n"
+    named = tmp_path / "named"
+    option = f"SetEnv=JOBCTL_STATE_DIR={named}"
+    far.run("session", "new", "--name", "s", "--option", option, "web1")
+    child = entered(far, "s")
+    says(child, "echo [$JOBCTL_STATE_DIR]; jobctl start -w echo in''side", "inside")
+    child.sendline("exit")
+    assert status_of(child) == 0
+    assert len(list((named / "jobs").glob("[0-9]*"))) == 1

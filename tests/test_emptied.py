@@ -13,8 +13,8 @@ from conftest import Jobctl, wait_until
 from far import Far
 
 from jobctl import records
+from jobctl.agent.commands import Channel
 from jobctl.agent.content import Content
-from jobctl.agent.far import _Channel as Channel
 from jobctl.model import Marks
 from jobctl.ops.lines import Stretch, TaggedLines
 

@@ -1,8 +1,6 @@
 """The far end of a connection: our scripts on a host, and the channels they answer on.
 
-Each channel is begun with the same words, which any login shell understands, and waits for
-one line that says what to do. So the time that a login shell takes can be spent beforehand,
-and what it prints is told from what we asked for. serve.sh describes the rest.
+serve.sh describes what these say.
 """
 
 from __future__ import annotations
@@ -11,56 +9,34 @@ import functools
 import hashlib
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from jobctl import process, quoting, records
-from jobctl.agent.channels import Another, Channels
+from jobctl.agent.channels import Another
+from jobctl.agent.commands import BEGIN, ENDED, Channel, Commands, NoPlace
 from jobctl.agent.content import Content
 from jobctl.errors import JobctlError
-from jobctl.model import printable
 from jobctl.timing import Clocks, Moment
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
 SCRIPTS = ("runner.sh", "command.sh", "place.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
-_READY = b"jobctl-ready"
-_BEGIN = "exec /bin/sh -c 'echo; echo jobctl-ready $$; echo jobctl-ready >&2; {}'"
-"""With nothing in it that csh or fish would read differently than sh: no quote, ! or newline."""
-_LEAD = (
-    "jobctl=$$; read -r _ _ _ _ jobctl _ 2>/dev/null </proc/$$/stat;"
-    ' [ "$jobctl" = $$ ] || [ -t 0 ] || {{ command -v setsid >/dev/null && exec setsid {}; }}; '
-)
-"""Makes a shell the leader of a session, where the server did not, as dropbear: else a signal for
-one command hits all of the connection. As it leads no group, setsid does not fork."""
-_OBEY = _BEGIN.format(
-    _LEAD.format('/bin/sh -c "IFS= read -r jobctl && eval \\"\\$jobctl\\""')
-    + 'IFS= read -r jobctl && eval "$jobctl"'
-)
 _KILLS = (
     "jobs end at logout there, by KillUserProcesses=yes in logind.conf(5); run"
     " 'loginctl enable-linger' on it"
 )
-_MOST_NOISE = 1 << 20
-"""Bytes that a login shell may print before we give up on it."""
-_MOST_SHOWN = 200
-"""Characters of what a host says that go into a reason."""
 _PATIENCE = 60.0
 """Seconds that the far end may take for an answer to what it has only to look up."""
-_EARLY = "the login shell of this host ended before it ran /bin/sh"
 _PIECE = 1 << 20
 _LITTLE = 1 << 16
 """Bytes of a job's output, or less, for which no other channel is made."""
-
-ENDED = "the host ended the conversation"
 
 
 class NotDone(JobctlError):
     """The host does not do what was asked of it, and says why."""
 
 
-class Far:
+class Far(Commands):
     """One host, ready to be told what to do."""
 
     def __init__(self, connection: Connection, another: Another) -> None:
@@ -68,17 +44,16 @@ class Far:
 
         :param another: makes further connections, for a server that allows few channels.
         :raises Lost: the connection broke.
-        :raises Denied: the host has no place for us.
+        :raises NoPlace: the host has no place for these.
+        :raises Denied: it is none that we can use.
         """
-        self._connection = Channels(connection, another)
+        super().__init__(connection, another)
         self._tags = itertools.count(1)
         self._answers: dict[bytes, SimpleQueue[bytes | None]] = {}
         self._surveyed = list[bytes]()
-        self._lock = threading.Lock()
-        self._spare: _Channel | None = None
         self._control = self._serving()
         """Where requests are made and answered, and output comes while there is little."""
-        self._bulk: _Channel | None = None
+        self._bulk: Channel | None = None
         """Where it comes when there is much, which others are not to wait for."""
         words = _greeting(self._control)
         there = Moment(records.number(words[3]), records.number(words[4]), records.text(words[1]))
@@ -88,14 +63,14 @@ class Far:
         self.warning = _KILLS if words[2] == b"kills" else ""
         """What the user should know of this host."""
 
-    def _serving(self) -> _Channel:
+    def _serving(self) -> Channel:
         """Return a channel to `serve.sh control`, brought there first if need be."""
-        channel = _Channel(self._connection.open(_BEGIN.format(_serve())), None)
+        channel = Channel(self._connection.open(BEGIN.format(self._place, _serve())), None)
         word, _, self._state = channel.line().rstrip(b"\n").partition(b" ")
         if not word:
             raise Lost(ENDED)
-        if word == b"no":
-            raise Denied(self._state.decode("utf-8", "replace"))
+        if word == b"no" and self._state:
+            raise NoPlace(self._state.decode("utf-8", "replace"))
         if word not in (b"have", b"need"):
             raise Denied(f"the shell of this host does not answer as a POSIX sh: {word!r:.80}")
         if word == b"need":
@@ -109,8 +84,8 @@ class Far:
         script = b"%s/lib/%s/serve.sh" % (state, _version().encode())
         return b"%s; exec /bin/sh %s %s %s %s" % (_RUNNER.encode(), script, verb, state, rest)
 
-    def _channel(self, line: bytes) -> _Channel:
-        return _Channel(self._connection.open(_OBEY), line)
+    def _channel(self, line: bytes) -> Channel:
+        return Channel(self._connection.open(self._obey()), line)
 
     # --- requests ---
 
@@ -139,7 +114,7 @@ class Far:
             raise NotDone(rest.decode("utf-8", "replace"))
         return b" ".join(parts)
 
-    def _tell(self, channel: _Channel, line: bytes) -> None:
+    def _tell(self, channel: Channel, line: bytes) -> None:
         try:
             with self._lock:
                 channel.stream.write(line + b"\n")
@@ -231,49 +206,22 @@ class Far:
 
     # --- commands ---
 
-    def run(self, line: bytes, ask: Ask, environ: Mapping[str, str]) -> _Channel:
-        """Have a channel do what a line of sh says; return it, which is to be closed.
-
-        If there is no other `jobctl` on the host, PATH has ours, and it is a function: it may
-        lie where nothing is executed. $jobctl_exec is `exec` if it can be executed; else
-        $jobctl_given is what makes that function in another shell.
-
-        :param ask: is asked where that takes a further connection.
-        :param environ: of whoever wants it run, some of which may be for the host.
-        """
-        data = self._environment() + line + b"\n"
-        channel = None
-        if self._connection.usual(environ):
-            with self._lock:
-                channel, self._spare = self._spare, None
-        try:
-            if channel:
-                channel.stream.write(data)
-        except BrokenPipeError:  # somebody there has ended it
-            channel = None
-        if channel is None:
-            channel = _Channel(self._connection.open(_OBEY, None, ask, environ), None)
-            channel.stream.write(data)
-        threading.Thread(target=self.stand_by, daemon=True).start()
-        return channel
-
-    def stand_by(self) -> None:
-        """Have a channel stand ready for run(), so that it takes one round trip only."""
-        if self._spare is None:
-            with suppress(JobctlError):
-                channel = _Channel(self._connection.spare(_OBEY), None)
-                with self._lock:
-                    self._spare, channel = channel, self._spare
-                if channel:  # another one was faster
-                    channel.close()
-
     def enter(self, terminal: Terminal, mark: str, ask: Ask, environ: Mapping[str, str]) -> Stream:
         """Begin an interactive shell in a terminal, its prompt marked."""
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@:-") else "_" for c in mark)
         command = f'{_place()}; exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
-        return self._connection.open(f"exec /bin/sh -c '{command}'", terminal, ask, environ)
+        command = f"exec /bin/sh -c '{self._place}{command}'"
+        return self._connection.open(command, terminal, ask, environ)
+
+    def hit(self, name: str, pid: int) -> None:
+        """Send a signal to all that a command began."""
+        self.request("hit", name.encode(), b"%d" % pid)
 
     def _environment(self) -> bytes:
+        """If there is no other `jobctl` on the host, PATH has ours, and it is a function.
+
+        For it may lie where nothing is executed.
+        """
         folder = self._state + b"/lib/" + _version().encode()
         script = quoting.quote(folder + b"/bare.sh")
         function = quoting.quote(b"jobctl() { /bin/sh " + script + b' "$@"; }; ')
@@ -283,13 +231,9 @@ class Far:
             b" PATH=${PATH-/usr/bin:/bin}:" + quoting.quote(folder + b"/bin") + b"; export PATH; "
         )
 
-    def alive(self) -> bool:
-        """Whether the connection stands, as far as is known."""
-        return self._connection.alive()
-
     def close(self) -> None:
         """End the connection, and all that goes over it."""
-        self._connection.close()
+        super().close()
         for waiting in list(self._answers.values()):
             waiting.put(None)
 
@@ -302,13 +246,18 @@ _RUNNER = "unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
 """It is no part of the job that it may be called from."""
 
 
+_ADVICE = "set JOBCTL_STATE_DIR"
+_ADVICE_FAR = f"{_ADVICE} by SetEnv in ssh_config"
+
+
 def _place() -> str:
     """Return a line of sh that sets d to the state directory, and w to what is wrong with it.
 
     A relative one lies in the home directory, where all begins that is run there.
     """
     lines = _contents()["place.sh"].decode().splitlines()
-    return "cd 2>/dev/null; " + " ".join(line.strip() for line in lines if line and line[0] != "#")
+    line = " ".join(line.strip() for line in lines if line and line[0] != "#")
+    return "cd 2>/dev/null; " + line.replace(_ADVICE, _ADVICE_FAR)
 
 
 def _serve() -> str:
@@ -320,20 +269,20 @@ def _serve() -> str:
         f'{_place()}; [ -z "$w" ] || {{ printf "no %s\\n" "$w"; exit; }};'
         ' [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
         ' w=$(umask 077; LC_ALL=C mkdir -p -- "$d/lib" "$d/guest" 2>&1) ||'
-        ' { printf "no cannot write in %s: %s\\n" "$d" "${w##*: }"; exit; };'
+        f' {{ printf "no cannot write in %s: %s; {_ADVICE_FAR}\\n" "$d" "${{w##*: }}"; exit; }};'
         f' v={_version()}; if {_whole()}; then printf "have %s\\n" "$d";'
         ' else printf "need %s\\n" "$d"; IFS= read -r l && eval "$l"; fi;'
         f' {_RUNNER}; exec /bin/sh "$d/lib/$v/serve.sh" control "$d" {_LITTLE}'
     )
 
 
-def _greeting(channel: _Channel) -> list[bytes]:
+def _greeting(channel: Channel) -> list[bytes]:
     """Return the words that serve.sh begins with; raise Denied or Lost."""
     words = channel.line().split(b" ", 6)
     if not words[0]:
         raise Lost(ENDED)
     if words[0] == b"no":
-        raise Denied(b" ".join(words[1:]).strip().decode("utf-8", "replace"))
+        raise NoPlace(b" ".join(words[1:]).strip().decode("utf-8", "replace"))
     if len(words) != 7 or words[0] != b"serving" or records.number(words[3]) is None:
         raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
     channel.mark = words[5]
@@ -364,126 +313,6 @@ def _wait(answer: SimpleQueue[bytes | None], seconds: float | None) -> bytes:
     if reply is None:
         raise Lost("the connection broke before the host answered")
     return reply
-
-
-def _first_line(data: bytes) -> str:
-    """Return the first line with something in it, as people may see it."""
-    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
-    return next((printable(line[:_MOST_SHOWN]) for line in lines if line), "")
-
-
-class _Channel:
-    """A stream that began as _BEGIN does: the bytes of the command, without the shell's noise."""
-
-    def __init__(self, stream: Stream, line: bytes | None) -> None:
-        self.stream = stream
-        self._rest = b""
-        self._at = 0
-        """How much of it was taken already."""
-        if line is not None:
-            stream.write(line + b"\n")
-        noise, size = b"", 0
-        while True:
-            try:
-                got = self.line()
-            except Lost as error:
-                error.said = _first_line(noise or self._rest[self._at :])
-                raise
-            if got.startswith(_READY):
-                break
-            noise, size = noise or got.strip(), size + len(got)
-            if not got or size > _MOST_NOISE:
-                said = self._ended_early(noise)
-                # Without a word it may have been killed, by a host that is going down, say.
-                raise Denied(said) if said != _EARLY else Lost(said)
-        self.pid = int(got.split()[1])
-        self.mark = b"jobctl-short"
-        """What ends a frame that is shorter than was said: set once that is known."""
-        self._error_noise = True
-
-    def _ended_early(self, noise: bytes) -> str:
-        """Return that the login shell ran nothing of ours, and what it said instead."""
-        with suppress(Lost):
-            while not noise and (piece := self.stream.read_error(_PIECE)):
-                noise = piece.strip()
-        said = _first_line(noise or self._rest)
-        return f"{_EARLY}: {said}" if said else _EARLY
-
-    def line(self) -> bytes:
-        """Return the next line, b"" at the end."""
-        while (end := self._rest.find(b"\n", self._at)) < 0:
-            if len(self._rest) - self._at > _MOST_NOISE:
-                raise Lost("the host sends a line without end")
-            piece = self.stream.read(_PIECE)
-            if not piece:
-                return b""
-            self._rest, self._at = self._rest[self._at :] + piece, 0
-        return self._taken(end + 1)
-
-    def _taken(self, end: int) -> bytes:
-        """Return what there is up to a place, which is never looked at again."""
-        piece = self._rest[self._at : end]
-        self._at += len(piece)
-        return piece
-
-    def some(self, most: int) -> bytes:
-        """Return 1 to most bytes; Lost at the end."""
-        if self._at == len(self._rest):
-            self._rest, self._at = self.stream.read(_PIECE), 0
-            if not self._rest:
-                raise Lost(ENDED)
-        return self._taken(self._at + most)
-
-    def give_back(self, count: int) -> None:
-        """Have the last bytes of what some() has just returned be returned once more."""
-        self._at -= count
-
-    def exactly(self, count: int) -> bytes:
-        """Return that many bytes."""
-        pieces = []
-        while count:
-            pieces.append(self.some(count))
-            count -= len(pieces[-1])
-        return b"".join(pieces)
-
-    # --- a Stream, for who ran a command ---
-
-    def read(self, size: int) -> bytes:
-        """Return some of its output, as Stream does."""
-        return self._taken(self._at + size) or self.stream.read(size)
-
-    def read_error(self, size: int) -> bytes:
-        """Return some of its error output, without what its shell printed before."""
-        if not self._error_noise:
-            return self.stream.read_error(size)
-        self._error_noise = False
-        noise, mark = b"", _READY + b"\n"
-        while mark not in noise:
-            piece = self.stream.read_error(_PIECE)
-            if not piece:
-                return b""
-            noise = noise[-len(mark) :] + piece
-        return noise.partition(mark)[2] or self.stream.read_error(size)
-
-    def write(self, data: bytes) -> None:
-        """Write to its input, as Stream does."""
-        self.stream.write(data)
-
-    def close_input(self) -> None:
-        """End its input."""
-        self.stream.close_input()
-
-    def wait(self) -> int | None:
-        """Return its exit status."""
-        return self.stream.wait()
-
-    def resize(self, columns: int, rows: int) -> None:
-        """Tell the size of the terminal."""
-        self.stream.resize(columns, rows)
-
-    def close(self) -> None:
-        """Let go of it."""
-        self.stream.close()
 
 
 @functools.cache
@@ -534,7 +363,7 @@ def _scripts() -> bytes:
         b' && chmod 700 bin/jobctl && cd "$home" && ' + _whole().encode() + b" && v=$own &&"
         b" if " + _whole().encode() + b'; then rm -rf "$t";'
         b' else rm -rf "lib/$v" && mv "$t" "lib/$v"; fi || { rm -rf "$t"; false; }; } 2>&1 ) ||'
-        b' { printf "no cannot write in %s: %s\\n" "$d"'
+        b' { printf "no cannot write in %s: %s; ' + _ADVICE_FAR.encode() + b'\\n" "$d"'
         b' "$(printf %s "${w##*: }" | head -n 1)"; exit; };'
     )
     return b"".join(parts)

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from jobctl import links
 from jobctl.agent.caller import Nobody, Whoever
-from jobctl.agent.far import ENDED, Far, NotDone
+from jobctl.agent.commands import ENDED, Commands, NoPlace
+from jobctl.agent.far import Far, NotDone
 from jobctl.agent.mirror import Mirror
 from jobctl.agent.shares import Share
 from jobctl.carried import Carried
@@ -76,6 +77,8 @@ class Link:
         self._begin: deque[Carried] = deque()
         self._jobs: dict[str, Carried] = {}
         self._far: Far | None = None
+        self._bare: Commands | None = None
+        """For commands on a host without a place for our files; kept while somebody runs one."""
         self._ask: Ask = Nobody()
         self._asked = False
         """Somebody wants the connection now, and a refusal is no reason not to try again."""
@@ -175,6 +178,23 @@ class Link:
                 raise self.error or Unreachable(f"{self.target.label} was disconnected")
             return self._far
 
+    def commands(self, ask: Ask) -> Commands:
+        """Return what runs commands on the host; who calls is counted by used() meanwhile.
+
+        :param ask: who answers questions meanwhile.
+        :raises Unreachable: it could not be opened this time.
+        """
+        tried = False
+        while not ((bare := self._bare) and bare.alive()):
+            try:
+                return self.opened(ask)
+            except NoPlace:
+                # The first attempt may have been one from before its caller was counted.
+                if tried and not self._bare:
+                    raise
+                tried = True
+        return bare
+
     def heed(self, ids: Collection[str]) -> None:
         """Try at once to connect if one of these whole jobs needs it, for whom somebody waits."""
         with self._change:
@@ -186,10 +206,15 @@ class Link:
         """Count who uses the connection, so that it stays: +1, and -1 afterwards."""
         with self._change:
             self._users += more
+            bare = None
+            if not self._users:
+                bare, self._bare = self._bare, None
             self._idle_since = time.monotonic()
             self._change.notify_all()
             if not self._closed:
                 self._note(self.state, self.error)
+        if bare:
+            bare.close()
 
     @property
     def far(self) -> Far | None:
@@ -201,8 +226,9 @@ class Link:
         with self._change:
             far = self._shut()
             jobs = list(self._jobs.values())
-        if far:
-            far.close()
+        for end in (far, self._bare):
+            if end:
+                end.close()
         self._mirror.clear()
         return jobs
 
@@ -258,8 +284,9 @@ class Link:
         connection = self._connect(self.target, Whoever(self._person, self._present))
         try:
             far = self._begun(connection)
-        except BaseException:
-            connection.close()
+        except BaseException as error:
+            if not (isinstance(error, NoPlace) and self._keep_bare(connection)):
+                connection.close()
             raise
         with self._change:
             if self._closed:
@@ -275,6 +302,18 @@ class Link:
             self._change.notify_all()
         return far
 
+    def _keep_bare(self, connection: Connection) -> bool:
+        """Keep a connection for commands if somebody may want to run one; return whether."""
+        with self._change:
+            wanted = self._users > 0 and not self._closed
+            if wanted and not (self._bare and self._bare.alive()):
+                self._bare = Commands(connection, self._another)
+                return True
+        return False
+
+    def _another(self, ask: Ask | None) -> Connection:
+        return self._connect(self.target, ask or Nobody())
+
     def _begun(self, connection: Connection) -> Far:
         """Return the far end of a new connection; raise Unreachable."""
         seconds = connection.connect_timeout
@@ -286,7 +325,7 @@ class Link:
 
         (limit := threading.Timer(seconds, give_up)).start()
         try:
-            return Far(connection, lambda ask: self._connect(self.target, ask or Nobody()))
+            return Far(connection, self._another)
         except Lost as error:
             if not late.is_set():
                 raise Lost(self._at_host(error)) from None
@@ -295,7 +334,7 @@ class Link:
                 f" within {seconds:g} seconds" + (f": {error.said}" if error.said else "")
             ) from None
         except Denied as error:
-            raise Denied(self._at_host(error)) from None
+            raise type(error)(self._at_host(error)) from None
         except BrokenPipeError:
             raise Lost(self._at_host(ENDED)) from None
         except (ValueError, IndexError):

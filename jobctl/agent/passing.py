@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from jobctl.agent.caller import Client
+from jobctl.agent.commands import Commands
 from jobctl.agent.far import Far
 from jobctl.descriptors import write
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
@@ -20,7 +21,7 @@ _GRACE = 2.0
 """Seconds that what a command has left behind, when a signal ended it, may hold its streams."""
 
 
-def run(client: Client, far: Far, request: dict[str, Any]) -> dict[str, Any]:
+def run(client: Client, far: Commands, request: dict[str, Any]) -> dict[str, Any]:
     """Run a command with the descriptors of a client; return what he is to be told of its end.
 
     :raises Unreachable: it cannot be run, or the connection broke before it ended.
@@ -31,6 +32,7 @@ def run(client: Client, far: Far, request: dict[str, Any]) -> dict[str, Any]:
     stream: Stream
     environ = request["environ"]
     if terminal := request.get("terminal"):
+        assert isinstance(far, Far)
         stream = far.enter(Terminal(*terminal), request["mark"], client, environ)
     else:
         stream = far.run(request["line"].encode("utf-8", "surrogateescape"), client, environ)
@@ -51,13 +53,13 @@ def run(client: Client, far: Far, request: dict[str, Any]) -> dict[str, Any]:
         stream.close()
 
 
-def _obey(client: Client, far: Far, stream: Stream, over: threading.Event) -> None:
+def _obey(client: Client, far: Commands, stream: Stream, over: threading.Event) -> None:
     """Pass on what the client of a command says until he leaves, which ends the command."""
     pid = getattr(stream, "pid", 0)  # in a terminal, signals come as what is typed
 
     def hit(name: str) -> None:
         with suppress(JobctlError):
-            far.request("hit", name.encode(), b"%d" % pid)
+            far.hit(name, pid)
 
     def make_an_end() -> None:
         with suppress(JobctlError):

@@ -264,7 +264,8 @@ class Agent:
         link = self._asked_for(request)
         link.used(+1)
         try:
-            return run(client, link.opened(client), request)
+            open_it = link.opened if request.get("terminal") else link.commands
+            return run(client, open_it(client), request)
         finally:
             link.used(-1)
 

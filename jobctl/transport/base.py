@@ -103,6 +103,9 @@ class Connection(Protocol):
     def variables(self, environ: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
         """Return what of an environment goes with a command."""
 
+    def setting(self, name: str) -> str | None:
+        """Return the value that our configuration gives a variable there, None if none."""
+
     def alive(self) -> bool:
         """Whether the connection stands, as far as is known."""
 

@@ -225,6 +225,10 @@ class SshConnection:
         """Return what of an environment goes with a command."""
         return self._settings.variables(environ)
 
+    def setting(self, name: str) -> str | None:
+        """Return the value that SetEnv gives a variable, None if none."""
+        return dict(reversed(self._settings.set_env)).get(name)
+
     @property
     def connect_timeout(self) -> float:
         """Seconds that this machine gets for an answer while things begin."""
