@@ -40,8 +40,9 @@ class Jobs:
         if len(self._tasks) >= self._room:
             going_on = {n: t for n, t in self._tasks.items() if t.exists() and not t.finished()}
             self._tasks, self._room = going_on, max(_KEPT, 2 * len(going_on))
-        # Kept, as it knows by now how its children ended.
-        return self._tasks.setdefault(number, (FarTask if FarTask.is_at(path) else Task)(path))
+        task = (FarTask if FarTask.is_at(path) else Task)(path)
+        # Kept, as it knows by now how its children ended; but not one that is being written.
+        return self._tasks.setdefault(number, task) if task.exists() else task
 
     def numbers(self) -> list[int]:
         """Return the numbers of all folders, in no order."""

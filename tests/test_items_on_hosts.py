@@ -211,6 +211,23 @@ def test_after_and_on_finish(far: Far, tmp_path: Path) -> None:
     assert states(far, never) == {"Stopped": 3}
 
 
+def test_a_job_that_is_being_written_is_left_alone(far: Far, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    first = far.out("start", "-q", "-c", f"until [ -e {go} ]; do sleep 0.1; done").strip()
+    job = each(far, numbers(3), "web1", "--after", first, "echo")
+    far.kill_agent()
+    spec = far.folder(job) / "spec"
+    spec.rename(tmp_path / "spec")  # the last that is written of a job
+    far.run("wait", far.start("true"))
+    assert far.agent()
+    assert not (far.folder(job) / "exit").exists()
+    (tmp_path / "spec").rename(spec)
+    far.run("wait", far.start("true"))
+    go.touch()
+    far.run("wait", job)
+    assert far.out("receive", job) == numbers(3)
+
+
 def test_retry_failed(far: Far) -> None:
     text = "[ {} != 2 ] || [ -e $HOME/now ]"
     job = each(far, numbers(3), "web[1-2]", "--per-host", "1", "-c", text)

@@ -139,18 +139,21 @@ class Queue:
 
     def _spread_out(self, task: FarTask) -> None:
         """Have the shares of a job with items looked after."""
-        if task.finished():
-            return
+        if not task.exists() or task.finished():
+            return  # not there before its spec is, whose count of items would be 0
         whole = Carried(task)
         self._attend(whole)
-        if task.id not in self._spreads:
+        spread = self._spreads.get(task.id)
+        if spread is None:
             if not self._may_begin(whole):
                 return
             task.unlink("run")
             spread = Spread(task, self._far_of, self._tell, self._spread_ended)
             self._spreads[task.id] = spread
             spread.conclude()  # all had ended when the last agent was killed
-        for share in self._spreads[task.id].shares:
+        if task.id not in self._spreads:
+            return  # they end in threads of their own
+        for share in spread.shares:
             if not share.hopeless and not self._let_go(share):
                 self._begin(share)
 
