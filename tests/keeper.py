@@ -5,8 +5,8 @@ that closes without a word, the run was killed, and all that bears its mark is e
 once. Told `end`, it first gives what is about to end some time, and names what does not.
 
 The mark is the run's own temporary directory. It is in the environment of all that a run
-starts, as its home or as BASE; what cleared that is known by its parent, its session, or
-by having no terminal and being in that directory.
+starts, as its home or as MARK, and among the words of sshd; what cleared it is known by its
+parent, its session, or by having no terminal and being in that directory.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def _from_proc(folder: Path, base: bytes) -> _Process | None:
         words = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
     except OSError:
         return None
+    if words.startswith("sshd"):  # it writes what it does over its environment
+        with_mark += os.fsencode(words)
     marked = base + b"/" in with_mark or base + b"\0" in with_mark
     return _Process(int(folder.name), int(stat[1]), int(stat[3]), marked=marked, words=words)
 
