@@ -490,7 +490,7 @@ mend() {
         /^children\/[1-9][0-9]*\.stdout$/ {
             split($0, part, /[\/.]/)
             if (!(part[2] in begun)) print
-        }' | xargs rm -f
+        }' | xargs rm -rf
 }
 
 # Succeeds if process $1 has cookie $2.

@@ -395,9 +395,21 @@ class Task(Folder):
         begun = self._journals.ends.keys() | runs.keys()
         for name in os.listdir(self.file("children")):
             number = name.removesuffix(".stdout")
-            if number.isdigit() and int(number) not in begun:
-                self.unlink(f"children/{name}")
-        return self.count - len(begun)
+            if (
+                number.isdigit()
+                and int(number) not in begun
+                and not self._clear(f"children/{name}")
+            ):
+                self._journals.note_end(int(number), State.FAILED, f"cannot write children/{name}")
+        return self.count - len(self._journals.ends.keys() | runs.keys())
+
+    def _clear(self, name: str) -> bool:
+        """Take away a file, or what somebody put in its place; return whether it is gone."""
+        import shutil
+
+        self.unlink(name)
+        shutil.rmtree(self.file(name), ignore_errors=True)
+        return not os.path.lexists(self.file(name))
 
     def note_stop(self, name: str, reason: str) -> None:
         """Have slots stop, or not begin, what this file is for. The first reason counts."""

@@ -89,6 +89,26 @@ def test_with_its_slots_killed(jobctl: Jobctl, tmp_path: Path, name: str) -> Non
     jobctl.run("stop", job, status=None)
 
 
+def test_streams_of_items(either: Far) -> None:
+    """What is in their place holds nobody up; an item that seems to be taken by nobody is run."""
+    text = (
+        'cd "${JOBCTL_PROGRESS%/*}"; [ {#} = 1 ] || exec echo {}; mkdir 2.stdout 3.stderr;'
+        " mkfifo 4.stdout 5.stderr; ln -s none 6.stdout; : >7.stdout; ln -s none 8.stderr"
+    )
+    own = (
+        'cd "${JOBCTL_PROGRESS%/*}"; echo err >&2; for name in {#}.*; do rm -f "$name"; {} "$name";'
+        " done; echo lost; [ -e second{#} ] || { : >second{#}; exit 3; }"
+    )
+    slot = ("-t", "1") if not either.remote else ("--per-host", "1")
+    others = either.start("--foreach", "-", *slot, "-c", text, input=b"a\n" * 8)
+    words = ("--foreach", "-", "--retries", "1", "-c", own)
+    mine = either.start(*words, input=b"mkdir\nmkfifo\nln -s none\n:\n")
+    for job in (mine, others):
+        assert either.outcome(job)[:2] == ("Completed", "")
+    assert either.run("receive", others).stdout == b"a\n" * 7
+    either.run("receive", mine)
+
+
 def test_on_a_host(far: Far, tmp_path: Path) -> None:
     jobs = {}
     for at, (what, gone) in enumerate(DAMAGE.items()):
