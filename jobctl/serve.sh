@@ -450,7 +450,7 @@ carried='' path='' out='' err='' run='' progress=''
 growing='' handle='' active='' wanted=''
 
 take_up() {
-    eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1="
+    eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1= stuck_out_$1= stuck_err_$1="
     carried="$carried $1"
 }
 
@@ -590,6 +590,9 @@ send_stream() {
         put_line "emptied $1${2:+ $2} $3"
         from=0
     }
+    # A disk that cannot read it, say: there is no more of it than has come.
+    eval "stuck=\${stuck_$name-}"
+    [ "$stuck" != "$5 3" ] || return 0
     moved=1 reached=$from
     if [ "$2" ]; then frame="item $1 $2 $3"; else frame="$3 $1"; fi
     if [ "$bytes" -eq 0 ]; then
@@ -609,6 +612,10 @@ send_stream() {
         part "$frame" "$4" "$begin" "$length"
         instant
         took=$((instant - began))
+    fi
+    if [ "$reached" -le "$from" ] && [ "$bytes" -gt "$from" ]; then
+        case $stuck in "$5 "*) stuck=${stuck#* } ;; *) stuck=0 ;; esac
+        eval "stuck_$name=\"\$5 $((stuck + 1))\""
     fi
     rest=$((bytes - reached))
     eval "$name=\$reached at_$name=\$5"
@@ -637,6 +644,20 @@ send_file() {
         content=${content%.}
     fi
     put_line "$2 $1 ${#content}"
+    printf '%s\n' "$content"
+}
+
+# Sends the file exit of job $1, with a reason if there is none, but a stream could not be read.
+send_exit() {
+    unread=''
+    eval "case \${stuck_out_$1} in *' 3') unread=stdout ;; esac"
+    eval "case \${stuck_err_$1} in *' 3') unread=stderr ;; esac"
+    content=''
+    [ ! -f "$path/exit" ] || read_text "$path/exit"
+    case $content in
+    *"reason=''"*) [ -z "$unread" ] || content="${content}reason='cannot read its $unread on the host'$nl" ;;
+    esac
+    put_line "exit $1 ${#content}"
     printf '%s\n' "$content"
 }
 
@@ -816,7 +837,7 @@ look_at() {
         }
         [ ! -s "$path/exit" ] || more=1
     elif [ "$unsent" -le 0 ]; then
-        send_file "$1" exit "$path/exit" 10000 0
+        send_exit "$1"
         let_be "$1"
     else
         more=1

@@ -230,6 +230,20 @@ def test_on_a_host(far: Far, tmp_path: Path, options: tuple[str, ...], then: str
     assert far.job(one)["has_more_data"] is False
 
 
+def test_it_cannot_be_read_on_a_host(far: Far) -> None:
+    """It ends with what there is: here the host takes a file for longer than it can be read."""
+    longer = Path("/sys/devices/system/cpu/online")
+    if not longer.exists() or longer.stat().st_size <= len(longer.read_text()):
+        pytest.skip("there is no such file")
+    text = f'cd "${{JOBCTL_PROGRESS%/*}}"; for name in *stdout; do ln -sf {longer} $name; done'
+    jobs = [far.on("web1", *words, "-c", text, input=b"a\n") for words in ((), ("--foreach", "-"))]
+    beside = far.on("web1", "echo", "beside")
+    assert far.outcome(jobs[0])[:2] == ("Completed", "cannot read its stdout on the host")
+    assert [far.outcome(job)[:2] for job in (jobs[1], beside)] == [("Completed", "")] * 2
+    assert far.output(jobs[0]) == longer.read_text()
+    assert far.run("receive", jobs[1]).stdout.decode() == longer.read_text()
+
+
 def test_again_and_again_on_a_host(far: Far) -> None:
     """Nobody else waits, and the connection stays."""
     text = (
