@@ -56,7 +56,9 @@ class FarTask(Task):
     def _known(self) -> dict[str, Any]:
         self._look_at_shares()
         where = os.fsdecode(self.spec().get("location", b""))
-        return super()._known() | {"type": TYPE_REMOTE, "location": where}
+        known = super()._known() | {"type": TYPE_REMOTE, "location": where}
+        sessions = {share.session for share in self._all()}
+        return known | {"session": sessions.pop() or None if len(sessions) == 1 else None}
 
     def _all(self) -> list[ShareFolder]:
         if not self._shares:

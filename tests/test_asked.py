@@ -122,12 +122,12 @@ def test_who_leaves_while_he_is_asked(far: Far) -> None:
 def test_a_banner_is_for_who_waits_at_a_terminal(make_far: Make, make_sshd: MakeSshd) -> None:
     server = make_sshd()
     banner = server.folder / "banner"
-    banner.write_text("\n  Authorized \x1b[31m use\nonly\n")
+    banner.write_bytes(b"\n  Authorized \x1b[31m use\nonly f\xfcr\n")
     config = server.folder / "sshd_config"
     config.write_text(f"Banner {banner}\n{config.read_text()}")
     server.restart()
     far = make_far(server)
-    shown = "  Authorized \\x1b[31m use\r\nonly\r\n"
+    shown = "  Authorized \\x1b[31m use\r\nonly f\ufffdr\r\n"
     result = far.run("session", "run", "web1", "echo", "hi")
     assert (result.stdout, result.stderr) == (b"hi\n", b"")
     far.kill_agent()

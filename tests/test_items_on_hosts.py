@@ -69,6 +69,15 @@ def test_shared_out(far: Far) -> None:
 HOSTILE = b"\0".join([b"$(touch X)", b"'; touch X; '", b"a\nb", b"", b"-n", b"\xff", b"{}", b"*"])
 
 
+def test_the_session_of_all_items_is_that_of_the_job(far: Far) -> None:
+    far.run("session", "new", "web1", "--name", "s")
+    far.run("start", "-q", "-s", "s", "--foreach", "-", "echo", input=b"a\nb\n")
+    far.run("wait", "1")
+    assert far.out("get", "-q", "--session", "s") == "1\n"
+    far.run("remove", "--session", "s")
+    assert far.jobs() == []
+
+
 def test_items_are_passed_byte_for_byte(far: Far) -> None:
     job = each(far, HOSTILE + b"\0", "web1", "-0", "--per-host", "1", "printf", "%s\\0", "{}")
     far.run("wait", job)

@@ -19,7 +19,7 @@ from jobctl.transport import algorithms, hostkeys, keys
 from jobctl.transport.base import Ask, Denied, NoConnection
 from jobctl.transport.config import Settings
 from jobctl.transport.keyagent import AgentError, AgentKey, KeyAgent, agent_of
-from jobctl.transport.sshwire import Transport, printable
+from jobctl.transport.sshwire import Transport, printable, words
 
 _PK_OK = _INFO_REQUEST = _CHANGE_PASSWORD = 60
 _INFO_RESPONSE = 61
@@ -66,7 +66,7 @@ class _Replies:
 
     def _banner(self, message: Message) -> None:
         if not self._authenticated:
-            text = message.get_text()[:_LONGEST_BANNER]
+            text = words(message)[:_LONGEST_BANNER]
             self._queue.put(_Reply(common.MSG_USERAUTH_BANNER, message, text=text))
 
     def _taker(self, kind: int) -> Callable[[Message], None]:
@@ -344,11 +344,11 @@ class _Login:
 
     def replies_to(self, message: Message) -> list[str]:
         """Return the person's answers to one round of questions, empty ones if nobody is there."""
-        name, instruction, _language = (message.get_text() for _ in range(3))
+        name, instruction, _language = (words(message) for _ in range(3))
         before = "\n".join(printable(text) for text in (name, instruction) if text.strip())
         answers = []
         for _ in range(min(message.get_int(), _MOST_QUESTIONS)):
-            prompt = printable(message.get_text())
+            prompt = printable(words(message))
             message.get_boolean()
             text = f"{before}\n" if before else ""
             answer = self.secret(f"{text}({self.settings.user}@{self.settings.hostname}) {prompt} ")

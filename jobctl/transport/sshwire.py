@@ -350,7 +350,7 @@ class Transport(paramiko.Transport):
 
     def _parse_disconnect(self, m: Message) -> None:
         m.get_int()
-        self.farewell = printable(m.get_text())
+        self.farewell = printable(words(m))
 
     def _check_banner(self) -> None:
         """Read the server's first line, after some others perhaps (RFC 4253, 4.2)."""
@@ -370,6 +370,11 @@ class Transport(paramiko.Transport):
             said = printable(text) or said
         self.line.reason = "what answers is no SSH server"
         raise paramiko.SSHException(self.line.reason)
+
+
+def words(message: Message) -> str:
+    """Return what a machine says to people, in whatever encoding it says it."""
+    return message.get_string().decode("utf-8", "replace")
 
 
 def printable(text: str) -> str:
