@@ -427,6 +427,8 @@ function text(s) { return "\"" escaped(s, 1) "\"" }
 # Returns whether something of a stream of job n is yet to be received.
 function pending(n, stream,   range, k, part) {
     if (received[stream] + 0 < size[n "/" stream] + 0) return 1
+    # Emptied: see next.
+    if (received[stream] + 0 > size[n "/" stream] + 0) return size[n "/" stream] + 0 > 0
     for (k = split(received["returned"], range, " "); k > 0; k--) {
         split(range[k], part, /[:-]/)
         if (part[1] == stream && part[2] + 0 < size[n "/" stream] + 0) return 1
@@ -1072,11 +1074,24 @@ save_marks() {
 }
 
 # Sets start and end of what is to be received next of stream $2 of job $1, and range to
-# the one of $returned that this is in; fails where there is nothing.
+# the one of $returned that this is in; fails where there is nothing. Sets emptied if the job has
+# emptied the stream, so that it is shorter than what was received of it.
 next() {
     # shellcheck disable=SC2046  # to split is the point
     set -- "$1" "$2" $(ls -lndL "$1/$2" 2>/dev/null)
-    size=${7-0}
+    size=${7-0} range='' emptied=''
+    start=$mark_stderr
+    [ "$2" = stderr ] || start=$mark_stdout
+    if [ "$size" -lt "$start" ] && [ -f "$1/$2" ]; then
+        # What it holds is all new. Of that nothing may be there yet, but the marks are to move.
+        emptied=1 start=0 end=$size left=''
+        [ "$2" = stderr ] && mark_stderr=0 || mark_stdout=0
+        for range in $returned; do
+            case $range in "$2":*) ;; *) left="$left${left:+ }$range" ;; esac
+        done
+        range='' returned=$left
+        return 0
+    fi
     for range in $returned; do
         start=${range#*:}
         end=${start#*-} start=${start%-*}
@@ -1117,9 +1132,9 @@ deliver() {
         if next "$1" "$2"; then
             # Others who receive get their turn.
             [ $((end - start)) -le 1048576 ] || end=$((start + 1048576))
-            copy "$1/$2" "$start" "$end" "$descriptor"
+            [ "$start" -ge "$end" ] || copy "$1/$2" "$start" "$end" "$descriptor"
         fi
-        if [ "$copied" -gt 0 ]; then
+        if [ "$copied" -gt 0 ] || [ -n "$emptied" ]; then
             moved=1 start=$((start + copied))
             if [ -z "$range" ]; then
                 [ "$2" = stdout ] && mark_stdout=$start || mark_stderr=$start
@@ -1134,6 +1149,8 @@ deliver() {
             save_marks "$1" "$mark_stdout" "$mark_stderr" "$told" "$returned"
         fi
         [ -n "$opt_keep$opt_again" ] || release
+        [ -z "$emptied" ] || put_line "jobctl: job $1 has emptied its own $2, and what it holds now \
+is received; to add to it, open /dev/$2 with >> (tee -a)" >&2
         case $report in
         *Broken\ pipe*) exit 125 ;;
         *dd:*) fail 125 "cannot write to standard output or error: ${report##*: }" ;;

@@ -314,6 +314,22 @@ def test_what_is_not_written_is_not_received(bare: Bare) -> None:
     assert len(taken) <= size - len(rest) <= len(taken) + (1 << 16) + 4096
 
 
+def test_a_job_that_empties_its_output(bare: Bare) -> None:
+    """What it holds now is received, once it is told, as Python does."""
+    job = bare.out("start", "-q", "-c", "echo first; echo err >&2").strip()
+    bare.run("wait", job)
+    stdout, word = bare.folder(job) / "stdout", b"has emptied its own stdout, and what it holds now"
+    assert bare.out("receive", job) == "first\n"
+    for now, told in (("two\n", 1), ("", 1), ("a\n", 0)):
+        stdout.write_text(now)
+        record = bare.out("get", "-o", "json", job)
+        assert f'"has_more_data": {"true" if now else "false"}' in record
+        result = bare.run("receive", job)
+        assert (result.stdout.decode(), result.stderr.count(word)) == (now, told)
+        again = bare.run("receive", job)
+        assert (again.stdout, again.stderr) == (b"", b"")
+
+
 def test_several_receivers_share(bare: Bare, jobctl: Jobctl) -> None:
     data = b"".join(b"%06d\n" % i for i in range(300_000))
     job = bare.start("--stdin", "-", "cat", input=data)
