@@ -18,9 +18,17 @@ shell=${SHELL:-/bin/sh}
 umask_before=$(umask)
 umask 077
 
+# Makes file $1 of standard input, as a whole; fails if there is none then.
+whole() {
+    { cat >"$1.$$" && mv -f "$1.$$" "$1"; } 2>/dev/null || {
+        rm -f "$1.$$"
+        [ -s "$1" ]
+    }
+}
+
 case ${shell##*/} in
 bash)
-    [ -f "$lib/rc.bash" ] || cat >"$lib/rc.bash" <<'RC'
+    whole "$lib/rc.bash" <<'RC'
 [ ! -r /etc/profile ] || . /etc/profile
 for jobctl_file in ~/.bash_profile ~/.bash_login ~/.profile; do
     if [ -r "$jobctl_file" ]; then . "$jobctl_file"; break; fi
@@ -37,12 +45,14 @@ RC
     set -- --rcfile "$lib/rc.bash" -i
     ;;
 zsh)
-    mkdir -p "$lib/zsh"
+    mkdir -p "$lib/zsh" 2>/dev/null
+    all=1
     for file in .zshenv .zprofile .zlogin; do
         # shellcheck disable=SC2016  # of zsh
-        printf '[ ! -r "$JOBCTL_HOME/%s" ] || . "$JOBCTL_HOME/%s"\n' "$file" "$file" >"$lib/zsh/$file"
+        printf '[ ! -r "$JOBCTL_HOME/%s" ] || . "$JOBCTL_HOME/%s"\n' "$file" "$file" |
+            whole "$lib/zsh/$file" || all=''
     done
-    [ -f "$lib/zsh/.zshrc" ] || cat >"$lib/zsh/.zshrc" <<'RC'
+    whole "$lib/zsh/.zshrc" <<'RC' || all=''
 ZDOTDIR=$JOBCTL_HOME
 [ ! -r "$ZDOTDIR/.zshrc" ] || . "$ZDOTDIR/.zshrc"
 PS1="${JOBCTL_MARK//\%/%%}$PS1"
@@ -53,7 +63,8 @@ if [ -n "$JOBCTL_SH" ]; then
 fi
 unset JOBCTL_MARK JOBCTL_BIN JOBCTL_SH
 RC
-    export JOBCTL_HOME="${ZDOTDIR:-${HOME:-/}}" ZDOTDIR="$lib/zsh"
+    # Without all of them, zsh would have none of the user's.
+    [ -z "$all" ] || export JOBCTL_HOME="${ZDOTDIR:-${HOME:-/}}" ZDOTDIR="$lib/zsh"
     set -- -l -i
     ;;
 fish)
@@ -64,7 +75,7 @@ fish)
         if test -n "$JOBCTL_SH"; function jobctl; /bin/sh $JOBCTL_SH $argv; end; end'
     ;;
 sh | dash | ash | busybox | ksh | ksh93 | mksh | yash)
-    [ -f "$lib/rc.sh" ] || cat >"$lib/rc.sh" <<'RC'
+    whole "$lib/rc.sh" <<'RC'
 case $- in *i*)
     [ ! -r /etc/profile ] || . /etc/profile
     [ ! -r "${HOME:-/}/.profile" ] || . "${HOME:-/}/.profile"

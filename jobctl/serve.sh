@@ -151,6 +151,19 @@ detached() {
     exec "$@"
 }
 
+# Sets why to why nothing, or not all, could be written in folder $1, in a clause.
+why_not() {
+    why=$({ mkdir -p "$1" && echo x | cat >"$1/try.$$"; } 2>&1) && why='is the disk full?'
+    rm -f "$1/try.$$"
+    why=${why##*: }
+}
+
+# Leaves nothing half written of the job in the current folder, which is ours to begin.
+undo() {
+    refused=1
+    rm -f spec spec.new run env env.odd exit.new
+}
+
 accept() {
     ours='' refused=''
     if [ ! -s "guest/$2/spec" ]; then
@@ -159,8 +172,7 @@ accept() {
         elif claim; then
             ours=1
             if ! { echo >exit.new && write_environment "$4" "$5" && add_umask "$3" >spec; }; then
-                refused=1
-                rm -f spec run
+                undo
             fi
         elif [ "$place" = elsewhere ] || alive "$runner" "$runner_ticks" "$place"; then
             :
@@ -168,11 +180,13 @@ accept() {
             # Whoever had claimed it was killed. Of several that come now, one begins it.
             beside detached runner.sh begin "$PWD"
         else
-            refused=1
+            undo
         fi
     fi
     if [ "$refused" ]; then
-        answer "$1 no cannot write in $PWD: is the disk full?"
+        cd "$state" || exit
+        why_not "guest/$2"
+        answer "$1 no cannot write in $state/guest/$2: $why"
     elif [ "$ours" ]; then
         clock
         put_line "new $6 guest/$2 $7 $8" >&7
@@ -227,7 +241,9 @@ share() {
         cd "$state" || exit
     fi
     if [ ! -s "guest/$2/spec" ]; then
-        answer "$1 no cannot write in guest/$2: is the disk full?"
+        rm -f "guest/$2/spec.new" "guest/$2/env" "guest/$2/env.odd"
+        why_not "guest/$2"
+        answer "$1 no cannot write in $state/guest/$2: $why"
         return
     fi
     answer "$1 ok $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"
@@ -247,7 +263,8 @@ feed() {
         more_slots "guest/$2" "$3" "$4"
         answer "$1 ok"
     else
-        answer "$1 no cannot write in guest/$2: is the disk full?"
+        why_not "guest/$2/items"
+        answer "$1 no cannot write in $state/guest/$2/items: $why"
     fi
 }
 
@@ -1002,7 +1019,10 @@ put)
     file=guest/$3/$4
     learn_sizes
     # The size comes last: who reads it has the job begin.
-    mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" &&
-        mv -f "$file.$$" "$file" && sizes_of "$file" && put_line "${sizes%%,*}"
+    if mkdir -p "guest/$3" && cat >"$file.$$" && chmod 700 "$file.$$" && mv -f "$file.$$" "$file"; then
+        sizes_of "$file" && put_line "${sizes%%,*}"
+    else
+        rm -f "$file.$$"
+    fi
     ;;
 esac

@@ -173,3 +173,13 @@ def test_what_a_login_shell_says_is_in_the_reason(
         assert far.refused(125, "session", "run", "web1", "true").endswith(said)
         _, reason, _ = far.outcome(far.on("web1", "true"))
         assert reason.endswith(said)
+
+
+def test_a_login_shell_that_was_killed_refuses_nothing(make_far: Make, make_sshd: MakeSshd) -> None:
+    server = make_sshd(
+        "ForceCommand echo welcome; [ -e ~/killed ] || { : >~/killed; kill -9 $$; };"
+        ' exec sh -c "$SSH_ORIGINAL_COMMAND"'
+    )
+    far = make_far(server)
+    assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
+    assert (server.home / "killed").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -113,3 +115,30 @@ def test_the_directory_of_a_host_can_be_named_here(
     child.sendline("exit")
     assert status_of(child) == 0
     assert len(list((named / "jobs").glob("[0-9]*"))) == 1
+
+
+def test_a_job_is_on_a_full_host_whole_or_not_at_all(far: Far, full: Path, tmp_path: Path) -> None:
+    far.run("session", "new", "web1")
+    (tmp_path / "script").write_text("cat; echo ran\n" + "#" * 70_000)
+    (tmp_path / "input").write_text("given\n" * 12_000)
+    words = {
+        "script": ("-f", str(tmp_path / "script")),
+        "stdin": ("--stdin", str(tmp_path / "input"), "cat"),
+        "env": ("-e", "BIG=" + "x" * 70_000, "true"),
+    }
+    free = os.statvfs(far.there).f_bavail * os.statvfs(far.there).f_frsize
+    for kind, given in words.items():
+        for room in (0, 32_768):
+            full.write_bytes(b"x" * (free - room))
+            job = far.on("web1", *given)
+            state, reason, _ = far.outcome(job)
+            assert state == "Failed", kind
+            assert f"in {far.there}/guest" in reason
+            assert reason.endswith(("No space left on device", "is the disk full?"))
+            folder = far.guest(job)
+            assert not {"spec", "script", "stdin", "env"} & set(os.listdir(folder))
+            full.unlink()
+            shutil.rmtree(folder)
+        job = far.on("web1", *given)
+        assert far.outcome(job)[:2] == ("Completed", "")
+        far.run("remove", job)

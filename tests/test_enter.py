@@ -47,6 +47,11 @@ def with_shell(make_far: Make, make_sshd: MakeSshd, shell: str) -> Far:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "fish"])
 def test_shells(make_far: Make, make_sshd: MakeSshd, shell: str) -> None:
     far = with_shell(make_far, make_sshd, shell)
+    far.run("session", "run", "web1", "true")
+    lib = next((far.there / "lib").iterdir())
+    (lib / "zsh").mkdir()
+    for half in ("rc.bash", "rc.sh", "zsh/.zshrc"):
+        (lib / half).write_text("half=")
     (far.sshd.home / ".zshrc").write_text("PS1='%# '; set_there=zshrc\n")
     (far.sshd.home / ".profile").write_text("set_there=profile; PS1='$ '\n")
     far.run("session", "new", "--name", "my host", "web1")

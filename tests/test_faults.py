@@ -309,6 +309,14 @@ def liar(far: Far, make_sshd: MakeSshd, script: str) -> None:
         ("head -c 3000000 /dev/urandom", "liar: the login shell of this host ended before"),
         ("yes", "liar: the login shell of this host ended before"),
         ("exit 0", "liar: the login shell of this host ended before"),
+        (
+            "echo jobctl-ready 1; echo jobctl-ready >&2; echo 'sh: Cannot fork' >&2; exit 2",
+            "liar: the host ended the conversation: sh: Cannot fork",
+        ),
+        (
+            "echo jobctl-ready 1; echo jobctl-ready >&2; echo need /x; echo 'No fork' >&2; exit 2",
+            "liar: the host ended the conversation: No fork",
+        ),
         ("sleep 5", "cannot connect to liar: its login shell does not answer within 2 seconds"),
         ("echo jobctl-ready 1; sleep 5", "cannot connect to liar: its login shell does not"),
         ("echo jobctl-ready x; sleep 5", "liar: its login shell answers what makes no sense"),

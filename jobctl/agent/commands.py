@@ -158,12 +158,28 @@ class Channel:
             noise, size = noise or got.strip(), size + len(got)
             if not got or size > _MOST_NOISE:
                 said = self._ended_early(noise)
-                # Without a word it may have been killed, by a host that is going down, say.
-                raise Denied(said) if said != _EARLY else Lost(said)
+                # It may have been killed, by a host that is going down, say, and surely was not
+                # if it goes on. Without a word, a status is not enough to tell.
+                status = 0 if got else self.stream.wait()
+                killed = status is None or status > 128
+                raise Lost(said) if killed or said == _EARLY else Denied(said)
         self.pid = int(got.split()[1])
         self.mark = b"jobctl-short"
         """What ends a frame that is shorter than was said: set once that is known."""
         self._error_noise = True
+
+    def complaint(self) -> str:
+        """Return the first line of its error output, which is to end; "" if there is none."""
+        errors = b""
+        with suppress(Lost):
+            while not _first_line(errors) and (piece := self.read_error(_PIECE)):
+                errors += piece
+        return _first_line(errors)
+
+    def ended(self) -> Lost:
+        """Return the error that its shell ended too early, with what that says of it."""
+        said = self.complaint()
+        return Lost(f"{ENDED}: {said}" if said else ENDED)
 
     def _ended_early(self, noise: bytes) -> str:
         """Return that the login shell ran nothing of ours, and what it said instead."""

@@ -68,13 +68,16 @@ class Far(Commands):
         channel = Channel(self._connection.open(BEGIN.format(self._place, _serve())), None)
         word, _, self._state = channel.line().rstrip(b"\n").partition(b" ")
         if not word:
-            raise Lost(ENDED)
+            raise channel.ended()
         if word == b"no" and self._state:
             raise NoPlace(self._state.decode("utf-8", "replace"))
         if word not in (b"have", b"need"):
             raise Denied(f"the shell of this host does not answer as a POSIX sh: {word!r:.80}")
         if word == b"need":
-            channel.stream.write(_scripts() + b"\n")
+            try:
+                channel.stream.write(_scripts() + b"\n")
+            except BrokenPipeError:
+                raise channel.ended() from None
         return channel
 
     def _line(self, *words: str) -> bytes:
@@ -145,10 +148,13 @@ class Far(Commands):
             size = channel.line().strip()
         except BrokenPipeError:
             size, sent = b"", -1
+        try:
+            if size != b"%d" % sent:
+                why = channel.complaint().rpartition(": ")[2] or "is the disk full?"
+                folder = os.fsdecode(self._state)
+                raise NotDone(f"cannot write the job's {name} in {folder}/guest: {why}")
         finally:
             channel.stream.close()
-        if size != b"%d" % sent:
-            raise NotDone(f"cannot write the job's {name} there: is the disk full?")
 
     # --- output ---
 
@@ -280,7 +286,7 @@ def _greeting(channel: Channel) -> list[bytes]:
     """Return the words that serve.sh begins with; raise Denied or Lost."""
     words = channel.line().split(b" ", 6)
     if not words[0]:
-        raise Lost(ENDED)
+        raise channel.ended()
     if words[0] == b"no":
         raise NoPlace(b" ".join(words[1:]).strip().decode("utf-8", "replace"))
     if len(words) != 7 or words[0] != b"serving" or records.number(words[3]) is None:
