@@ -252,7 +252,8 @@ def test_without_flock_and_setsid(bare: Bare, tmp_path: Path) -> None:
     job = bare.start("echo", "x")
     assert bare.out("receive", "--wait", "--all") == "x\n" * 9
     assert job == "9"
-    assert sorted(path.name for path in bare.state_dir.iterdir()) == ["jobs", "last"]
+    left = sorted(path.name for path in bare.state_dir.iterdir())
+    assert left == ["jobs", "last", "last.copy"]
 
 
 def test_commands_that_cannot_begin(bare: Bare) -> None:
