@@ -438,6 +438,8 @@ stop_items() {
     grace=$2
     shift 2
     boot
+    # shellcheck disable=SC2016,SC2034  # of each; runner.sh asks
+    stops='"children/$number.stop"'
     terminate "$grace" "$@"
     for member in $known; do
         put_line "${member%%/*}"

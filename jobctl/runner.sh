@@ -434,7 +434,19 @@ terminate() {
         done 2>/dev/null
         # Still known when the command, by which they were found, has gone.
         known=$(printf '%s\n' "$known $found" | tr ' ' '\n' | sort -u | tr '\n' ' ')
+        [ -z "${stops-}" ] || take_back "$@"
         pause
+    done
+}
+
+# Takes the request to stop from those of the jobs $@ of which nothing could be told: however
+# they end now, they do so by themselves.
+take_back() {
+    for job in "$@"; do
+        number=${job%%:*}
+        case " $known" in *" $number/"*) ;; *) continue ;; esac
+        case $reached in *" $number "*) continue ;; esac
+        [ -s "$number/exit" ] || eval "rm -f $stops"
     done
 }
 
@@ -465,15 +477,13 @@ stop() {
         number=${job%%:*}
         [ -s "$number/exit" ] || [ -e "$number/stop" ] || (set -C && put_line "$reason" >"$number/stop") 2>/dev/null
     done
+    # shellcheck disable=SC2016  # of each
+    stops='"$number/stop"'
     terminate "$grace" "$@"
     for job in "$@"; do
         number=${job%%:*}
         case " $known" in
-        *" $number/"*)
-            put_line "$number"
-            # It was not stopped: however it ends now, it does so by itself.
-            case $reached in *" $number "*) ;; *) [ -s "$number/exit" ] || rm -f "$number/stop" ;; esac
-            ;;
+        *" $number/"*) put_line "$number" ;;
         *) await_exit "$number" "$reason" ;;
         esac
     done

@@ -145,20 +145,21 @@ def test_what_the_login_exports_and_its_umask(make_far: Make, make_sshd: MakeSsh
     assert far.out("receive", items.strip()) == expected * 2
 
 
-def test_much_output_and_little(make_far: Make, sshd: Sshd) -> None:
+@pytest.mark.parametrize("size", [5_000_000, pytest.param(50_000_000, marks=pytest.mark.long)])
+def test_much_output_and_little(make_far: Make, sshd: Sshd, size: int) -> None:
     far = make_far(sshd)
     far.run("session", "new", "web1")
-    text = "echo begin; head -c 50000000 /dev/zero; echo end; sleep 60"
+    text = f"echo begin; head -c {size} /dev/zero; echo end; sleep 60"
     much = [far.on("web1", "sh", "-c", text) for _ in range(3)]
     small = far.on("web1", "echo", "hi")
     assert far.outcome(small) == ("Completed", "", 0)
     for job in much:
         home = far.folder(job) / "stdout"
-        wait_until(lambda home=home: home.stat().st_size == 50_000_010)  # type: ignore[misc]
+        wait_until(lambda home=home: home.stat().st_size == size + 10)  # type: ignore[misc]
     far.run("stop", *much)
     for job in much:
         assert far.outcome(job)[:2] == ("Stopped", "stopped by user")
-        assert far.run("receive", job).stdout == b"begin\n" + b"\0" * 50_000_000 + b"end\n"
+        assert far.run("receive", job).stdout == b"begin\n" + b"\0" * size + b"end\n"
 
 
 def test_items_with_much_output(make_far: Make, sshd: Sshd) -> None:

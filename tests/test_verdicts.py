@@ -99,7 +99,15 @@ def test_a_command_of_another_user(tmp_path: Path) -> None:
         assert "Running" in run("get", job)
         assert "cannot be ended" in run("remove", "--force", job, status=125)
         assert (program.folder(job) / "spec").exists()
-        go.touch()
+        mark = program.folder(job) / "stop"
+        mark.write_text("enough\n")
+        with subprocess.Popen(
+            [*words, "stop", "--grace", "600", job], env=program.env, cwd=home, stdin=-3
+        ) as stopping:
+            # It may not, and takes the request back; then the command ends by itself.
+            wait_until(lambda: not mark.exists())
+            go.touch()
+            assert stopping.wait() == 0
         assert "Completed" in run("wait", job)
         run("remove", job)
         assert not program.folder(job).exists()
