@@ -115,7 +115,7 @@ class _Call:
 
         :raises TimeoutError: it takes too long; its argument is what came of the answer.
         """
-        got = [b"", b"", b"", b""]
+        got = [bytearray() for _ in self.ours]  # bytes would be copied with each piece
         piped = [fd is not None for fd in self.ours]
         left = memoryview(data)
         poll = select.poll()
@@ -126,7 +126,7 @@ class _Call:
         while any(fd is not None for fd in self.ours):
             ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not ready:
-                raise TimeoutError(got[3])
+                raise TimeoutError(bytes(got[3]))
             for fd, _ in ready:
                 number = self.ours.index(fd)
                 if number == 0:
@@ -140,7 +140,7 @@ class _Call:
                 poll.unregister(fd)
                 os.close(fd)
                 self.ours[number] = None
-        return [part if was else None for part, was in zip(got, piped, strict=True)][1:]
+        return [bytes(part) if was else None for part, was in zip(got, piped, strict=True)][1:]
 
 
 def run(
