@@ -425,7 +425,7 @@ terminate() {
         for member in $found; do
             target=${member#*/}
             if [ "$instant" -ge "$late" ]; then
-                kill -s KILL "${target%%/*}"
+                kill -s KILL "${target%%/*}" && reached="$reached ${member%%/*} "
             else
                 case " $known " in *" $member "*) continue ;; esac
                 kill -s TERM "${target%%/*}" && reached="$reached ${member%%/*} " &&

@@ -128,6 +128,7 @@ def test_cut_is_seen(far: Far, wire: Wire) -> None:
     assert record["reason"]
     far.sshd.start()
     far.until(job, "Running")
+    far.run("stop", job)  # the wire is taken away before what uses it
 
 
 @pytest.mark.parametrize("then", ["thawed", "cut"])

@@ -128,11 +128,13 @@ def test_a_bar_never_wraps_and_begins_where_the_job_is(jobctl: Jobctl, tmp_path:
 def test_a_bar_shows_what_is_done_and_goes_back_with_the_job(
     jobctl: Jobctl, tmp_path: Path
 ) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
+    gates = [tmp_path / "gate1", tmp_path / "gate2"]
+    for gate in gates:
+        os.mkfifo(gate)
     done = jobctl.done("true")
     job = jobctl.sh(
-        f"echo 70 >$JOBCTL_PROGRESS; read x <{gate}; echo 20 back >$JOBCTL_PROGRESS; read x <{gate}"
+        f"echo 70 >$JOBCTL_PROGRESS; read x <{gates[0]};"
+        f" echo 20 back >$JOBCTL_PROGRESS; read x <{gates[1]}"
     )
     both = pexpect.spawn(PROGRAM, ["wait", done, job], env=jobctl.env, encoding="utf-8")
     both.expect("%")
@@ -140,9 +142,9 @@ def test_a_bar_shows_what_is_done_and_goes_back_with_the_job(
     wait_until(lambda: jobctl.job(job)["progress"])
     child = pexpect.spawn(PROGRAM, ["wait", job], env=jobctl.env, encoding="utf-8")
     child.expect("70%")
-    gate.write_text("\n")
+    gates[0].write_text("\n")
     child.expect("20%  back")
-    gate.write_text("\n")
+    gates[1].write_text("\n")
     child.expect("100%")
     for each in (both, child):
         each.expect(pexpect.EOF)
