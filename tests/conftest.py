@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -190,6 +191,18 @@ def living_slots(folder: Path) -> list[int]:
         if stat[19] == start and stat[0] != "Z":
             found.append(int(pid))
     return found
+
+
+_SLEEPERS = itertools.cycle(range(100))
+
+
+def sleeper() -> str:
+    """Return a command that sleeps for decades, and that nobody else runs on this machine.
+
+    Tests run beside each other, and whole runs of them do. All numbers are of the same length, so
+    that none begins as another one does.
+    """
+    return f"sleep 1{os.getpid():07}{next(_SLEEPERS):02}"
 
 
 def processes_with(text: str) -> list[int]:

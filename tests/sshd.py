@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,11 +46,24 @@ def keygen(path: Path, kind: str = "ed25519", passphrase: str = "", *options: st
     return path
 
 
+_HELD: list[socket.socket] = []
+"""Sockets that hold the ports of free_port() for as long as this process lives."""
+
+
 def free_port() -> int:
-    """Return a TCP port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on which nobody listens, and that the kernel gives to nobody else.
+
+    A server that sets SO_REUSEADDR, as sshd does, may listen on it all the same, on Linux.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = int(probe.getsockname()[1])
+    if sys.platform == "linux":
+        _HELD.append(probe)
+    else:
+        probe.close()
+    return port
 
 
 def _quoted(word: str) -> str:

@@ -323,15 +323,38 @@ def test_the_runner_parses(shell: tuple[str, ...]) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+TESTS = sorted(Path(__file__).parent.glob("*.py"))
+
+
+def calls(path: Path, *names: str) -> Iterator[ast.Call]:
+    """Yield the calls of functions and methods with these names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names:
+            yield node
+
+
 def test_no_two_tests_look_for_the_same_process() -> None:
-    """Tests run beside each other, and find what they started by the number it sleeps for."""
+    """Tests run beside each other, and so do whole runs: see sleeper(), and at_home()."""
     users: dict[str, set[str]] = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in TESTS:
         text = path.read_text()
         for node in ast.parse(text).body:
             source = ast.get_source_segment(text, node) or ""
             name = node.name if isinstance(node, ast.FunctionDef) else "others"
             for number in re.findall(r"\bsleep[ \",]+(\d{4,})", source):
                 users.setdefault(number, set()).add(f"{path.name}: {name}")
+        for call in calls(path, "processes_with"):
+            words = ast.unparse(call)
+            assert not re.search(r"sleep \d", words), f"{path.name}:{call.lineno}: {words}"
     assert len(users) > 10
     assert {number: names for number, names in users.items() if len(names) > 1} == {}
+
+
+def test_ports_come_from_the_kernel() -> None:
+    found = 0
+    for path in TESTS:
+        for call in calls(path, "create_server", "bind"):
+            address = ast.unparse(call.args[0])
+            assert not re.search(r", [1-9]\d*\)$", address), f"{path.name}:{call.lineno}: {address}"
+            found += address.endswith(", 0)")
+    assert found > 3

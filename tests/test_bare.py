@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, processes_with, wait_until
+from conftest import Jobctl, processes_with, sleeper, wait_until
 
 from jobctl import runner
 
@@ -408,17 +408,17 @@ def test_wait(bare: Bare) -> None:
 
 
 def test_stop_reaches_all(bare: Bare) -> None:
-    job = bare.sh(
-        "trap '' TERM; setsid sleep 7431 & env -i sleep 7431 & while :; do sleep 7431; done"
-    )
-    wait_until(lambda: len(processes_with("sleep 7431")) >= 3)
+    nap = sleeper()
+    job = bare.sh(f"trap '' TERM; setsid {nap} & env -i {nap} & while :; do {nap}; done")
+    wait_until(lambda: len(processes_with(nap)) >= 3)
     bare.run("stop", job, "--grace=0.2", "--reason", " no\n more ")
-    assert processes_with("sleep 7431") == []
+    assert processes_with(nap) == []
     assert bare.job(job)["reason"] == "stopped by user: no more"
-    job = bare.sh("setsid sleep 7432 & exit 0")
+    job = bare.sh(f"setsid {nap} & exit 0")
     bare.run("wait", job)
+    wait_until(lambda: processes_with(nap))
     bare.run("stop", "--all")
-    assert processes_with("sleep 7432") == []
+    assert processes_with(nap) == []
     assert bare.state(job) == "Completed"
 
 

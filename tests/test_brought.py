@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import processes_with, wait_until
+from conftest import processes_with, sleeper, wait_until
 from far import Far
 from sshd import MakeSshd, program
 from test_enter import entered, says
@@ -55,8 +55,9 @@ def test_where_nothing_can_be_written_commands_run(far: Far, full: Path) -> None
     assert (result.stdout, result.stderr) == (b"a", b"b\n")
     # None of our own is there, and that is all.
     assert b"jobctl" in far.run("session", "run", "web1", "jobctl", "get", status=127).stderr
-    running = far.popen("session", "run", "web1", "--", "sleep", "7569")
-    wait_until(lambda: processes_with("sleep 7569"))
+    nap = sleeper()
+    running = far.popen("session", "run", "web1", "--", *nap.split())
+    wait_until(lambda: processes_with(nap))
     for words in (("session", "get", "--on", "web1"), ("session", "receive", "web1")):
         assert reason in far.refused(5, *words)
     assert reason in far.refused(5, "session", "new", "web1")
@@ -64,7 +65,7 @@ def test_where_nothing_can_be_written_commands_run(far: Far, full: Path) -> None
     assert far.out("session", "run", "web1", "--", "echo", "beside") == "beside\n"
     running.send_signal(signal.SIGINT)
     assert running.wait(20) == 130
-    wait_until(lambda: not processes_with("sleep 7569"))
+    wait_until(lambda: not processes_with(nap))
     subprocess.run(["mount", "-o", "remount,rw", str(far.there)], check=True)
     assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
 

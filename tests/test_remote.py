@@ -10,7 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from conftest import ENDS, WEIRD, at_home, processes_with, wait_until
+from conftest import ENDS, WEIRD, at_home, processes_with, sleeper, wait_until
 from far import Far
 from sshd import free_port
 
@@ -201,9 +201,10 @@ def test_progress(either: Far) -> None:
 
 
 def test_stop(either: Far) -> None:
+    nap = sleeper()
     stubborn = either.sh(IGNORES_TERM)
-    hidden = either.sh("setsid sleep 7561 & (setsid sleep 7562 &); echo ready; sleep 60")
-    ended = either.sh("setsid sleep 7563 >/dev/null 2>&1 & echo ready")
+    hidden = either.sh(f"setsid {nap} & (setsid {nap} &); echo ready; {nap}")
+    ended = either.sh(f"setsid {nap} >/dev/null 2>&1 & echo ready")
     jobs = (stubborn, hidden, ended)
     wait_until(lambda: [either.output(job) for job in jobs] == ["ready\n"] * 3)
     either.run("wait", ended)
@@ -213,7 +214,7 @@ def test_stop(either: Far) -> None:
         assert (record["state"], record["reason"]) == ("Stopped", "stopped by user: en ough")
         assert not Path(f"/proc/{record['pid']}").exists()
     assert either.state(ended) == "Completed"
-    assert processes_with("sleep 756") == []
+    assert processes_with(nap) == []
 
 
 def test_signals(either: Far) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WEIRD, processes_with, wait_until
+from conftest import WEIRD, processes_with, sleeper, wait_until
 
 from jobctl import process, runner
 from jobctl.folder import Folder
@@ -337,20 +337,22 @@ def test_merged_streams_keep_their_order(run: Run) -> None:
 
 
 def test_time_runs_out(run: Run) -> None:
-    ran = run(text="trap '' TERM; sleep 7331 & wait; sleep 7331", timeout=0.2, timeout_text="0.2s")
+    nap = sleeper()
+    ran = run(text=f"trap '' TERM; {nap} & wait; {nap}", timeout=0.2, timeout_text="0.2s")
     pid = ran.job().pid
     assert pid
     wait_until(lambda: Path(ran.folder.file("timedout")).exists())
     os.kill(pid, signal.SIGKILL)  # instead of waiting out the ten seconds' grace
     job = ran.end()
     assert (job.state, job.reason) == (State.FAILED, "timed out after 0.2s")
-    assert processes_with("sleep 7331") == []
+    assert processes_with(nap) == []
 
 
 def test_time_that_does_not_run_out_leaves_nothing(run: Run) -> None:
-    ran = run("true", timeout=7332.0, timeout_text="7332s")
+    nap = sleeper()
+    ran = run("true", timeout=float(nap.split()[1]), timeout_text="decades")
     assert ran.end().state is State.COMPLETED
-    wait_until(lambda: not processes_with("sleep 7332"))
+    wait_until(lambda: not processes_with(nap))
 
 
 def test_retries(run: Run, tmp_path: Path) -> None:
@@ -401,41 +403,44 @@ def test_stopped_before_it_began(run: Run) -> None:
 
 
 def test_stop_reaches_all(run: Run) -> None:
+    nap = sleeper()
     ran = run(
-        text="""trap '' TERM
-        setsid sleep 7333 &
-        (setsid sh -c 'trap "" TERM; sleep 7333 & sleep 7333; sleep 7333' &)
-        env -i sleep 7333 &
-        env -i setsid sleep 7333 &
-        while :; do sleep 7333; done"""
+        text=f"""trap '' TERM
+        setsid {nap} &
+        (setsid sh -c 'trap "" TERM; {nap} & {nap}; {nap}' &)
+        env -i {nap} &
+        env -i setsid {nap} &
+        while :; do {nap}; done"""
     )
-    wait_until(lambda: len(processes_with("sleep 7333")) >= 6)
+    wait_until(lambda: len(processes_with(nap)) >= 6)
     began = time.monotonic()
     ran.stop(0.3)
     assert time.monotonic() - began < 5
-    assert processes_with("sleep 7333") == []
+    assert processes_with(nap) == []
     assert ran.job().state is State.STOPPED
 
 
 def test_stop_reaches_what_a_finished_job_left(run: Run) -> None:
-    ran = run(text="setsid sleep 7334 & sleep 7334 & exit 0")
+    nap = sleeper()
+    ran = run(text=f"setsid {nap} & {nap} & exit 0")
     assert ran.end().state is State.COMPLETED
-    wait_until(lambda: len(processes_with("sleep 7334")) == 2)
+    wait_until(lambda: len(processes_with(nap)) == 2)
     ran.stop()
-    assert processes_with("sleep 7334") == []
+    assert processes_with(nap) == []
     assert ran.job().state is State.COMPLETED
 
 
 def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
+    nap = sleeper()
     stop = " ".join([*runner.SHELL, runner.SCRIPT])
     ran = run(
-        text=f"""sleep 7335 & cd "${{JOBCTL_PROGRESS%/*}}"; id=$JOBCTL_INSTANCE_ID
+        text=f"""{nap} & cd "${{JOBCTL_PROGRESS%/*}}"; id=$JOBCTL_INSTANCE_ID
         unset JOBCTL_INSTANCE_ID; cd ..; setsid {stop} stop . 20 me "$JOBCTL_ID:$id" & wait
-        sleep 7335"""
+        {nap}"""
     )
     assert ran.end().state is State.STOPPED
     assert ran.job().reason == "me"
-    wait_until(lambda: not processes_with("sleep 7335"))
+    wait_until(lambda: not processes_with(nap))
 
 
 def test_signals_and_states(run: Run) -> None:
@@ -497,13 +502,14 @@ def test_the_command_survives_its_runner(run: Run) -> None:
 
 
 def test_stop_without_a_runner(run: Run) -> None:
-    ran = run(text="sleep 7336 & sleep 7336")
+    nap = sleeper()
+    ran = run(text=f"{nap} & {nap}")
     identity = ran.folder.watched(process.boot_id())
     assert identity
     os.kill(identity.pid, signal.SIGKILL)
     wait_until(lambda: not process.alive(identity, process.boot_id()))
     ran.stop()
-    assert processes_with("sleep 7336") == []
+    assert processes_with(nap) == []
     assert ran.job().state is State.STOPPED
 
 

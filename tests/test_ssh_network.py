@@ -33,7 +33,7 @@ from jobctl.transport.ssh import connect
 
 def test_closing_ends_everything(sshd: Sshd) -> None:
     connection = reach(sshd)
-    stream = connection.open("sleep 20")
+    stream = connection.open("cat")
     assert connection.alive()
     connection.close()
     assert not connection.alive()
@@ -47,7 +47,7 @@ def test_closing_ends_everything(sshd: Sshd) -> None:
 @pytest.mark.parametrize("how", ["cut", "killed"])
 def test_a_broken_connection_is_no_end(sshd: Sshd, wire: Wire, how: str) -> None:
     connection = reach(sshd)
-    stream = connection.open("echo before; sleep 20")
+    stream = connection.open("echo before; cat")
     assert stream.read(100) == b"before\n"
     began = time.monotonic()
     if how == "cut":
@@ -73,7 +73,7 @@ def test_a_broken_connection_is_no_end(sshd: Sshd, wire: Wire, how: str) -> None
 def test_what_came_before_a_break_is_delivered(sshd: Sshd, wire: Wire) -> None:
     connection = reach(sshd)
     before = wire.received
-    stream = connection.open("head -c 100000 /dev/zero; sleep 20")
+    stream = connection.open("head -c 100000 /dev/zero; cat")
     wait_until(lambda: wire.received > before + 100000)
     time.sleep(0.05)
     wire.cut()
@@ -89,7 +89,7 @@ def test_what_came_before_a_break_is_delivered(sshd: Sshd, wire: Wire) -> None:
 def test_a_peer_that_falls_silent_is_noticed(sshd: Sshd, wire: Wire, busy: bool) -> None:
     options = ("ServerAliveInterval=1", "ServerAliveCountMax=2")
     connection = reach(sshd, options=options)
-    stream = connection.open("cat >/dev/null; echo done; sleep 20")
+    stream = connection.open("cat >/dev/null; echo done; cat")
     if busy:
 
         def send() -> None:
@@ -211,7 +211,7 @@ def test_jumps(make_sshd: MakeSshd) -> None:
     assert output(connection, "echo $HOME").decode().strip() == str(last.home)
     assert len(first.connections()) > 0
     assert len(output(connection, "head -c 30000000 /dev/zero")) == 30000000
-    stream = connection.open("sleep 20")
+    stream = connection.open("cat")
     first.kill_connections()
     with pytest.raises(Lost):
         stream.read(1)
@@ -248,7 +248,7 @@ def test_proxy_command(sshd: Sshd, tmp_path: Path) -> None:
     sshd.hosts("Host web1", f"ProxyCommand python3 {relay} %h %p", "Host web2", "ProxyCommand none")
     connection = reach(sshd)
     assert len(output(connection, "head -c 20000000 /dev/zero")) == 20000000
-    stream = connection.open("sleep 20")
+    stream = connection.open("cat")
     sshd.kill_connections()
     with pytest.raises(Lost):
         stream.read(1)
@@ -260,7 +260,7 @@ def test_a_proxy_command_that_fails(sshd: Sshd) -> None:
     sshd.hosts("Host web1", "ProxyCommand echo '%h is' down >&2")
     with pytest.raises(NoConnection, match=r"its ProxyCommand ended: 127\.0\.0\.1 is down"):
         reach(sshd)
-    sshd.hosts("Host web1", "ProxyCommand sleep 20")
+    sshd.hosts("Host web1", "ProxyCommand exec cat >/dev/null")
     began = time.monotonic()
     with pytest.raises(NoConnection, match=r"no answer within 0\.5 seconds"):
         reach(sshd, connect_timeout=0.5)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import WEIRD, Jobctl, processes_with, wait_until
+from conftest import WEIRD, Jobctl, processes_with, sleeper, wait_until
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -284,20 +284,21 @@ def test_progress(jobctl: Jobctl) -> None:
 
 
 def test_killed_at_any_instant_leaves_all_or_nothing(jobctl: Jobctl) -> None:
+    nap = sleeper()
     began = time.monotonic()
     jobctl.popen("start", "true", stdout=subprocess.DEVNULL).wait()
     step = (time.monotonic() - began) / 20  # in the middle of the rounds, most have begun
     jobctl.run("wait", "--all")
     jobctl.run("remove", "--all")
     for round_ in range(40):
-        process = jobctl.popen("start", "-q", "sleep", "7441", stdout=subprocess.DEVNULL)
+        process = jobctl.popen("start", "-q", *nap.split(), stdout=subprocess.DEVNULL)
         time.sleep(round_ * step)
         process.kill()
         process.wait()
     time.sleep(0.5)
     wait_until(lambda: {job["state"] for job in jobctl.jobs()} <= {"Running"})
     jobs = jobctl.jobs()
-    pids = processes_with("sleep 7441")
+    pids = processes_with(nap)
     assert sorted(job["pid"] for job in jobs) == sorted(pids)
     assert 0 < len(jobs) < 40
     jobctl.run("stop", "--all")
@@ -391,13 +392,14 @@ def test_bad_input_records_nothing(jobctl: Jobctl, words: list[str], named: str)
 
 
 def test_what_a_ci_server_marks_is_taken_away(jobctl: Jobctl, tmp_path: Path) -> None:
-    env = jobctl.env | {"RUNNER_TRACKING_ID": "github_7312", "LATER": str(tmp_path)}
+    nap = sleeper()
+    env = jobctl.env | {"RUNNER_TRACKING_ID": f"github {nap}", "LATER": str(tmp_path)}
     mark = ("-e", "RUNNER_TRACKING_ID=")
-    (tmp_path / "items").write_text("1\n")
+    (tmp_path / "items").write_text(nap.split()[1])
     jobs = [
-        jobctl.start(*mark, "--retries", "1", "--timeout", "1h", "sleep", "7312", env=env),
-        jobctl.start(*mark, "--after", "1", "sleep", "7312", env=env),
-        jobctl.start(*mark, "--foreach", str(tmp_path / "items"), "--", "sleep", "7312{}", env=env),
+        jobctl.start(*mark, "--retries", "1", "--timeout", "1h", *nap.split(), env=env),
+        jobctl.start(*mark, "--after", "1", *nap.split(), env=env),
+        jobctl.start(*mark, "--foreach", str(tmp_path / "items"), "--", "sleep", "{}", env=env),
     ]
 
     def bearers(text: bytes) -> set[int]:
@@ -408,8 +410,8 @@ def test_what_a_ci_server_marks_is_taken_away(jobctl: Jobctl, tmp_path: Path) ->
                     found.add(int(folder.name))
         return found
 
-    wait_until(lambda: len(processes_with("sleep 7312")) >= 2)
-    assert bearers(b"LATER=" + os.fsencode(tmp_path)) >= set(processes_with("sleep 7312"))
+    wait_until(lambda: len(processes_with(nap)) >= 2)
+    assert bearers(b"LATER=" + os.fsencode(tmp_path)) >= set(processes_with(nap))
     assert jobctl.runner_pid(jobs[1]) not in bearers(b"LATER=" + os.fsencode(tmp_path))
-    assert bearers(b"RUNNER_TRACKING_ID=github_7312") == set()
+    assert bearers(f"RUNNER_TRACKING_ID=github {nap}".encode()) == set()
     jobctl.run("stop", *jobs, "--grace", "0")

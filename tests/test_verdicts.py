@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl, processes_with, wait_until
+from conftest import Jobctl, processes_with, sleeper, wait_until
 from far import Far
 from test_items import children, each
 
@@ -42,11 +42,12 @@ def test_the_same_verdict_everywhere(either: Far) -> None:
 
 
 def test_a_session_whose_leader_has_gone(either: Far) -> None:
-    job = either.sh("env -i sleep 7424 & exit 0")
+    nap = sleeper()
+    job = either.sh(f"env -i {nap} & exit 0")
     either.run("wait", job)
-    (pid,) = wait_until(lambda: processes_with("sleep 7424"))
+    (pid,) = wait_until(lambda: processes_with(nap))
     either.run("remove", job)
-    assert processes_with("sleep 7424") == [], pid
+    assert processes_with(nap) == [], pid
     assert either.jobs() == []
 
 
@@ -121,15 +122,16 @@ def test_a_command_of_another_user(tmp_path: Path) -> None:
 
 
 def test_items_that_were_never_begun_are_given_back_at_once(jobctl: Jobctl, tmp_path: Path) -> None:
-    job = each(jobctl, "7425\n" * 3, "-t", "1", "--", "sleep")
+    nap = sleeper()
+    job = each(jobctl, f"{nap.split()[1]}\n" * 3, "-t", "1", "--", "sleep")
     folder = jobctl.folder(job)
     slot = int((folder / "slots/1/self").read_text().split()[0])
     os.kill(slot, signal.SIGKILL)
     for number in range(2, 300):
         (folder / f"children/{number}.stdout").touch()
-    for pid in processes_with("sleep 7425"):
+    for pid in processes_with(nap):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not processes_with("sleep 7425"))
+    wait_until(lambda: not processes_with(nap))
     trace = tmp_path / "trace"
     items_sh = Path(sys.modules["jobctl"].__file__ or "").with_name("items.sh")
     with trace.open("wb") as log:

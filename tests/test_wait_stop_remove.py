@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import PROGRAM, Jobctl, at_home, at_rest, processes_with, wait_until
+from conftest import PROGRAM, Jobctl, at_home, at_rest, processes_with, sleeper, wait_until
 
 from jobctl.cli.render import cells
 
@@ -172,10 +172,11 @@ def test_many_at_once_with_a_time_limit(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_stop(jobctl: Jobctl) -> None:
-    job = jobctl.sh("setsid sleep 7551 & (setsid sleep 7551 &) ; exec sleep 7551")
-    wait_until(lambda: len(processes_with("sleep 7551")) >= 3)
+    nap = sleeper()
+    job = jobctl.sh(f"setsid {nap} & (setsid {nap} &) ; exec {nap}")
+    wait_until(lambda: len(processes_with(nap)) >= 3)
     assert jobctl.out("stop", "--reason", "wrong\n input", job) == ""
-    assert processes_with("sleep 7551") == []
+    assert processes_with(nap) == []
     record = jobctl.job(job)
     assert (record["state"], record["reason"]) == ("Stopped", "stopped by user: wrong input")
     assert record["signal"] == signal.SIGTERM
@@ -219,15 +220,16 @@ def test_stop_skips_the_finished(jobctl: Jobctl) -> None:
 
 
 def test_stop_reaches_left_overs(jobctl: Jobctl) -> None:
-    job = jobctl.done("-c", "setsid sleep 7552 & exit 0")
+    nap = sleeper()
+    job = jobctl.done("-c", f"setsid {nap} & exit 0")
     assert jobctl.state(job) == "Completed"
-    wait_until(lambda: processes_with("sleep 7552"))
+    wait_until(lambda: processes_with(nap))
     jobctl.run("stop", job)
-    assert processes_with("sleep 7552") == []
-    job = jobctl.done("-c", "setsid sleep 7552 & exit 0")
-    wait_until(lambda: processes_with("sleep 7552"))
+    assert processes_with(nap) == []
+    job = jobctl.done("-c", f"setsid {nap} & exit 0")
+    wait_until(lambda: processes_with(nap))
     jobctl.run("remove", job)
-    assert processes_with("sleep 7552") == []
+    assert processes_with(nap) == []
 
 
 def test_stop_what_waits(jobctl: Jobctl) -> None:
@@ -256,10 +258,11 @@ def test_signals(jobctl: Jobctl) -> None:
 
 
 def test_a_job_may_stop_itself(jobctl: Jobctl) -> None:
-    job = jobctl.sh("sleep 7553 & jobctl stop $JOBCTL_ID; wait")
+    nap = sleeper()
+    job = jobctl.sh(f"{nap} & jobctl stop $JOBCTL_ID; wait")
     jobctl.run("wait", job, status=1)
     assert jobctl.state(job) == "Stopped"
-    wait_until(lambda: not processes_with("sleep 7553"))
+    wait_until(lambda: not processes_with(nap))
 
 
 def test_a_job_that_waits_for_one_it_started(jobctl: Jobctl) -> None:
@@ -361,8 +364,9 @@ def test_bad_input(jobctl: Jobctl, words: list[str], named: str) -> None:
 
 
 def test_remove(jobctl: Jobctl) -> None:
+    nap = sleeper()
     jobctl.done("true")
-    running = jobctl.start("sleep", "7554")
+    running = jobctl.start(*nap.split())
     jobctl.done("false")
     result = jobctl.run("remove", "--all", status=4)
     assert result.stdout == b""
@@ -371,7 +375,7 @@ def test_remove(jobctl: Jobctl) -> None:
     assert sorted(path.name for path in (jobctl.state_dir / "jobs").iterdir()) == [running]
     jobctl.run("remove", "--force", running)
     assert jobctl.jobs() == []
-    assert processes_with("sleep 7554") == []
+    assert processes_with(nap) == []
     jobctl.refused(3, "remove", running)
 
 
