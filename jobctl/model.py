@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobctl import quoting
 from jobctl.errors import BadUsage
+from jobctl.quoting import printable as printable
 
 if TYPE_CHECKING:
     from jobctl.target import Target
@@ -21,9 +22,7 @@ TYPE_TASK = "TaskJob"
 LOCALHOST = "localhost"
 
 _ID_LIKE = re.compile(r"\d+([.-]\d+)?", re.ASCII)
-_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SET = re.compile(r"\[[!^]?\]?[^]]*\]")
-_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 class State(enum.Enum):
@@ -330,23 +329,18 @@ def check_name(name: str) -> str:
     if not name.strip():
         raise BadUsage("a name must not be empty")
     if _ID_LIKE.fullmatch(name):
-        raise BadUsage(f"name {shown!r} looks like a job id or a range; put a letter in it")
+        raise BadUsage(f"name '{shown}' looks like a job id or a range; put a letter in it")
     if name.startswith("-"):
-        raise BadUsage(f"name {shown!r} begins with '-' and would be taken for an option")
+        raise BadUsage(f"name '{shown}' begins with '-' and would be taken for an option")
     if name.startswith("%"):
         raise BadUsage(
-            f"name {shown!r} begins with '%' and would be taken for a word of job control"
+            f"name '{shown}' begins with '%' and would be taken for a word of job control"
         )
     if shown != name:
         raise BadUsage(f"name '{shown}' contains control or unprintable characters")
     if len(os.fsencode(name)) > 255:
-        raise BadUsage(f"name {name[:20] + '…'!r} is longer than 255 bytes")
+        raise BadUsage(f"name '{shown[:20]}…' is longer than 255 bytes")
     return name
-
-
-def printable(text: str) -> str:
-    """Return text in one line with what could steer a terminal, or is no text, escaped."""
-    return _INVISIBLE.sub(_escape, text)
 
 
 def glob(pattern: str) -> re.Pattern[str]:
@@ -360,13 +354,3 @@ def glob(pattern: str) -> re.Pattern[str]:
 def _as_fnmatch_has_it(found: re.Match[str]) -> str:
     text = found.group()
     return f"[!{text[2:]}" if text.startswith("[^") else text
-
-
-def _escape(match: re.Match[str]) -> str:
-    character = match.group()
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, see os.fsdecode
-        code -= 0xDC00
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

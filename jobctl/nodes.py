@@ -6,10 +6,13 @@ import configparser
 import glob
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from string import Template
 from typing import TYPE_CHECKING
 
+from jobctl import configfile
 from jobctl.errors import BadUsage
 from jobctl.model import printable
 
@@ -63,9 +66,10 @@ def fold(hosts: Iterable[str]) -> str:
     :raises BadUsage: ClusterShell's configuration makes no sense.
     """
     try:
+        _check("defaults.conf")
         from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
     except _AT_LOADING as error:
-        raise BadUsage(_fault("defaults.conf", error)) from None
+        raise BadUsage(printable(_fault("defaults.conf", error))) from None
     return str(NodeSet.fromlist(list(hosts), resolver=RESOLVER_NOGROUP))
 
 
@@ -73,7 +77,7 @@ class _Senseless(Exception):
     """The text, or the configuration of the groups in it, makes no sense; says why."""
 
 
-_AT_LOADING = (configparser.Error, ValueError)
+_AT_LOADING = (configparser.Error, ValueError, configfile.NotPlain)
 _AT_WORK = (*_AT_LOADING, OSError, AttributeError, TypeError, RuntimeError)
 """What ClusterShell passes on of files that are not as it takes for granted."""
 
@@ -82,6 +86,7 @@ def _nodes(text: str) -> NodeSet:
     """Return the hosts of a node set, of which there may be very many; raise _Senseless."""
     # Not before it is needed: it takes as long to load as all else of a command.
     try:
+        _check("defaults.conf")
         from ClusterShell.NodeSet import ILLEGAL_GROUP_CHARS, NodeSet, NodeSetException
         from ClusterShell.NodeUtils import (
             GroupResolverConfig,
@@ -89,12 +94,14 @@ def _nodes(text: str) -> NodeSet:
             GroupResolverSourceError,
         )
     except _AT_LOADING as error:
-        raise _Senseless(_fault("defaults.conf", error)) from None
+        raise _Senseless(printable(_fault("defaults.conf", error))) from None
     groups = GroupResolverConfig(_configured("groups.conf"), ILLEGAL_GROUP_CHARS)
     try:
+        if "@" in text:
+            _check("groups.conf")
         return NodeSet(text, resolver=groups)
     except NodeSetException as error:
-        reason = str(error)
+        reason = _failed_source(error) or str(error)
     except GroupResolverSourceError as error:
         read = ", ".join(_configured("groups.conf"))
         reason = f"no group source {error}" + (
@@ -154,15 +161,44 @@ def _is_example(path: str) -> bool:
     return any(f.name == "groups.conf" and os.path.realpath(f.locate()) == mine for f in brought)
 
 
+def _check(name: str) -> None:
+    """Refuse what would keep us waiting in the place of a file.
+
+    :raises configfile.NotPlain: it is a pipe, say.
+    """
+    paths = _configured(name)
+    for path in paths:
+        configfile.check(path)
+    for path in _parts(paths):
+        configfile.check(path)
+
+
+def _parts(paths: list[str]) -> list[str]:
+    """Return the files that those of a configuration name, as ClusterShell finds them."""
+    parser = configparser.ConfigParser()
+    parts = list[str]()
+    with suppress(configparser.Error, ValueError, OSError):
+        if parser.read(paths) and parser.has_section("Main"):
+            main = parser["Main"]
+            place = os.path.dirname(paths[-1])
+            for folders, ending in (
+                (main.get("groupsdir", main.get("confdir", "")), "conf"),
+                (main.get("autodir", ""), "yaml"),
+            ):
+                for folder in shlex.split(folders):
+                    path = os.path.normpath(Template(folder).safe_substitute(CFGDIR=place))
+                    parts += sorted(glob.glob(f"{glob.escape(path)}/*.{ending}"))
+    return parts
+
+
 def _fault(name: str, error: Exception) -> str:
     """Return what is wrong with the configuration, and where; error is all that was said of it."""
+    if isinstance(error, configfile.NotPlain):
+        return f"cannot read {error.filename}: {error.strerror}"
     paths = _configured(name)[::-1]
-    for path in paths:
-        folder = glob.escape(os.path.dirname(path))
-        parts = sorted(glob.glob(f"{folder}/*.d/*.conf") + glob.glob(f"{folder}/*.d/*.yaml"))
-        for part in (path, *parts):
-            if fault := _fault_in(part):
-                return f"{part}, {fault}"
+    for part in (*paths, *_parts(paths[::-1])):
+        if fault := _fault_in(part):
+            return f"{part}, {fault}"
     said = " ".join(str(error).split())[:300]
     if isinstance(error, (AttributeError, TypeError)):
         said = "what is said there of a group is not text"
@@ -171,10 +207,35 @@ def _fault(name: str, error: Exception) -> str:
     return said if not paths or said.startswith("/") else f"{paths[0]}: {said}"
 
 
+def _failed_source(error: BaseException | None) -> str:
+    """Return which command that knows groups has failed, and where it stands; "" if none has."""
+    from ClusterShell.NodeUtils import GroupSourceError, GroupSourceQueryFailed
+
+    while error and not isinstance(error, GroupSourceError):
+        error = error.__context__
+    if not isinstance(error, GroupSourceError):
+        return ""
+    name = error.group_source.name
+    paths = _configured("groups.conf")
+    where = [path for path in (*_parts(paths), *paths[::-1]) if _has_section(path, name)]
+    said = " ".join(str(error).split())[:300]
+    fails = isinstance(error, GroupSourceQueryFailed)
+    why = f"this fails: {said}" if fails else f"there is no '{said}' command"
+    return f"{', '.join(where[:1] or paths)}: group source {name}: {why}"
+
+
+def _has_section(path: str, name: str) -> bool:
+    """Whether a file says how a group source is asked."""
+    parser = configparser.ConfigParser()
+    with suppress(configparser.Error, ValueError, OSError):
+        parser.read(path)
+    return any(name in section.split(",") for section in parser.sections())
+
+
 def _fault_in(path: str) -> str:
     """Return the line in which a file cannot be read, and why; empty if it can be."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=configfile.opener) as file:
             data = file.read()
         text = data.decode()
         if not path.endswith(".yaml"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
-from jobctl.errors import JobctlError, Refused
+from jobctl import configfile
+from jobctl.errors import BadUsage, JobctlError, Refused
+from jobctl.model import printable
 
 _PRIVATE = 0o077
 
@@ -52,8 +54,15 @@ def state_dir() -> str:
 
 
 def ssh_config() -> str:
-    """Return the file that is to be used instead of ssh's configuration, "" if there is none."""
+    """Return the file that is to be used instead of ssh's configuration, "" if there is none.
+
+    :raises BadUsage: nobody can read it more than once, such as what `<(...)` of a shell names.
+    """
     named = os.environ.get("JOBCTL_SSH_CONFIG", "")
+    try:
+        configfile.check(named)
+    except configfile.NotPlain as error:
+        raise BadUsage(f"JOBCTL_SSH_CONFIG={printable(named)}: {error.strerror}") from None
     return os.path.abspath(named) if named else ""
 
 

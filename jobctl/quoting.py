@@ -1,4 +1,4 @@
-"""Words and records in a form that both sh and Python read back byte for byte."""
+"""Words in other forms: for sh and Python to read back byte for byte, and for people to look at."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 _ENTRY = re.compile(rb"^([a-z_]{1,32})='([^']*(?:'\\''[^']*)*)'\n", re.MULTILINE)
 _WORD = re.compile(rb"'([^']*(?:'\\''[^']*)*)'")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def quote(value: bytes) -> bytes:
@@ -47,3 +49,18 @@ def readable(words: Iterable[str]) -> str:
     return " ".join(
         word if _PLAIN.fullmatch(word) else "'" + word.replace("'", "'\\''") + "'" for word in words
     )
+
+
+def printable(text: str) -> str:
+    """Return text in one line with what could steer a terminal, or is no text, escaped."""
+    return _INVISIBLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match.group()
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, see os.fsdecode
+        code -= 0xDC00
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from jobctl.errors import BadUsage
+from jobctl.quoting import printable
 
 # What ssh(1) itself refuses in the name of a machine or a user since 9.6, because a
 # ProxyCommand gets it on a shell's command line (CVE-2023-51385), and what cannot be part of
@@ -48,13 +49,15 @@ def parse_target(text: str) -> Target:
     Raises BadUsage for what ssh would refuse, or take for something else.
     """
     user, at, rest = text.rpartition("@")
+    if at and not user:
+        raise BadUsage(f"user name missing in '{printable(text)}'")
     if at:
         check_user(user)
     host, port = _split(rest)
     if not host:
-        raise BadUsage(f"host name missing in {text!r}" if text else "empty host name")
+        raise BadUsage(f"host name missing in '{printable(text)}'" if text else "empty host name")
     if host.startswith("-") or _BAD_IN_HOST.search(host) or not host.isprintable():
-        raise BadUsage(f"not a host name: {host!r}")
+        raise BadUsage(f"not a host name: '{printable(host)}'")
     return Target(host, user, None if port is None else check_port(port))
 
 
@@ -63,7 +66,7 @@ def _split(text: str) -> tuple[str, str | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise BadUsage(f"not a host name: {text!r}")
+            raise BadUsage(f"not a host name: '{printable(text)}'")
         return host, rest[1:] if rest else None
     if text.count(":") == 1:
         host, _, port = text.partition(":")
@@ -74,14 +77,14 @@ def _split(text: str) -> tuple[str, str | None]:
 def check_user(user: str) -> str:
     """Return a login name; raise BadUsage for one that ssh would refuse."""
     if not user or user.startswith("-") or _BAD_IN_USER.search(user) or not user.isprintable():
-        raise BadUsage(f"not a user name: {user!r}")
+        raise BadUsage(f"not a user name: '{printable(user)}'")
     return user
 
 
 def check_port(text: str) -> int:
     """Return a TCP port; raise BadUsage for what is none."""
     if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536 and len(text) < 6):
-        raise BadUsage(f"not a port: {text!r}")
+        raise BadUsage(f"not a port: '{printable(text)}'")
     return int(text)
 
 
@@ -89,12 +92,12 @@ def check_option(text: str) -> str:
     """Return KEY=VALUE as `ssh -o` takes it; raise BadUsage for anything else."""
     match = _OPTION.fullmatch(text)
     if not match or _UNPRINTABLE.search(text):
-        raise BadUsage(f"not an ssh option, which are KEY=VALUE: {text!r}")
+        raise BadUsage(f"not an ssh option, which are KEY=VALUE: '{printable(text)}'")
     return f"{match[1]}={match[2]}"
 
 
 def check_identity(path: str) -> str:
     """Return the name of a key file; raise BadUsage for what can be none."""
     if not path or _UNPRINTABLE.search(path):
-        raise BadUsage(f"not a key file: {path!r}")
+        raise BadUsage(f"not a key file: '{printable(path)}'")
     return path

@@ -21,7 +21,10 @@ MODULES = {
 CODE = {name: path for name, path in MODULES.items() if path.name != "__init__.py"}
 RUNNER = PACKAGE / "runner.sh"
 ROWS = (
-    ("errors", "descriptors", "quoting", "target", "model", "timing", "nodes", "items"),
+    (
+        *("errors", "descriptors", "configfile", "quoting", "target", "model", "timing"),
+        *("nodes", "items"),
+    ),
     (
         *("paths", "process", "records", "links", "folder", "incoming", "journal", "received"),
         *("task", "share", "jobs"),
@@ -32,6 +35,7 @@ INSIDE = {
     "transport": (
         *(
             "base",
+            "sshfiles",
             "names",
             "sendenv",
             "hostkeys",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,20 @@ def test_groups_that_cannot_be_read(folder: Path) -> None:
     (folder / "groups.d/a.yaml").write_bytes(b"y:\n  g: 5\n")
     refused("is not text")
     assert nodes.expand("web[1-2]") == ["web1", "web2"]
+
+
+def test_commands_that_know_groups_and_fail(folder: Path) -> None:
+    main = "[Main]\ndefault: y\nconfdir: $CFGDIR/more\n"
+    (folder / "more").mkdir()
+    (folder / "groups.conf").write_text(f"{main}[x,y]\nmap: exit 3 # $GROUP\n")
+    (folder / "more/z.conf").write_text("[z]\nmap: echo\nall: exit 4\n")
+    refused(f"{folder}/groups.conf: group source y: this fails: exit 3 # g")
+    for text, said in (
+        ("web1,@z:*", f"{folder}/more/z.conf: group source z: this fails: exit 4"),
+        ("@x:*", f"{folder}/groups.conf: group source x: there is no 'list' command"),
+    ):
+        with pytest.raises(BadUsage, match=re.escape(said)):
+            nodes.expand(text)
 
 
 def refused(said: str) -> None:

@@ -77,11 +77,35 @@ def test_a_host_that_is_also_a_file(far: Far, tmp_path: Path) -> None:
         ("start", "-q", "-H", "web[1-2]", "true"): "",
         ("start", "-q", "-H", "web1,web2", "true"): "",
         ("start", "-q", "-H", "web2", "true"): "",
+        ("session", "run", "web1", "echo"): told,
+        ("session", "get", "-q", "--on", "web1"): told,
         ("session", "new", "-q", "web1"): told,
+        ("session", "run", "web1", "--", "echo"): "",  # it is the session that is meant
     }.items():
         result = far.run(*words, cwd=tmp_path)
-        assert (result.stdout.count(b"\n"), result.stderr.decode()) == (1, said)
+        assert result.stderr.decode() == said
     far.run("start", "-q", "-H", "web", "true", cwd=tmp_path)
+
+
+def test_one_host_where_one_is_meant(far: Far) -> None:
+    one = "is a set of hosts, and this takes one; for several, use 'jobctl start -H'"
+    for to, said in {
+        "@web": f"'@web' {one}",
+        "web[1-2]": f"'web[1-2]' {one}",
+        "web1,web2": f"'web1,web2' {one}",
+        "@@": "host name missing in '@@'",
+        "web1@": "host name missing in 'web1@'",
+        "web1;\udcff": r"not a host name: 'web1;\xff'",
+    }.items():
+        for words in (
+            ("run", to, "true"),
+            ("get", "--on", to),
+            ("receive", to),
+        ):
+            assert far.refused(2, "session", *words) == f"jobctl: {said}"
+    assert far.refused(2, "start", "-H", "x@:22", "true") == "jobctl: host name missing in 'x@:22'"
+    assert far.refused(2, "start", "-H", "h\udcff", "true") == "jobctl: not a host name: 'h\\xff'"
+    assert far.agent() is None
 
 
 def test_records(either: Far) -> None:

@@ -212,7 +212,7 @@ def test_keys_that_are_not_there_are_named(sshd: Sshd, tmp_path: Path, agent: Pa
         ("garbage", b"x", "is no private key that can be used"),
         ("putty", b"PuTTY-User-Key-File-3: ssh-ed25519\n", "is a key of PuTTY: puttygen -O "),
         ("public", sshd.key.with_suffix(".pub").read_bytes(), "is the public part alone"),
-        ("folder", None, "cannot be read: Is a directory"),
+        ("folder", None, "cannot be read: it is a directory, not a plain file"),
     ):
         path = tmp_path / name
         path.mkdir() if text is None else path.write_bytes(text)

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from jobctl import links, nodes, quoting, runner, target, timing
 from jobctl.cli import options, render, terminal
 from jobctl.errors import BadUsage, JobctlError
-from jobctl.model import Job, check_name
+from jobctl.model import Job, check_name, printable
 from jobctl.ops import sessions
 from jobctl.paths import ssh_config, state_dir
 from jobctl.target import Target
@@ -270,9 +270,16 @@ def _each(names: Sequence[str], form: str, quiet: bool, act: Any) -> int:
 
 
 def _check(to: str) -> None:
-    """Refuse what is neither the name of a session nor that of a host."""
-    if links.Links(state_dir()).session(to) is None:
-        target.parse_target(to)
+    """Refuse what is neither the name of a session nor that of one host."""
+    if links.Links(state_dir()).session(to) is not None:
+        return
+    if nodes.is_set(to) or "," in to:
+        raise BadUsage(
+            f"'{printable(to)}' is a set of hosts, and this takes one; for several, use"
+            " 'jobctl start -H'"
+        )
+    target.parse_target(to)
+    options.tell_of_files((to,))
 
 
 def _print(found: list[sessions.Shown], form: str) -> None:

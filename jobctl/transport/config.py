@@ -12,10 +12,11 @@ import subprocess
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jobctl import configfile
 from jobctl.errors import JobctlError
 from jobctl.model import printable
 from jobctl.target import Target, check_identity, check_option
-from jobctl.transport import alike, plainconfig
+from jobctl.transport import alike, plainconfig, sshfiles
 from jobctl.transport.alike import Lines
 from jobctl.transport.base import Denied
 from jobctl.transport.hostkeys import fits
@@ -199,7 +200,7 @@ def read(
                 target,
                 [path for path in files if config or os.path.exists(path)],
                 (*command[:-1], environ.get("HOME")),
-                lambda: _ask_ssh(command, target, environ),
+                lambda: _ask_ssh(command, config, target, environ),
             )
             return _settings(target, lines, environ)
         except _Unusable:
@@ -225,7 +226,9 @@ class _Unusable(JobctlError):
     """An ssh that does not work, whatever it is asked."""
 
 
-def _ask_ssh(command: list[str], target: Target, environ: Mapping[str, str]) -> Lines:
+def _ask_ssh(
+    command: list[str], config: str | None, target: Target, environ: Mapping[str, str]
+) -> Lines:
     """Return the keywords and values that `ssh -G` prints; raise _Unusable.
 
     It may not find its libraries, but others of the same names, which somebody's environment has
@@ -233,12 +236,15 @@ def _ask_ssh(command: list[str], target: Target, environ: Mapping[str, str]) -> 
     """
     clean = without_loader(environ)
     try:
+        sshfiles.check(config, _home())
         return answer(command, environ)
+    except configfile.NotPlain as error:
+        raise Denied(f"cannot read {error.filename}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise Denied(f"cannot connect to {target.label}: `ssh -G` takes too long") from None
     except (OSError, subprocess.SubprocessError) as error:
         if len(clean) < len(environ):
-            return _ask_ssh(command, target, clean)
+            return _ask_ssh(command, config, target, clean)
         if isinstance(error, subprocess.CalledProcessError) and error.returncode == _REFUSED:
             said = _said(error.stderr)
             if "version mismatch" not in said:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from jobctl import configfile
+
 CERT_SUFFIX = "-cert-v01@openssh.com"
 _REVOKED = "@revoked"
 _AUTHORITY = "@cert-authority"
@@ -125,7 +127,7 @@ def load(paths: Sequence[str], name: str, bare_name: str = "") -> HostKeys:
     found: list[Entry] = []
     for path in paths:
         try:
-            with open(path, encoding="utf-8", errors="replace") as lines:
+            with open(path, encoding="utf-8", errors="replace", opener=configfile.opener) as lines:
                 found += _entries(path, lines, name, bare_name)
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -139,7 +141,7 @@ def load_revoked(path: str) -> HostKeys:
     not to know what is revoked is no reason to trust.
     """
     found = []
-    with open(path, "rb") as lines:
+    with open(path, "rb", opener=configfile.opener) as lines:
         for number, line in enumerate(lines, 1):
             if line.startswith(_KRL):
                 raise OSError(errno.EINVAL, "it is a KRL, which only ssh can read", path)

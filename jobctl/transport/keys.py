@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import ssh as formats
 
+from jobctl import configfile
 from jobctl.model import printable
 from jobctl.transport.config import Settings
 from jobctl.transport.hostkeys import CERT_SUFFIX, fits, type_of
@@ -157,7 +158,7 @@ def _contents(path: str) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=configfile.opener) as file:
         return file.read(_MOST_BYTES)
 
 

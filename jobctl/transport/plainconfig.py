@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 
+from jobctl import configfile
 from jobctl.model import printable
 from jobctl.target import Target
 from jobctl.transport.base import Denied
@@ -38,7 +39,9 @@ class Reader:
         """Read a configuration file; a part that cannot be judged is refused."""
         if depth > _MOST_INCLUDES:
             raise Denied(f"{path}: too many Includes, one in the other")
-        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        with open(
+            path, encoding="utf-8", errors="surrogateescape", opener=configfile.opener
+        ) as lines:
             holds = True
             for number, line in enumerate(lines, 1):
                 match = _LINE.fullmatch(line.rstrip("\n"))

@@ -6,15 +6,13 @@ names are handed on. Nothing but the standard library is imported, as each comma
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from fnmatch import fnmatchcase
 
-_DEEPEST = 16
-_MOST_BYTES = 1 << 20
-_LINE = re.compile(r"\s*(sendenv|include)\b[\s=]*(.*)", re.IGNORECASE)
+from jobctl.transport import sshfiles
+
+_LINE = re.compile(r"\s*sendenv\b[\s=]*(.*)", re.IGNORECASE)
 
 
 def candidates(config: str, options: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
@@ -23,10 +21,7 @@ def candidates(config: str, options: Iterable[str], environ: Mapping[str, str]) 
     :param config: the file to read in the place of the user's and the system's; "" if none.
     :param options: further lines, KEY=VALUE.
     """
-    home = os.path.expanduser("~/.ssh")
-    files = [(config, home)] if config else [(f"{home}/config", home), (_SYSTEM, "/etc/ssh")]
-    patterns = [word for path, folder in files for word in _in_file(path, folder, 0)]
-    patterns += [word for _, words in _found(options) for word in words]
+    patterns = [*_patterns(sshfiles.lines(config)), *_patterns(options)]
     return {
         name: value
         for name, value in environ.items()
@@ -34,26 +29,8 @@ def candidates(config: str, options: Iterable[str], environ: Mapping[str, str]) 
     }
 
 
-_SYSTEM = "/etc/ssh/ssh_config"
-
-
-def _found(lines: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the keywords and words of the lines that matter."""
+def _patterns(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the words of the lines that matter."""
     for line in lines:
         if match := _LINE.match(line):
-            yield match[1].lower(), match[2].replace('"', "").split()
-
-
-def _in_file(path: str, folder: str, depth: int) -> Iterator[str]:
-    lines = list[str]()
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read(_MOST_BYTES).splitlines()
-    for keyword, words in _found(lines):
-        if keyword == "sendenv":
-            yield from words
-        elif depth < _DEEPEST:
-            from glob import glob
-
-            for word in words:
-                for included in glob(os.path.join(folder, os.path.expanduser(word))):
-                    yield from _in_file(included, folder, depth + 1)
+            yield from match[1].replace('"', "").split()
