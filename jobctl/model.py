@@ -6,7 +6,7 @@ import enum
 import fnmatch
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobctl import quoting
@@ -261,12 +261,18 @@ class Marks(NamedTuple):
     """Of streams, an offset and the checksum of the bytes before it: see records.traced()."""
     emptied: tuple[str, ...] = ()
     """Streams whose files were found to hold no more what was received of them."""
+    held: tuple[tuple[str, int, str], ...] = ()
+    """Of ranges, by stream and end, the process that is delivering them: see claimed()."""
 
-    def next(self, stream: str, size: int) -> tuple[int, int] | None:
-        """Return start and end of what is to be received next of a stream of that size."""
+    def next(self, stream: str, size: int, others: Collection[str] = ()) -> tuple[int, int] | None:
+        """Return start and end of what is to be received next of a stream of that size.
+
+        :param others: processes that are to keep the ranges which they hold.
+        """
+        theirs = {(name, end) for name, end, holder in self.held if holder in others}
         for name, start, end in self.returned_ranges:
-            if name == stream and start < (end := min(end, size)):
-                return start, end
+            if name == stream and (name, end) not in theirs and start < (stop := min(end, size)):
+                return start, stop
         mark = self.mark(stream)
         return (mark, size) if mark < size else None
 
@@ -278,22 +284,66 @@ class Marks(NamedTuple):
         """Return the marks after count bytes from start, where next() began, were received."""
         for entry in self.returned_ranges:
             if entry[:2] == (stream, start):
-                others = tuple(other for other in self.returned_ranges if other is not entry)
-                rest = (stream, start + count, entry[2])
-                return self._replace(
-                    returned_ranges=tuple(sorted((*others, rest))) if rest[1] < rest[2] else others
-                )
+                return self._instead(entry, (stream, start + count, entry[2]))
         return self._at(stream, start + count)
+
+    def _instead(self, entry: tuple[str, int, int], *rest: tuple[str, int, int]) -> Marks:
+        """Return the marks with what is left of a range in the place of it."""
+        ranges = [other for other in self.returned_ranges if other is not entry]
+        ranges += [part for part in rest if part[1] < part[2]]
+        ends = {(stream, end) for stream, _, end in ranges}
+        held = tuple(claim for claim in self.held if claim[:2] in ends)
+        return self._replace(returned_ranges=tuple(sorted(ranges)), held=held)
+
+    def claimed(self, stream: str, start: int, end: int, holder: str) -> Marks:
+        """Return the marks after a process has begun a line that it alone is to end.
+
+        For all others the rest, from start, where next() begins, counts as received. It is a
+        range that was given back, for whoever does not know of holders or finds this one dead.
+        """
+        claim = (stream, end, holder)
+        if claim in self.held:
+            return self
+        held = self._replace(held=(*self.held, claim))
+        for entry in self.returned_ranges:
+            if entry[:2] == (stream, start):
+                return held._instead(entry, (stream, start, end), (stream, end, entry[2]))
+        ranges = tuple(sorted((*self.returned_ranges, (stream, start, end))))
+        return held._replace(returned_ranges=ranges)._at(stream, end)
+
+    def held_by(self, holder: str, stream: str) -> tuple[int, int] | None:
+        """Return start and end of what a process holds of a stream."""
+        mine = {claim[1] for claim in self.held if claim[0] == stream and claim[2] == holder}
+        found = ((r[1], r[2]) for r in self.returned_ranges if r[0] == stream and r[2] in mine)
+        return next(found, None)
+
+    def released(self, holder: str) -> Marks:
+        """Return the marks after a process has let go of what it holds."""
+        held = tuple(claim for claim in self.held if claim[2] != holder)
+        return self._replace(held=held)._joined("stdout")._joined("stderr")
 
     def returned(self, stream: str, start: int, end: int) -> Marks:
         """Return the marks after what was received from start to end has come back."""
-        mark = self.mark(stream)
-        if start >= mark:  # it was not received yet
+        if start >= self.mark(stream):  # it was not received yet
             return self
-        if end == mark:
-            return self._at(stream, start)
         ranges = (*self.returned_ranges, (stream, start, end))
-        return self._replace(returned_ranges=tuple(sorted(ranges)))
+        return self._replace(returned_ranges=tuple(sorted(ranges)))._joined(stream)
+
+    def _joined(self, stream: str) -> Marks:
+        """Return the marks with ranges that touch made one, as they may be parts of one line."""
+        taken = {claim[:2] for claim in self.held}
+        free, others = list[tuple[str, int, int]](), list[tuple[str, int, int]]()
+        for entry in self.returned_ranges:
+            if entry[0] != stream or (stream, entry[2]) in taken:
+                others.append(entry)
+            elif free and free[-1][2] == entry[1]:
+                free[-1] = (stream, free[-1][1], entry[2])
+            else:
+                free.append(entry)
+        mark = self.mark(stream)
+        if free and free[-1][2] == mark:
+            mark = free.pop()[1]
+        return self._replace(returned_ranges=tuple(sorted([*others, *free])))._at(stream, mark)
 
     def trace(self, stream: str, offset: int) -> int | None:
         """Return the checksum of what is before an offset, None if that is not known."""
@@ -312,7 +362,8 @@ class Marks(NamedTuple):
         others = tuple(entry for entry in self.returned_ranges if entry[0] != stream)
         traces = tuple(entry for entry in self.traces if entry[0] != stream)
         emptied = (*self.emptied, stream)
-        anew = self._replace(returned_ranges=others, traces=traces, emptied=emptied)
+        held = tuple(claim for claim in self.held if claim[0] != stream)
+        anew = self._replace(returned_ranges=others, traces=traces, emptied=emptied, held=held)
         return anew._at(stream, 0)
 
     def _at(self, stream: str, offset: int) -> Marks:

@@ -141,6 +141,24 @@ def alive(identity: Identity | None, boot: str) -> Sight | None:
     return sight
 
 
+def own_name() -> str:
+    """Return what names this process for others, who may be on another machine: see may_live()."""
+    sight = look(os.getpid())
+    parts = (str(os.getpid()), sight.start if sight else "", boot_id(), hostname())
+    return "/".join(re.sub(r"\s", "_", part) for part in parts)
+
+
+def may_live(name: str) -> bool:
+    """Whether a process of that name lives, as far as can be told here."""
+    pid, start, boot, host, *_ = *name.split("/"), "", "", ""
+    now = boot_id()
+    place = place_of(host, now if boot == re.sub(r"\s", "_", now) else boot, now)
+    if place is Place.ELSEWHERE:
+        return True
+    identity = Identity(int(pid), start, now) if pid.isdigit() else None
+    return place is Place.HERE and alive(identity, now) is not None
+
+
 def has_variable(pid: int, variable: str) -> bool:
     """Whether a process has this in its environment; False where the system does not tell."""
     try:

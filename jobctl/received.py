@@ -50,7 +50,8 @@ class PartMarks:
         marks = Marks(out, err, b"t" in flags, traces=traces)
         if b"r" not in flags:
             return marks
-        return marks._replace(returned_ranges=self._more(number).returned_ranges)
+        more = self._more(number)
+        return marks._replace(returned_ranges=more.returned_ranges, held=more.held)
 
     def _more(self, number: int) -> Marks:
         return records.load_marks(self._returned(number))

@@ -26,6 +26,7 @@ _NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 _TRACED = 64
 """Bytes before a mark by which it is seen whether a file still holds what was received."""
 _RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
+_CLAIM = re.compile(r"(stdout|stderr):(\d{1,18}):(\S+)", re.ASCII)
 
 
 def opened(path: str, flags: int = os.O_RDONLY) -> int:
@@ -161,6 +162,10 @@ def marks_in(record: Mapping[str, bytes]) -> Marks:
         record.get("told") == b"1",
         pairs("returned"),
         pairs("traces"),
+        held=tuple(
+            (stream, int(end), holder)
+            for stream, end, holder in _CLAIM.findall(text(record.get("held")))
+        ),
     )
 
 
@@ -170,6 +175,7 @@ def dump_marks(marks: Marks) -> bytes:
     def joined(pairs: tuple[tuple[str, int, int], ...]) -> bytes:
         return " ".join(f"{stream}:{first}-{second}" for stream, first, second in pairs).encode()
 
+    held = " ".join(f"{stream}:{end}:{holder}" for stream, end, holder in marks.held)
     record = quoting.dump(
         {
             "stdout": b"%d" % marks.stdout,
@@ -177,6 +183,7 @@ def dump_marks(marks: Marks) -> bytes:
             "told": b"1" if marks.told else b"",
             "returned": joined(marks.returned_ranges),
             "traces": joined(marks.traces),
+            **({"held": held.encode()} if held else {}),
         }
     )
     return record + b"\n" * (-len(record) % 512)

@@ -327,12 +327,32 @@ def test_a_long_line_that_comes_by_and_by(jobctl: Jobctl, tmp_path: Path) -> Non
 
 
 def test_a_long_tagged_line_whose_reader_leaves(jobctl: Jobctl) -> None:
-    """A line that was not taken to its end comes again, whole; what was taken does not."""
+    """The mark moves by what was taken, of a short line as well; a tag alone is nothing of it."""
     job = jobctl.done("-c", "echo first; printf '%0300000d\\n' 7; echo last")
-    for size in (100, 70_000, 200_000):
+    whole = b"first\n%0300000d\nlast\n" % 7
+    for size, got in ((10, 0), (15, 2), (5, 0), (100, 74), (70_000, 69_987), (200_000, 199_987)):
         taken = shell(jobctl, f"jobctl receive --tag {job} | head -c {size}").stdout
-        assert taken.startswith(b"1 localhost: first\n" if size == 100 else b"1 localhost: 000")
-    assert jobctl.out("receive", job) == f"{7:0300000d}\nlast\n"
+        assert len(taken) == size
+        assert (b"1 localhost: " + whole.replace(b"\n", b"\n1 localhost: ")).startswith(taken)
+        whole = whole[got:]
+    assert jobctl.run("receive", "--keep", job).stdout == whole
+    rest = b"1 localhost: " + whole.replace(b"\n", b"\n1 localhost: ", 1)
+    assert jobctl.run("receive", "--tag", job).stdout == rest
+
+
+def test_a_receiver_of_a_long_line_that_is_killed(jobctl: Jobctl) -> None:
+    """Others leave its line to it, and get the rest of it once it is gone."""
+    job = jobctl.done("-c", "printf '%0300000d\\n' 7; echo last")
+    receiver = jobctl.popen("receive", "--tag", job, stdout=subprocess.PIPE)
+    assert receiver.stdout
+    taken = receiver.stdout.read(100_000)
+    assert jobctl.out("receive", "--tag", job) == f"{job} localhost: last\n"
+    assert jobctl.job(job)["has_more_data"] is True
+    receiver.kill()
+    taken += receiver.stdout.read()
+    rest = jobctl.run("receive", job).stdout
+    assert taken + rest == b"%s localhost: %0300000d\n" % (job.encode(), 7)
+    assert jobctl.job(job)["has_more_data"] is False
 
 
 def test_a_carriage_return_ends_what_is_tagged(jobctl: Jobctl, tmp_path: Path) -> None:
@@ -392,12 +412,14 @@ def test_children_on_a_terminal_have_tags(jobctl: Jobctl) -> None:
 
 
 def test_receivers_at_once_get_whole_tagged_lines(jobctl: Jobctl) -> None:
-    job = jobctl.done("-c", f"{LINES}; {LINES} >&2")
+    """Also those that are longer than what a pipe holds, or than what is handed over at once."""
+    long = "printf '%0150000d\\n' 1 2 3 4; printf '%01500000d\\n' 5"
+    job = jobctl.done("-c", f"{long}; {LINES}; {LINES} >&2; {long} >&2")
     taken: list[bytes] = []
 
     def read(fd: int) -> None:
         whole = b""
-        while piece := os.read(fd, 3_000):
+        while piece := os.read(fd, 30_000):
             whole += piece
         os.close(fd)
         taken.extend(whole.splitlines())
@@ -413,7 +435,10 @@ def test_receivers_at_once_get_whole_tagged_lines(jobctl: Jobctl) -> None:
     for reader, receiver in zip(readers, receivers, strict=True):
         reader.join()
         assert receiver.wait(10) == 0
-    assert sorted(taken) == sorted([b"1 localhost: %05000d" % i for i in range(1, 301)] * 2)
+    wanted = [b"1 localhost: %05000d" % i for i in range(1, 301)]
+    wanted += [b"1 localhost: %0150000d" % i for i in range(1, 5)]
+    wanted += [b"1 localhost: %01500000d" % 5]
+    assert sorted(taken) == sorted(wanted * 2)
 
 
 def test_what_is_told_does_not_count_as_output(jobctl: Jobctl) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import WEIRD
 
-from jobctl import quoting, timing
+from jobctl import quoting, records, timing
 from jobctl.errors import BadUsage
 from jobctl.model import Marks, check_name, printable
 
@@ -373,6 +373,8 @@ def test_marks_neither_lose_nor_double_a_byte(seed: int) -> None:
     arrived = {stream: list[int]() for stream in sizes}
     """How often each byte is with a reader."""
     held: list[tuple[str, int, int]] = []
+    lines: dict[str, tuple[str, int, int]] = {}
+    """What receivers hold of a line that they have begun, by their names."""
     marks = Marks()
     for _ in range(400):
         stream = chance.choice(["stdout", "stderr"])
@@ -382,14 +384,32 @@ def test_marks_neither_lose_nor_double_a_byte(seed: int) -> None:
             sizes[stream] += more
             arrived[stream] += [0] * more
         elif action < 0.65:
-            span = marks.next(stream, sizes[stream])
+            name = chance.choice("abc")
+            if chance.random() < 0.2:
+                lines.pop(name, None)
+                marks = marks.released(name)
+            span = marks.next(stream, sizes[stream], set("abc") - {name})
+            if name in lines:
+                stream, *rest = lines[name]
+                span = marks.held_by(name, stream)
+                assert span == tuple(rest)
             if span is None:
-                assert set(arrived[stream]) <= {1}
+                theirs = sum(end - start for s, start, end in lines.values() if s == stream)
+                assert arrived[stream].count(0) == theirs
                 continue
             start, end = span
             assert 0 <= start < end <= sizes[stream]
             count = chance.randint(1, end - start)
             marks = marks.moved(stream, start, count)
+            lines.pop(name, None)
+            if (begun := start + count) < end and chance.random() < 0.5:
+                stop = chance.randint(begun + 1, end)
+                if marks.held_by(name, stream):
+                    stop = end
+                marks = marks.claimed(stream, begun, stop, name)
+                lines[name] = stream, begun, stop
+            else:
+                marks = marks.released(name)
             for offset in range(start, start + count):
                 arrived[stream][offset] += 1
             held.append((stream, start, start + count))
@@ -405,6 +425,9 @@ def test_marks_neither_lose_nor_double_a_byte(seed: int) -> None:
                 arrived[stream][offset] -= 1
         for counts in arrived.values():
             assert set(counts) <= {0, 1}
+    assert records.marks_in(quoting.load(records.dump_marks(marks))) == marks
+    for name in "abc":
+        marks = marks.released(name)
     for stream, size in sizes.items():
         for _ in range(10_000):
             span = marks.next(stream, size)

@@ -35,8 +35,6 @@ class Origin(NamedTuple):
     stream: str
     start: int
     end: int
-    unit: int | None = None
-    """Where the line begins, if it counts only as a whole."""
 
 
 class Part(NamedTuple):
@@ -221,19 +219,13 @@ class Sink:
             raise CannotWrite(f"cannot write to {self.name}: {error.strerror}") from None
 
     def lost(self) -> list[Origin]:
-        """Return where the bytes came from that are still in the pipe, the last ones first.
-
-        What counts only as a whole is lost as a whole, also what of it was taken.
-        """
+        """Return where the bytes came from that are still in the pipe, the last ones first."""
         unread = self._unread() + len(self._pending)
         lost: list[Origin] = []
         while unread > 0 and self._on_the_way:
             length, origin, _ = self._on_the_way.pop()
             if origin is not None:
-                start = max(origin.start, origin.end - unread)
-                start = start if origin.unit is None else origin.unit
-                if not lost or lost[-1][:3] != (origin.job, origin.stream, start):
-                    lost.append(origin._replace(start=start))
+                lost.append(origin._replace(start=max(origin.start, origin.end - unread)))
             unread -= length
         return lost
 

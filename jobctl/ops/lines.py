@@ -46,7 +46,6 @@ class _Begun(NamedTuple):
     stream: str
     at: int
     """Where it goes on."""
-    begin: int
     stop: int
 
 
@@ -98,13 +97,13 @@ class TaggedLines:
         self._returned.pop(sink.name, None)
         rest = next((line for line in lines if line.stop > reached), None)
         if rest and (taken.begun or reached > rest.begin):
-            self._begun = _Begun(sink, here.job, here.stream, reached, rest.begin, rest.stop)
+            self._begun = _Begun(sink, here.job, here.stream, reached, rest.stop)
         elif taken.delivered and taken.last == b"\r":
             self._returned[sink.name] = (here.job, here.stream, reached)
         return taken.delivered
 
     def leave(self, sink: Sink) -> None:
-        """End the line that is begun in a sink: another receiver has the rest of it.
+        """End the line that is begun in a sink: the rest of it is not to be had here.
 
         :raises CannotWrite: the disk is full, say, or the reader has gone.
         """
@@ -126,12 +125,10 @@ class TaggedLines:
         self._returned.pop(sink.name, None)
         return True
 
-    def unfinished(self, sink: Sink) -> Origin | None:
-        """Return what was written of the line that is begun in a sink."""
+    def begun(self, job: str, stream: str) -> int | None:
+        """Return where the line ends that is begun of a stream, None if there is none."""
         begun = self._begun
-        if begun is None or begun.sink is not sink:
-            return None
-        return Origin(begun.job, begun.stream, begun.begin, begun.at)
+        return begun.stop if begun and (begun.job, begun.stream) == (job, stream) else None
 
     def _break_off(self, begun: _Begun) -> None:
         if begun.sink.write(Part(before=b"\n")) is not None:
@@ -161,9 +158,9 @@ class TaggedLines:
         """
         stop = at + len(data)
         text = data.rstrip(b"\r\n") if erase else data
-        parts = [Part(text, _origin(here, at, text, at), words)]
+        parts = [Part(text, _origin(here, at, text), words)]
         if end := data[len(text) :]:
-            parts.append(Part(end, _origin(here, stop - len(end), end, at), _ERASE))
+            parts.append(Part(end, _origin(here, stop - len(end), end), _ERASE))
         return _Line(at, stop, tuple(parts))
 
     def _long(self, sink: Sink, source: int, here: Stretch) -> list[_Line]:
@@ -177,12 +174,10 @@ class TaggedLines:
         body = os.pread(source, min(PIECE, stop - start, here.end - start), start)
         if not body:
             return []
-        begin = begun.begin if begun else start
         words = b"" if begun else self._tag(here.job)
         lacking = start + len(body) == stop and not body.endswith((b"\n", b"\r"))
         after = b"\n" if lacking else b""
-        part = Part(body, _origin(here, start, body, begin), words, after)
-        return [_Line(begin, stop, (part,))]
+        return [_Line(start, stop, (Part(body, _origin(here, start, body), words, after),))]
 
     def _end_of_line(self, source: int, here: Stretch) -> int | None:
         """Return where the line ends that a stretch begins with, None if it does not in there."""
@@ -200,5 +195,5 @@ class TaggedLines:
         return None
 
 
-def _origin(here: Stretch, start: int, data: bytes, unit: int) -> Origin:
-    return Origin(here.job, here.stream, start, start + len(data), unit)
+def _origin(here: Stretch, start: int, data: bytes) -> Origin:
+    return Origin(here.job, here.stream, start, start + len(data))

@@ -96,6 +96,10 @@ class Receiver:
         self._states: dict[str, State] = {}
         self._tags: dict[str, bytes] = {}
         self._lines = TaggedLines(self._tag)
+        self._name = ""
+        """That of this process, once it holds something."""
+        self._holding: set[str] = set()
+        """Jobs of which it may hold the rest of a line."""
         self._stamps: dict[str, list[tuple[int, int]]] = {}
         self._emptied: list[tuple[str, str]] = []
         """Jobs, and streams that they have emptied, that is yet to be told."""
@@ -255,6 +259,7 @@ class Receiver:
                         while self._hand_over(job, folder, stream, source.fileno(), sink):
                             moved = True
                         self._lines.leave(sink)
+                        self._release()
                 except FileNotFoundError:
                     pass  # a job removed meanwhile has nothing more to deliver
                 except PermissionError as error:
@@ -277,7 +282,7 @@ class Receiver:
             try:
                 while left > 0:
                     size = folder.size_of(stream, source)
-                    if not (span := marks.next(stream, size)):
+                    if not (span := self._next(marks, stream, size)):
                         break
                     place = records.Place(source, span[0])
                     if marks.trace(stream, span[0]) not in (None, place.trace):
@@ -289,11 +294,16 @@ class Receiver:
                         taken = self._lines.write(sink, source, here)
                     else:
                         taken = self._write(job, stream, source, sink, span)
+                    if taken is None:
+                        break
+                    reached = span[0] + taken
+                    marks = marks.moved(stream, span[0], taken)
+                    marks = marks.with_trace(stream, reached, place.trace_after(taken))
+                    if end := self._lines.begun(job.id, stream):
+                        marks = self._claimed(marks, job, stream, reached, end)
+                        marks = marks.with_trace(stream, end, records.Place(source, end).trace)
                     if not taken:
                         break
-                    marks = marks.moved(stream, span[0], taken)
-                    trace = place.trace_after(taken)
-                    marks = marks.with_trace(stream, span[0] + taken, trace)
                     left -= taken
             finally:
                 if marks != before:
@@ -301,6 +311,28 @@ class Receiver:
                     passed = folder.emptied_between(stream, before, marks)
                     self._emptied += [(job.id, stream)] * passed
             return marks != before or (bool(span) and taken is not None)
+
+    def _next(self, marks: Marks, stream: str, size: int) -> tuple[int, int] | None:
+        """Return what of a stream is for us to deliver next: the rest of our line before all."""
+        others = {holder for _, _, holder in marks.held} - {self._name}
+        others = {holder for holder in others if process.may_live(holder)}
+        mine = marks.held_by(self._name, stream)
+        return mine if mine and mine[1] <= size else marks.next(stream, size, others)
+
+    def _claimed(self, marks: Marks, job: Job, stream: str, start: int, end: int) -> Marks:
+        """Return marks after we have begun a line: nobody else is to deliver the rest of it."""
+        self._name = self._name or process.own_name()
+        self._holding.add(job.id)
+        return marks.claimed(stream, start, end, self._name)
+
+    def _release(self) -> None:
+        """Leave to others what we hold and do not deliver."""
+        while self._holding:
+            folder = self._jobs.folder(self._holding.pop())
+            with suppress(Unmarkable), uninterrupted(), self._moving(folder) as move:
+                marks = self._marks(folder)
+                if (free := marks.released(self._name)) != marks:
+                    move(free)
 
     def _write(self, job: Job, stream: str, source: int, sink: Sink, span: tuple[int, int]) -> int:
         """Write some of a span of a stream; return how many bytes, 0 if there is no room."""
@@ -354,7 +386,7 @@ class Receiver:
 
     def _marks(self, folder: Folder) -> Marks:
         if self._manner.keep or self._manner.again:
-            first = Marks() if self._manner.again else folder.marks()
+            first = Marks() if self._manner.again else folder.marks()._replace(held=())
             return folder.checked(self._private.setdefault(folder.id, first))
         return folder.marks()
 
@@ -390,14 +422,13 @@ class Receiver:
             for sink in self._sinks.values():
                 self._give_back(sink)
             raise
+        finally:
+            self._release()
 
     def _give_back(self, sink: Sink) -> None:
         if self._manner.keep or self._manner.again:
             return
-        lost = sink.lost()
-        if not lost and (line := self._lines.unfinished(sink)):
-            lost = [line]
-        for job_id, stream, start, end, _ in lost:
+        for job_id, stream, start, end in sink.lost():
             folder = self._jobs.folder(job_id)
             if folder.exists():
                 with folder.receiving() as move:
