@@ -72,7 +72,7 @@ def _write_task(
     folder: Folder, spec: JobSpec, name: str, common: bytes, every: Iterable[bytes]
 ) -> None:
     """Write down a command for each of many items."""
-    for directory in ("items", "children", "slots", *(("hosts",) if spec.places else ())):
+    for directory in ("items", "children", "slots", "hosts" if spec.places else "taken"):
         os.mkdir(folder.file(directory), 0o700)
     count = 0
     for first, size, block in items.blocks(every):

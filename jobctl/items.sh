@@ -17,7 +17,8 @@
 # ITEM is NUMBER:ID, with the cookie of the item's command; 0: is what waits for other jobs.
 # DIR is a job folder, as runner.sh describes it, and holds besides
 #   items/N       items from the Nth on, as words: set -- 'one' 'two'
-#   children/     N.stdout, N.stderr of each item that was taken, and where there is reason to
+#   taken/N       empty: a slot has item N, or nobody shall have it
+#   children/     N.stdout, N.stderr of each item that was begun, and where there is reason to
 #                 N.stop, N.timedout, N.failure, N.signals, N.progress
 #   slots/K/      self      pid, its start, boot and host of a slot
 #                 journal   a line when an item begins: its number, B, pid, start, attempt, time,
@@ -27,8 +28,9 @@
 #                           /proc tells whose child a process is.
 #                 done      there is nothing left for it to do
 #
-# To make N.stdout is to take the item: only one can. The last slot to end writes the file
-# exit, as a runner does. A slot that was killed has no successor until some jobctl notices;
+# To make taken/N is to take the item: only one can, and no item looks there, while some delete or
+# move what is in children/, which is theirs. The last slot to end writes the file exit, as a runner
+# does. A slot that was killed has no successor until some jobctl notices;
 # then an item that was taken, but never begun, is given back, and new slots are started.
 #
 # Where something has damaged the folder, the job ends all the same: items that cannot be taken any
@@ -275,9 +277,9 @@ serve_items() {
                 run_item
                 jobctl_judged=$same_command
                 [ -f "slots/$jobctl_slot/journal" ] || go_on_in_another
-            elif [ ! -d children ]; then
+            elif [ -n "$lacking" ]; then
                 # shellcheck disable=SC2119
-                spans | fail_unrecorded children
+                spans | fail_unrecorded "$lacking"
                 return
             fi
             jobctl_number=$((jobctl_number + 1))
@@ -296,9 +298,8 @@ go_on_in_another() {
     jobctl_slot=$((jobctl_slot + 1000))
     make_slot "slots/$jobctl_slot" && put_line "$itself_line" >"slots/$jobctl_slot/self" || exit 1
     exec 5>>"slots/$jobctl_slot/journal"
-    for taken in children/*.stdout; do
-        taken=${taken#children/}
-        put_line "${taken%.stdout} 1"
+    for taken in taken/*; do
+        put_line "${taken#taken/} 1"
     done | fail_unrecorded "$gone"
 }
 
@@ -324,11 +325,16 @@ fail_unrecorded() {
         /^span [1-9]/ { for (n = $2; n < $2 + $3; n++) if (!(n in known)) print n, end }' >&5
 }
 
-# Succeeds if nobody else has item $jobctl_number, nor ever will.
+# Succeeds if nobody else has item $jobctl_number, nor ever will. Sets lacking to the folder without
+# which no item can be taken, if there is one.
 take() {
-    [ ! -e "children/$jobctl_number.stdout" ] || return 1
+    lacking=''
+    [ ! -e "taken/$jobctl_number" ] || return 1
+    [ -d taken ] || lacking=taken
+    [ -d children ] || lacking=children
+    [ -z "$lacking" ] || return 1
     set -C
-    true >"children/$jobctl_number.stdout"
+    true >"taken/$jobctl_number"
     taken=$?
     set +C
     return "$taken"
@@ -487,12 +493,9 @@ mend() {
         [ -e "$slot/done" ] || return 0 # what was taken may be about to begin
     done
     # However many items there are, this takes so many processes.
-    { journals; printf '%s\n' children/*.stdout; } | awk '
+    { journals; printf '%s\n' taken/*; } | awk '
         /^[1-9][0-9]* [BCFX] / { begun[$1]; next }
-        /^children\/[1-9][0-9]*\.stdout$/ {
-            split($0, part, /[\/.]/)
-            if (!(part[2] in begun)) print
-        }' | xargs rm -rf
+        /^taken\/[1-9][0-9]*$/ { if (!(substr($0, 7) in begun)) print }' | xargs rm -rf
 }
 
 # Succeeds if process $1 has cookie $2.

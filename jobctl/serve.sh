@@ -236,7 +236,7 @@ write_environment() {
 
 share() {
     if [ ! -s "guest/$2/spec" ]; then
-        mkdir -p "guest/$2/items" "guest/$2/children" "guest/$2/slots" && cd "guest/$2" &&
+        mkdir -p "guest/$2" && cd "guest/$2" && mkdir -p items taken children slots &&
             describe "$3" "$4" "$5" && mv -f spec.new spec
         cd "$state" || exit
     fi
@@ -251,7 +251,7 @@ share() {
 
 feed() {
     file=guest/$2/items/$5
-    for folder in items children slots; do
+    for folder in items taken children slots; do
         [ -d "guest/$2/$folder" ] || {
             answer "$1 no damaged: the folder $folder is missing"
             return

@@ -25,7 +25,7 @@ from jobctl.received import PartMarks
 from jobctl.timing import Clocks
 
 _RUNS_ON = "runs on {}, which shares this state directory"
-_FOLDERS = ("children", "items", "slots")
+_FOLDERS = ("children", "items", "taken", "slots")
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
 
@@ -393,14 +393,9 @@ class Task(Folder):
     def _give_back(self, runs: dict[int, Run]) -> int:
         """Give back what was taken but never begun; return how many items can be taken."""
         begun = self._journals.ends.keys() | runs.keys()
-        for name in os.listdir(self.file("children")):
-            number = name.removesuffix(".stdout")
-            if (
-                number.isdigit()
-                and int(number) not in begun
-                and not self._clear(f"children/{name}")
-            ):
-                self._journals.note_end(int(number), State.FAILED, f"cannot write children/{name}")
+        for name in filter(str.isdigit, os.listdir(self.file("taken"))):
+            if int(name) not in begun and not self._clear(f"taken/{name}"):
+                self._journals.note_end(int(name), State.FAILED, f"cannot write taken/{name}")
         return self.count - len(self._journals.ends.keys() | runs.keys())
 
     def _clear(self, name: str) -> bool:
@@ -418,7 +413,7 @@ class Task(Folder):
 
     def withdraw(self, number: int, reason: str) -> bool:
         """Stop an item that nobody has taken; return False if somebody has."""
-        if not self.claim(f"children/{number}.stdout"):
+        if not self.claim(f"taken/{number}"):
             return False
         self._journals.note_end(number, State.STOPPED, reason)
         return True

@@ -127,6 +127,29 @@ def test_no_file_any_more(jobctl: Jobctl, tmp_path: Path, instead: str) -> None:
     assert (record["state"], record["has_more_data"]) == ("Completed", False)
 
 
+def test_an_item_without_its_files_runs_once(either: Far, tmp_path: Path) -> None:
+    """No other slot takes it, and its other stream is whole."""
+    ran = tmp_path / "ran"
+    texts = (
+        f"until [ $(wc -l <{ran}) = 6 ]; do sleep 0.02; done",
+        "rm $n.stdout",
+        "rm $n.stdout; mkdir $n.stdout",
+        "rm $n.stdout; mkfifo $n.stdout",
+        "mv $n.stdout x",
+        "rm -f $n.*",
+    )
+    slots = ("--per-host" if either.remote else "-t", "2")
+    text = 'cd "${JOBCTL_PROGRESS%/*}"; n={#}; eval {}; echo lost; echo err $n >&2'
+    data = "\n".join(texts).encode()
+    job = either.start("--foreach", "-", *slots, "-c", f"echo {{#}} >>{ran}; {text}", input=data)
+    assert either.outcome(job) == ("Completed", "", None)
+    assert sorted(ran.read_text()) == sorted("123456\n\n\n\n\n\n")
+    found, errors = received(either, job)
+    assert found == "lost\n"
+    assert sorted(errors.splitlines()) == [f"err {n}" for n in range(1, 6)]
+    assert either.job(job)["has_more_data"] is False
+
+
 def test_another_attempt_has_plain_files_again(jobctl: Jobctl) -> None:
     """What the first one put in their place is no obstacle, nor does anything hang."""
     text = (

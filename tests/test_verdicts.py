@@ -128,7 +128,7 @@ def test_items_that_were_never_begun_are_given_back_at_once(jobctl: Jobctl, tmp_
     slot = int((folder / "slots/1/self").read_text().split()[0])
     os.kill(slot, signal.SIGKILL)
     for number in range(2, 300):
-        (folder / f"children/{number}.stdout").touch()
+        (folder / f"taken/{number}").touch()
     for pid in processes_with(nap):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not processes_with(nap))
@@ -136,5 +136,5 @@ def test_items_that_were_never_begun_are_given_back_at_once(jobctl: Jobctl, tmp_
     items_sh = Path(sys.modules["jobctl"].__file__ or "").with_name("items.sh")
     with trace.open("wb") as log:
         subprocess.run(["sh", "-x", str(items_sh), "mend", str(folder)], stderr=log, check=True)
-    assert [path.name for path in folder.glob("children/*.stdout")] == ["1.stdout"]
+    assert [path.name for path in folder.glob("taken/*")] == ["1"]
     assert len(trace.read_bytes().splitlines()) < 200
