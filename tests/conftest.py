@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,11 +34,25 @@ ENDS = {
 WEIRD = "a'; echo foo $(b) \"\n\\ *"
 """A name that whoever quotes wrongly falls over."""
 
+SHELLS = ("dash", "bash --posix", "busybox sh")
+"""What a host may have as its sh."""
+ONE_SHELL = (SHELLS[0], *(pytest.param(shell, marks=pytest.mark.long) for shell in SHELLS[1:]))
+"""The same for what depends little on the shell: a plain run tries it under the first alone."""
+
 
 LEFT_OUT = pytest.StashKey[int]()
 KEEPER = pytest.StashKey[keeper.Keeper]()
 PATIENCE = 60.0
 """Seconds after which what should come about will not; they cost nothing where it does."""
+
+
+def shell_words(shell: str) -> list[str]:
+    """Return the words that call one of SHELLS, and fail if it is not here."""
+    name, *rest = shell.split()
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(f"{name} is not installed; tests/run.sh installs it")
+    return [path, *rest]
 
 
 def wait_until(predicate: Callable[[], object], seconds: float = PATIENCE) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import SHELLS, shell_words
 
 import jobctl
 
@@ -103,13 +104,24 @@ OWNERS = ["jobctl.draft"] + [
 """Who names the files of a job folder."""
 
 
+@functools.cache
 def tree(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text())
 
 
-def imports(name: str) -> Iterator[str]:
-    """Yield every module that a module imports, wherever in it, by its full name."""
-    for node in ast.walk(tree(name)):
+@functools.cache
+def nodes(name: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(name)))
+
+
+@functools.cache
+def imports(name: str) -> tuple[str, ...]:
+    """Return every module that a module imports, wherever in it, by its full name."""
+    return tuple(_imports(name))
+
+
+def _imports(name: str) -> Iterator[str]:
+    for node in nodes(name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -123,6 +135,16 @@ def imports(name: str) -> Iterator[str]:
             "importlib.import_module",
         ):
             assert name == "jobctl.cli.main", f"{name}: imports by name"
+
+
+def for_each_module(test: Callable[[str], None]) -> Callable[[], None]:
+    """Make one test of it: one for each module would cost more than what it looks at."""
+
+    def test_all() -> None:
+        for name in CODE:
+            test(name)
+
+    return test_all
 
 
 def ours(name: str) -> set[str]:
@@ -144,7 +166,7 @@ def place(module: str) -> tuple[int, int]:
     raise AssertionError(f"{module} has no place in the house")
 
 
-@pytest.mark.parametrize("name", CODE)
+@for_each_module
 def test_imports_come_from_above_or_the_left(name: str) -> None:
     row, column = place(name)
     for module in ours(name) - {"jobctl"}:
@@ -169,7 +191,7 @@ def test_no_cycles() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", CODE)
+@for_each_module
 def test_libraries_stop_in_the_files_that_use_them(name: str) -> None:
     for module in imports(name):
         library = module.partition(".")[0]
@@ -177,9 +199,9 @@ def test_libraries_stop_in_the_files_that_use_them(name: str) -> None:
             assert name.startswith(ALONE[library]), f"{name} imports {library}"
 
 
-@pytest.mark.parametrize("name", CODE)
+@for_each_module
 def test_nobody_prints(name: str) -> None:
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("print", "exit", "quit"), f"{name}:{node.lineno}"
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.exit", "os._exit"):
@@ -190,13 +212,12 @@ def test_nobody_prints(name: str) -> None:
 
 def strings(name: str) -> Iterator[tuple[str, int]]:
     """Yield the strings in a module that are no docstrings, and their lines."""
-    module = tree(name)
     documentation = {
         id(node.value)
-        for node in ast.walk(module)
+        for node in nodes(name)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(module):
+    for node in nodes(name):
         if isinstance(node, ast.Constant) and id(node) not in documentation:
             if isinstance(node.value, str):
                 yield node.value, node.lineno
@@ -204,7 +225,7 @@ def strings(name: str) -> Iterator[tuple[str, int]]:
                 yield node.value.decode("latin-1"), node.lineno
 
 
-@pytest.mark.parametrize("name", CODE)
+@for_each_module
 def test_the_kernel_is_asked_in_one_place(name: str) -> None:
     for text, line in strings(name):
         if text.startswith("/proc/"):
@@ -214,13 +235,12 @@ def test_the_kernel_is_asked_in_one_place(name: str) -> None:
             assert allowed, f"{name}:{line} reads {text}"
 
 
-@pytest.mark.parametrize("name", CODE)
+@for_each_module
 def test_a_folder_has_one_owner(name: str) -> None:
     """Nobody but who reads and who makes a job folder joins a path in it; others ask for one."""
     if name in OWNERS:
         return
-    module = tree(name)
-    for node in ast.walk(module):
+    for node in nodes(name):
         if isinstance(node, ast.JoinedStr):
             last = node.values[-1]
             if isinstance(last, ast.Constant) and isinstance(last.value, str):
@@ -249,7 +269,7 @@ def test_packages_are_empty() -> None:
                 assert body == [], name
 
 
-@pytest.mark.parametrize("name", CODE)
+@for_each_module
 def test_everything_is_documented(name: str) -> None:
     module = tree(name)
     first = (ast.get_docstring(module) or "").partition("\n")[0]
@@ -276,10 +296,10 @@ def _overrides_click(module: ast.Module, method: ast.FunctionDef) -> bool:
     )
 
 
-@pytest.mark.parametrize("path", [*MODULES.values(), RUNNER], ids=lambda path: path.name)
-def test_no_file_is_long(path: Path) -> None:
-    limit = 970 if path == RUNNER else 555
-    assert len(path.read_text().splitlines()) <= limit
+def test_no_file_is_long() -> None:
+    for path in (*MODULES.values(), RUNNER):
+        limit = 970 if path == RUNNER else 555
+        assert len(path.read_text().splitlines()) <= limit, path
 
 
 def test_broad_excepts() -> None:
@@ -287,18 +307,11 @@ def test_broad_excepts() -> None:
     broad = [
         name
         for name in CODE
-        for node in ast.walk(tree(name))
+        for node in nodes(name)
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) == "Exception")
     ]
     assert broad == ["jobctl.agent.link", "jobctl.cli.main"]
-
-
-def tool(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        pytest.fail(f"{name} is not installed; tests/run.sh installs it")
-    return path
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.sh")), ids=lambda path: path.name)
@@ -315,14 +328,16 @@ def test_echo_prints_no_variable(path: Path) -> None:
             assert plain.fullmatch(words[0]), f"{path.name}:{number}: {line.strip()}"
 
 
-def test_the_runner_is_clean() -> None:
-    result = subprocess.run([tool("shellcheck"), str(RUNNER)], capture_output=True, text=True)
+@pytest.mark.long  # and by itself the first thing that CI does
+def test_the_scripts_are_clean() -> None:
+    words = [*shell_words("shellcheck"), str(RUNNER), str(PACKAGE / "bare.sh")]
+    result = subprocess.run(words, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("shell", [("dash",), ("bash", "--posix"), ("busybox", "sh")])
-def test_the_runner_parses(shell: tuple[str, ...]) -> None:
-    command = [tool(shell[0]), *shell[1:], "-n", str(RUNNER)]
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_runner_parses(shell: str) -> None:
+    command = [*shell_words(shell), "-n", str(RUNNER)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -342,8 +357,9 @@ def test_no_two_tests_look_for_the_same_process() -> None:
     users: dict[str, set[str]] = {}
     for path in TESTS:
         text = path.read_text()
+        lines = text.splitlines()
         for node in ast.parse(text).body:
-            source = ast.get_source_segment(text, node) or ""
+            source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
             name = node.name if isinstance(node, ast.FunctionDef) else "others"
             for number in re.findall(r"\bsleep[ \",]+(\d{4,})", source):
                 users.setdefault(number, set()).add(f"{path.name}: {name}")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, processes_with, sleeper, wait_until
+from conftest import ONE_SHELL, SHELLS, Jobctl, processes_with, shell_words, sleeper, wait_until
 
 from jobctl import runner
 
@@ -65,27 +64,21 @@ def altered(folder: Path, **words: str) -> str:
     return str(folder / "bare.sh")
 
 
-@pytest.fixture(params=["dash", "bash --posix", "busybox sh"])
+@pytest.fixture(params=ONE_SHELL)
 def bare(request: pytest.FixtureRequest, jobctl: Jobctl, tmp_path: Path) -> Bare:
     """Give the program under one shell, that of busybox with no other tools than its own."""
-    name, *rest = request.param.split()
-    path = shutil.which(name)
-    assert path, f"{name} is not installed; tests/run.sh installs it"
-    program = Bare([path, *rest], jobctl)
-    if name == "busybox":
+    words = shell_words(request.param)
+    program = Bare(words, jobctl)
+    if request.param == "busybox sh":
         tools = tmp_path / "tools"
         tools.mkdir()
-        for tool in subprocess.check_output([path, "--list"], text=True).split():
-            (tools / tool).symlink_to(path)
+        for tool in subprocess.check_output([words[0], "--list"], text=True).split():
+            (tools / tool).symlink_to(words[0])
         program.words[-1] = altered(tmp_path / "lib", **{"/usr/bin:/bin:/usr/sbin": str(tools)})
     return program
 
 
-def test_shellcheck() -> None:
-    tool = shutil.which("shellcheck")
-    assert tool
-    result = subprocess.run([tool, SCRIPT], capture_output=True, text=True)
-    assert result.stdout == ""
+under_every_shell = pytest.mark.parametrize("bare", SHELLS, indirect=True)
 
 
 def test_start_and_receive(bare: Bare) -> None:
@@ -99,6 +92,7 @@ def test_start_and_receive(bare: Bare) -> None:
     assert bare.run("receive", "1", "--again", "--stream", "stdout").stdout == b"hi\n"
 
 
+@under_every_shell
 def test_words_arrive_byte_for_byte(bare: Bare, jobctl: Jobctl) -> None:
     job = bare.done("printf", r"%s\0", *HOSTILE)
     assert bare.run("receive", job).stdout == b"".join(word + b"\0" for word in HOSTILE)
@@ -116,6 +110,7 @@ def test_many_and_long_words(bare: Bare, jobctl: Jobctl) -> None:
     assert bare.job("1") == jobctl.job("1")
 
 
+@under_every_shell
 def test_the_environment(bare: Bare) -> None:
     names = "name text dir cwd pid code reason state argv word verb home own opt_wait".split()
     environment = {
@@ -147,6 +142,7 @@ def test_the_environment(bare: Bare) -> None:
     }
 
 
+@under_every_shell
 def test_signals_umask_directory_and_descriptors(bare: Bare, tmp_path: Path) -> None:
     (tmp_path / "d ir").mkdir()
     text = "cat /proc/self/status; umask; pwd; ls -l /proc/$$/fd; cat /proc/$$/stat"

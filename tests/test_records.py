@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl
+from conftest import SHELLS, Jobctl, shell_words
 from far import Far
 from test_bare import SCRIPT, Bare
 from test_items import children, each
@@ -66,12 +65,9 @@ def test_reasons(either: Far) -> None:
     assert said == [f"stopped by user: {text}{reason}" for text in ("", "", "all ")]
 
 
-@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_reasons_without_python(jobctl: Jobctl, shell: str) -> None:
-    name, *rest = shell.split()
-    path = shutil.which(name)
-    assert path, f"{name} is not installed; tests/run.sh installs it"
-    bare, reason = Bare([path, *rest], jobctl), "x\\c \\n1"
+    bare, reason = Bare(shell_words(shell), jobctl), "x\\c \\n1"
     job = bare.run("start", "-q", "sleep", "7413").stdout.decode().strip()
     bare.run("stop", "--reason", reason, job)
     missing = bare.run("start", "-q", "no\\nsuch\r\nb", status=1).stdout.decode().strip()
@@ -108,7 +104,7 @@ def test_records_that_are_pipes(jobctl: Jobctl) -> None:
     for path in (jobctl.folder(job) / "run", slot / "self", slot / "journal"):
         path.unlink()
         os.mkfifo(path)
-    bare = Bare([shutil.which("dash") or "dash"], jobctl)
+    bare = Bare(shell_words("dash"), jobctl)
     assert [bare.job(number)["pid"] for number in (first, job)] == [jobctl.job(first)["pid"], None]
     mend = ["sh", str(Path(SCRIPT).with_name("items.sh")), "mend", str(slot.parent.parent)]
     subprocess.run(mend, check=True, timeout=60)
