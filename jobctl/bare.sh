@@ -892,6 +892,12 @@ input_is_left() {
     [ -p /dev/stdin ] || { [ -f /dev/stdin ] && [ -s /dev/stdin ] && [ "$at" = 0 ]; }
 }
 
+# Ends where what is about to be done could not be told of.
+ready_output() {
+    (exec 9>&1) 2>/dev/null ||
+        fail 125 'cannot write to standard output: it is closed; nothing was done'
+}
+
 do_start() {
     [ -z "${opt_text+set}" ] || [ -z "${opt_script+set}" ] ||
         bad '-c and -f contradict each other; give one of them'
@@ -919,6 +925,7 @@ do_start() {
     case ${opt_cwd-} in /*) directory=$opt_cwd ;; ?*) directory=$PWD/$opt_cwd ;; esac
     { [ -d "$directory" ] && [ -x "$directory" ] && [ -n "${opt_cwd-x}" ]; } ||
         bad "'${opt_cwd-$PWD}' is not a directory that can be entered; give one with --cwd"
+    (exec 9<&0) 2>/dev/null || exec </dev/null # it is closed
     case ${opt_script-} in
     -)
         [ "${opt_stdin-}" != - ] ||
@@ -933,6 +940,7 @@ do_start() {
     -) exec 7<&0 ;;
     *) check_file --stdin "$opt_stdin" && exec 7<"$opt_stdin" ;;
     esac
+    ready_output
     enter
     eval "others ${opt_after-}" && after=$chosen
     eval "others ${opt_after_ok-}" && after_ok=$chosen
@@ -958,7 +966,10 @@ do_start() {
         streams='stdout stderr'
         follow
     fi
-    records "$form" "$number" || exit 125
+    if ! records "$form" "$number"; then
+        # Who has no id of it cannot end it.
+        fail 125 "cannot write to standard output; job $number was started"
+    fi
     [ -z "$unable" ] || tell "$number"
     exit "${unable:-0}"
 }
@@ -1242,6 +1253,7 @@ do_get() {
 
 do_wait() {
     set_deadline
+    ready_output
     choose_some "$@"
     waiting=$chosen done=''
     while [ -n "$waiting" ]; do

@@ -327,13 +327,12 @@ def _close(descriptors: tuple[int, ...]) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [(0,), (2,), (0, 2)])
 def test_closed_standard_files(jobctl: Jobctl, closed: tuple[int, ...]) -> None:
     result = jobctl.run(
         "start",
         "-c",
         "ls -l /proc/self/fd; echo err >&2",
-        status=125 if 1 in closed else 0,
         stdin=None,
         preexec_fn=lambda: _close(closed),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
@@ -414,3 +415,44 @@ def test_an_item_is_tried_again_with_what_its_job_was_given(jobctl: Jobctl, tmp_
         jobctl.run("wait", once_more, status=1)
         assert jobctl.run("receive", once_more).stdout == b"input\nb\n"
         assert len(jobctl.jobs("--children", once_more)) == 2
+
+
+def _close(descriptors: tuple[int, ...]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+def test_nothing_is_started_that_nobody_could_be_told_of(
+    bare: Bare, jobctl: Jobctl, tmp_path: Path
+) -> None:
+    said = b"jobctl: cannot write to standard output: it is closed; nothing was done\n"
+    mark = tmp_path / "mark"
+    words = ("start", "-c", f"echo >>{mark}")
+    for program in (bare, jobctl):
+        for options in ((), ("-q",), ("-o", "json"), ("-w",), ("-w", "-q"), ("-n", "x")):
+            line = (words[0], *options, *words[1:])
+            result = program.run(*line, status=125, preexec_fn=lambda: _close((1,)))
+            assert (result.stdout, result.stderr) == (b"", said)
+        program.run("start", "true", status=0, stdin=None, preexec_fn=lambda: _close((0,)))
+        program.run("remove", "--all", "--force")
+        program.run(*words, status=125, stdin=None, preexec_fn=lambda: _close((0, 1, 2)))
+        assert program.run("wait", "x", status=125, preexec_fn=lambda: _close((1,))).stderr == said
+        assert program.out("get", "-q") == ""
+    for line in (("session", "new", "web1"), ("session", "connect", "web1")):
+        assert jobctl.run(*line, status=125, preexec_fn=lambda: _close((1,))).stderr == said
+    with open("/dev/full", "wb") as full:
+        result = jobctl.run(*words, status=125, stdout=full)
+    full_disk = b"jobctl: cannot write to standard output: No space left on device; "
+    assert result.stderr == full_disk + b"nothing was done\n"
+    assert not mark.exists()
+
+
+def test_a_job_whose_record_nobody_takes_is_told_of(bare: Bare, jobctl: Jobctl) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for program in (bare, jobctl):
+        for options in (("-q",), ("-o", "json")):
+            result = program.run("start", *options, "true", status=125, stdout=writer)
+            (job,) = re.findall(rb"; job (\d+) was started\n$", result.stderr)
+            assert program.out("wait", "-q", job) == f"{job.decode()}\n"
+    os.close(writer)

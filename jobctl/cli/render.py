@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
@@ -91,12 +92,36 @@ def out(text: str) -> None:
     :raises ReaderLeft: nobody reads it any more.
     :raises CannotWrite: the disk is full, say.
     """
-    try:
+    with _told():
         write(1, text.encode("utf-8", "surrogateescape"))
+
+
+def ready() -> None:
+    """Make sure that standard output takes something, before what is told of there is done.
+
+    A disk may be full all the same, and a reader may leave.
+
+    :raises CannotWrite: it takes nothing.
+    """
+    if stat.S_ISSOCK(os.fstat(1).st_mode):
+        return  # to which nothing can be a message
+    try:
+        with _told():
+            os.write(1, b"")
+    except CannotWrite as error:
+        raise CannotWrite(f"{error}; nothing was done") from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raise what out() does where standard output cannot be written to."""
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise ReaderLeft("the reader of standard output has gone") from None
-        raise CannotWrite(f"cannot write to standard output: {error.strerror}") from None
+        why = "it is closed" if error.errno == errno.EBADF else error.strerror
+        raise CannotWrite(f"cannot write to standard output: {why}") from None
 
 
 def say(text: str) -> None:

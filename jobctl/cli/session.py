@@ -80,6 +80,7 @@ def new(hosts: str, name: str | None, form: str, quiet: bool, **values: Any) -> 
     options.tell_of_files((hosts,))
     if name is not None and len(targets) > 1:
         raise BadUsage("--name names one session; leave it out to open several")
+    render.ready()
     opened, errors = [], list[JobctlError]()
     for to in targets:
         chosen = check_name(to.label if name is None else name)
@@ -212,6 +213,7 @@ def receive(to: str, out_target: str, form: str, quiet: bool) -> int:
     of those that this computer does not know, with all their output.
     """
     _check(to)
+    render.ready()
     sessions.reconnect(state_dir(), to, terminal.ask)
     found = sessions.survey(state_dir(), to, terminal.ask)
     if out_target == "job":
@@ -257,6 +259,7 @@ def remove(names: tuple[str, ...], everything: bool, force: bool, leave_running:
 
 
 def _each(names: Sequence[str], form: str, quiet: bool, act: Any) -> int:
+    render.ready()
     errors, done = list[JobctlError](), []
     for name in dict.fromkeys(names):
         try:

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from jobctl import items, paths, process
 from jobctl.cli import options, render
-from jobctl.errors import BadUsage, JobctlError
+from jobctl.errors import BadUsage, CannotWrite, JobctlError
 from jobctl.jobs import Jobs
 from jobctl.model import (
     TYPE_BACKGROUND,
@@ -220,6 +220,7 @@ def command(wait: bool, form: str, quiet: bool, singleton: bool, **values: Any) 
 
 def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> int:
     spec = _spec(values)
+    render.ready()
     state_dir = paths.state_dir()
     brief = wait or form == "ids"
     attend = _Attending(state_dir) if wait and spec.places else None
@@ -237,7 +238,12 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     if begun and os.isatty(2) and _input_is_left(values):
         render.say("standard input is not read by the job; to give it to it, use --stdin -")
     if not wait:
-        render.records([job], form)
+        try:
+            render.records([job], form)
+        except CannotWrite as error:
+            # Who has no id of it cannot end it.
+            render.say(f"{error}; job {job.id} {'was started' if begun else 'goes on'}")
+            return error.status
         if unable:
             render.say(f"job {job.id} failed: {unable}")
         return int(bool(unable))

@@ -51,6 +51,7 @@ def command(
     deadline = None if timeout is None else time.monotonic() + timeout
     chosen = options.Chosen(values)
     chosen.check()
+    render.ready()
     found = options.found(chosen)
     status = render.tell_all(found.missing)
     try:
