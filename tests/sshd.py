@@ -268,9 +268,11 @@ class _Link:
                 if not data:
                     end.shutdown(socket.SHUT_WR)
                     return
-                end.sendall(data)
-                with self.wire.lock:
-                    setattr(self.wire, counter, getattr(self.wire, counter) + len(data))
+                while data:
+                    self.wire.flows.wait()
+                    size = self.wire.let_through(counter, len(data))
+                    end.sendall(data[:size])
+                    data = data[size:]
 
     def cut(self) -> None:
         """Break it with a reset, on both sides."""
@@ -295,6 +297,7 @@ class Wire:
         self.lock = threading.Lock()
         self.flows = threading.Event()
         self.flows.set()
+        self._left: int | None = None
         self._far_port = port
         self._links: list[_Link] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -324,9 +327,27 @@ class Wire:
         for link in links:
             link.cut()
 
-    def freeze(self) -> None:
-        """Let nothing through from now on, without a word; what comes is kept."""
-        self.flows.clear()
+    def freeze(self, after: int = 0) -> None:
+        """Let nothing through from now on, without a word; what comes is kept.
+
+        :param after: how many bytes may still come from the server.
+        """
+        with self.lock:
+            self._left = after or None
+            if not after:
+                self.flows.clear()
+
+    def let_through(self, counter: str, size: int) -> int:
+        """Count the next bytes, of which there are so many; return how many may pass now."""
+        with self.lock:
+            if counter == "received" and self._left is not None:
+                size = min(size, self._left)
+                self._left -= size
+                if not self._left:
+                    self._left = None
+                    self.flows.clear()
+            setattr(self, counter, getattr(self, counter) + size)
+            return size
 
     def thaw(self) -> None:
         """Let everything through again, also what was kept."""

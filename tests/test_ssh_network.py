@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 from sshd import (
     MakeSshd,
     Person,
@@ -28,7 +28,8 @@ from jobctl.transport.base import (
     Lost,
     NoConnection,
 )
-from jobctl.transport.ssh import connect
+from jobctl.transport.line import Line
+from jobctl.transport.ssh import SshStream, connect
 
 
 def test_closing_ends_everything(sshd: Sshd) -> None:
@@ -49,7 +50,6 @@ def test_a_broken_connection_is_no_end(sshd: Sshd, wire: Wire, how: str) -> None
     connection = reach(sshd)
     stream = connection.open("echo before; cat")
     assert stream.read(100) == b"before\n"
-    began = time.monotonic()
     if how == "cut":
         wire.cut()
     else:
@@ -65,17 +65,15 @@ def test_a_broken_connection_is_no_end(sshd: Sshd, wire: Wire, how: str) -> None
     ):
         with pytest.raises(Lost, match=r"connection to web1 lost: (connection reset|the other)"):
             work()
-    assert time.monotonic() - began < 2
     assert not connection.alive()
     stream.close()
 
 
 def test_what_came_before_a_break_is_delivered(sshd: Sshd, wire: Wire) -> None:
     connection = reach(sshd)
-    before = wire.received
     stream = connection.open("head -c 100000 /dev/zero; cat")
-    wait_until(lambda: wire.received > before + 100000)
-    time.sleep(0.05)
+    assert isinstance(stream, SshStream)
+    wait_until(lambda: len(stream._channel.in_buffer) == 100000)
     wire.cut()
     wait_until(lambda: not connection.alive())
     left = 100000
@@ -87,6 +85,7 @@ def test_what_came_before_a_break_is_delivered(sshd: Sshd, wire: Wire) -> None:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_peer_that_falls_silent_is_noticed(sshd: Sshd, wire: Wire, busy: bool) -> None:
+    began = time.monotonic()
     options = ("ServerAliveInterval=1", "ServerAliveCountMax=2")
     connection = reach(sshd, options=options)
     stream = connection.open("cat >/dev/null; echo done; cat")
@@ -99,22 +98,50 @@ def test_a_peer_that_falls_silent_is_noticed(sshd: Sshd, wire: Wire, busy: bool)
 
         in_thread(send)
     wire.freeze()
-    began = time.monotonic()
     with pytest.raises(Lost, match="no answer for 3 seconds"):
         stream.read(1)
-    assert 2 < time.monotonic() - began < 8
+    assert time.monotonic() - began > 2
     assert not connection.alive()
 
 
 def test_a_peer_with_nothing_to_say_is_alive(sshd: Sshd, wire: Wire) -> None:
-    connection = reach(sshd, options=("ServerAliveInterval=1", "ServerAliveCountMax=1"))
-    stream = connection.open("sleep 3; echo done")
-    assert stream.read(100) == b"done\n"
+    connection = reach(sshd, options=("ServerAliveInterval=1", "ServerAliveCountMax=60"))
+    stream = connection.open("cat")
+    before = wire.received
+    wait_until(lambda: wire.received > before)  # it was asked, and has answered
+    sent, received = wire.sent, wire.received
     wire.freeze()
-    time.sleep(0.5)
+    stream.write(b"after all")
     wire.thaw()
-    assert output(connection, "echo again") == b"again\n"
+    assert stream.read(100) == b"after all"
+    assert wire.sent > sent
+    assert wire.received > received
     connection.close()
+
+
+def test_each_sign_of_life_counts_anew() -> None:
+    ours, theirs = socket.socketpair()
+    line = Line(ours)
+    asked: list[int] = []
+    answers = True
+
+    def ask() -> None:
+        asked.append(1)
+        if answers:
+            theirs.sendall(b"x")
+
+    def received(_: int) -> bytes:
+        with contextlib.suppress(TimeoutError):
+            return line.recv(1)
+        return b""
+
+    line.watch(0.001, 2, ask)
+    assert b"".join(map(received, range(20))) == b"x" * 10
+    answers = False
+    with pytest.raises(ConnectionAbortedError, match=r"no answer for 0\.003 seconds"):
+        any(map(received, range(100)))
+    assert len(asked) == 12
+    theirs.close()
 
 
 def test_the_default_notices_within_30_seconds(sshd: Sshd) -> None:
@@ -156,40 +183,25 @@ def test_hosts_that_are_no_ssh_servers(says: bytes, reason: str) -> None:
                 peer.sendall(says)
                 if says.endswith(b"!"):
                     peer.shutdown(socket.SHUT_RDWR)
-                peer.recv(1)
-                time.sleep(3)
+                while peer.recv(65536):
+                    pass
 
         in_thread(serve)
         # No more than half a second where that is what it comes to.
-        seconds = 0.5 if not reason or "seconds" in reason else 10.0
+        seconds = 0.5 if not reason or "seconds" in reason else PATIENCE
         target = Target("127.0.0.1", port=listener.getsockname()[1], connect_timeout=seconds)
-        began = time.monotonic()
         with pytest.raises((NoConnection, Denied)) as caught:
             connect(target, Person(), "/dev/null")
         assert str(caught.value).startswith(f"cannot connect to {target.label}: {reason}")
         assert str(caught.value).isprintable()
-        assert time.monotonic() - began < seconds + 2
 
 
-@pytest.mark.parametrize("after", [0, 100, 1200, 2500])
+@pytest.mark.parametrize("after", [0, 100, 1200, 1600])
 def test_a_server_that_stalls(sshd: Sshd, wire: Wire, after: int) -> None:
     """The network falls silent in the banner, the key exchange or the login."""
-
-    def freeze() -> None:
-        while wire.received <= after:
-            pass
-        wire.freeze()
-
-    if after == 0:
-        wire.freeze()
-    else:
-        in_thread(freeze)
-        wire.delay(0.01)
-    began = time.monotonic()
-    with contextlib.suppress(NoConnection):
-        reach(sshd, connect_timeout=1).close()
-        assert after == 2500, "connected through a frozen wire"
-    assert time.monotonic() - began < 4
+    wire.freeze(after)
+    with pytest.raises(NoConnection, match=r"no answer( to the login)? within 1 seconds"):
+        reach(sshd, connect_timeout=1)
 
 
 def test_addresses_are_tried_in_turn(sshd: Sshd) -> None:
@@ -260,8 +272,6 @@ def test_a_proxy_command_that_fails(sshd: Sshd) -> None:
     sshd.hosts("Host web1", "ProxyCommand echo '%h is' down >&2")
     with pytest.raises(NoConnection, match=r"its ProxyCommand ended: 127\.0\.0\.1 is down"):
         reach(sshd)
-    sshd.hosts("Host web1", "ProxyCommand exec cat >/dev/null")
-    began = time.monotonic()
+    sshd.hosts("Host web1", "ProxyCommand cat >/dev/null")
     with pytest.raises(NoConnection, match=r"no answer within 0\.5 seconds"):
         reach(sshd, connect_timeout=0.5)
-    assert time.monotonic() - began < 4
