@@ -52,7 +52,7 @@ class Far(Jobctl):
 
     def outcome(self, job: str) -> tuple[str, str, int | None]:
         """Return state, reason and exit status of a job, once it is finished."""
-        self.run("wait", job, "--timeout", "30", status=None)
+        self.run("wait", job, "--timeout", "100", status=None)
         record = self.job(job)
         return record["state"], record["reason"], record["exit_code"]
 

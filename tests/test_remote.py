@@ -210,7 +210,7 @@ def test_both_streams_and_merged(either: Far) -> None:
 
 
 def test_timeout_and_retries(either: Far) -> None:
-    slow = either.start("--timeout", "0.3", "sleep", "60")
+    slow = either.start("--timeout", "0.3", "sleep", "600")
     again = either.sh("echo x; [ $(wc -l <tries) -ge 0 ]; exit 4", "--retries", "2")
     assert either.outcome(slow) == ("Failed", "timed out after 0.3s", None)
     assert either.outcome(again) == ("Failed", "exit status 4", 4)
@@ -231,7 +231,7 @@ def test_stop(either: Far) -> None:
     jobs = (stubborn, hidden, ended)
     wait_until(lambda: [either.output(job) for job in jobs] == ["ready\n"] * 3)
     either.run("wait", ended)
-    either.run("stop", "--grace", "0.3", "--reason", "en\nough", stubborn, hidden, ended)
+    either.run("stop", "--grace", "0.1", "--reason", "en\nough", stubborn, hidden, ended)
     for job in (stubborn, hidden):
         record = either.job(job)
         assert (record["state"], record["reason"]) == ("Stopped", "stopped by user: en ough")
@@ -333,7 +333,7 @@ def test_starting_does_not_wait_for_the_host(far: Far) -> None:
 
 
 def test_output_comes_by_itself(far: Far) -> None:
-    job = far.done("-c", "seq 100000; sleep 0.2; echo end >&2")
+    job = far.done("-c", "seq 100000; echo end >&2")
     far.sshd.stop()
     result = far.run("receive", job)
     assert result.stdout == b"".join(b"%d\n" % i for i in range(1, 100_001))
@@ -471,9 +471,11 @@ def test_a_host_that_is_away_delays_no_other(far: Far) -> None:
 
 def test_one_after_the_other(far: Far, tmp_path: Path) -> None:
     order = tmp_path / "order"
+    order.touch()
 
     def step(number: int, *words: str) -> str:
-        text = f"sleep 0.3; echo {number} >>{order}"
+        go = f"while [ ! -e {tmp_path}/go{number} ]; do sleep 0.05; done"
+        text = f"echo begin >>{order}; {go}; echo {number} >>{order}"
         return far.out("start", "-q", *words, "-c", text).strip()
 
     first = step(1, "-H", "web1")
@@ -482,8 +484,16 @@ def test_one_after_the_other(far: Far, tmp_path: Path) -> None:
     fourth = step(4, "--after-ok", third)
     fifth = step(5, "-H", "web1", "--after", fourth)
     assert far.job(fifth)["reason"] == f"waiting for job {fourth}"
+    said = ""
+    for number in range(1, 6):
+        both = 2 if number == 3 else 1
+        said += "begin\n" * both
+        wait_until(lambda: len(order.read_text()) >= len(said))  # noqa: B023
+        assert order.read_text() == said
+        (tmp_path / f"go{number}").touch()
+        said += f"{number}\n" * both
     far.run("wait", fifth)
-    assert order.read_text() == "1\n2\n3\n3\n4\n5\n"
+    assert order.read_text() == said
     failed = far.start("false")
     for where in ((), ("-H", "web1")):
         job = far.out("start", "-q", *where, "--after-ok", failed, "true").strip()
@@ -509,7 +519,7 @@ def test_sessions_are_used(far: Far) -> None:
 
 def test_another_computer_takes_over(far: Far, second: Far) -> None:
     done = far.done("-n", "the done", "-c", "seq 10; echo err >&2; exit 3")
-    text = "for i in $(seq 30); do echo $i; sleep 0.05; done; while [ ! -e go ]; do sleep 0.1; done"
+    text = "for i in $(seq 30); do echo $i; sleep 0.01; done; while [ ! -e go ]; do sleep 0.1; done"
     long = far.start("-n", "the long", "-c", text)
     far.until(long, "Running")
     far.kill_agent()
@@ -578,14 +588,18 @@ def test_a_job_of_which_the_agent_was_not_told(far: Far) -> None:
 
 
 def test_a_job_here_that_waits_for_one_on_a_host_when_the_agent_is_killed(far: Far) -> None:
-    first = far.on("web[1-2]", "-c", "sleep 3")
+    gates = [far.state_dir.parent / name for name in ("go1", "go2")]
+    texts = [f"while [ ! -e {gate} ]; do sleep 0.05; done" for gate in gates]
+    first = far.on("web[1-2]", "-c", texts[0])
     second = far.out("start", "-q", "--after", first, "true").strip()
     third = far.out("start", "-q", "--after-ok", second, "echo", "hi").strip()
     with far.popen("receive", "--wait", third, stdout=subprocess.PIPE) as waiting:
         wait_until(lambda: far.state(first) == "Running")
         far.kill_agent()
+        gates[0].touch()
         assert waiting.communicate()[0] == b"hi\n"
-    first = far.on("web1", "sleep", "2")
+    first = far.on("web1", "-c", texts[1])
     second = far.out("start", "-q", "--after", first, "true").strip()
     far.kill_agent()
-    far.run("wait", second, "--timeout", "20")
+    gates[1].touch()
+    far.run("wait", second, "--timeout", "60")

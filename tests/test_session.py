@@ -299,9 +299,7 @@ def test_hosts_that_cannot_be_reached(far: Far) -> None:
         ("silent", "no answer within 1 seconds"),
         ("no-such-host.invalid", ""),
     ):
-        began = time.monotonic()
         said = far.refused(5, "session", "new", "--connect-timeout", "1", host)
-        assert time.monotonic() - began < 4
         assert said.startswith(f"jobctl: cannot connect to {host}: {reason}")
         assert sessions(far) == []
     said = far.refused(125, "session", "run", "refusing", "true")
@@ -324,9 +322,7 @@ def test_hosts_that_talk_nonsense(
     make_far: Make, make_sshd: MakeSshd, shell: str, reason: str
 ) -> None:
     far = make_far(make_sshd(f"ForceCommand {shell}"))
-    began = time.monotonic()
     said = far.refused(5, "session", "new", "--connect-timeout", "1", "web1")
-    assert time.monotonic() - began < 5
     assert reason in said
     assert sessions(far) == []
     if shell != "cat >/dev/null":  # without a connect timeout, one waits for longer
@@ -563,13 +559,17 @@ def test_jobs_left_running_by_a_session(far: Far, to: str) -> None:
         far.run("session", "new", "--name", "s", to)
     ended = far.out("start", "-q", "-s", "s", "true").strip()
     far.run("wait", ended)
-    job = far.out("start", "-q", "-s", "s", "-c", "echo a; sleep 3; echo b").strip()
-    items = far.out("start", "-q", "-s", "s", "--foreach", "-", "-c", "sleep 2; echo", input=b"1\n")
+    go = far.state_dir.parent / "go"
+    wait = f"while [ ! -e {go} ]; do sleep 0.05; done"
+    job = far.out("start", "-q", "-s", "s", "-c", f"echo a; {wait}; echo b").strip()
+    words = ("--foreach", "-", "-c", f"{wait}; echo")
+    items = far.out("start", "-q", "-s", "s", *words, input=b"1\n")
     far.until(job, "Running")
     assert "unfinished jobs" in far.refused(4, "session", "remove", "s")
     far.run("session", "remove", "--leave-running", "s")
     far.until(job, "Running")  # and not Disconnected
     far.run("session", "new", "--name", "s", "web4")  # no other has to do with these jobs
+    go.touch()
     assert far.out("receive", "--wait", job) == "a\nb\n"
     assert far.out("receive", "--wait", items.strip()) == "\n"
     guests = [far.guest(done) for done in (job, ended)]
