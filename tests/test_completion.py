@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -68,18 +69,10 @@ def env(jobctl: Jobctl, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def job(jobctl: Jobctl) -> str:
-    """A running job called alpha, and after it one whose name would have to be quoted."""
-    jobctl.start("-n", "alpha", "sleep", "300")
-    jobctl.start("-n", "two words", "sleep", "300")
-    return "alpha"
+def touched(tmp_path: Path, env: dict[str, str]) -> Path:
+    """Have ssh's configuration name HOSTS, in files of its own too.
 
-
-@pytest.fixture
-def hosts(tmp_path: Path, env: dict[str, str]) -> set[str]:
-    """Hosts that ssh's configuration names, in files of its own too.
-
-    Whoever has ssh read it, or goes there, leaves the file `touched` behind.
+    Whoever has ssh read it, or goes there, leaves this file behind.
     """
     touched = tmp_path / "touched"
     (tmp_path / "conf.d").mkdir()
@@ -95,18 +88,20 @@ def hosts(tmp_path: Path, env: dict[str, str]) -> set[str]:
         "# Host commented\n"
     )
     env["JOBCTL_SSH_CONFIG"] = str(config)
-    return {"web1", "web2", "db1", "db-old", "build"}
+    return touched
 
 
 @pytest.fixture
-def sessions(jobctl: Jobctl) -> dict[str, str]:
-    """Sessions that nobody has connected, and their hosts."""
-    jobctl.state_dir.mkdir(mode=0o700)
+def much(jobctl: Jobctl, touched: Path) -> Iterator[None]:
+    """Have JOBS, SESSIONS and HOSTS; to complete does not go to the network."""
+    jobctl.start("-n", "alpha", "sleep", "300")
+    jobctl.start("-n", "two words", "sleep", "300")
     book = Links(str(jobctl.state_dir))
-    found = {"web1": "web1", "stage": "admin@db1", "with space": "db1"}
-    for name, host in found.items():
+    for name, host in (SESSIONS | {"with space": "db1"}).items():
         book.create(name, parse_target(host))
-    return {name: host for name, host in found.items() if " " not in name}
+    yield
+    assert not touched.exists()
+    assert not list(jobctl.state_dir.glob("agent.*"))
 
 
 @pytest.fixture(params=FILES)
@@ -117,23 +112,22 @@ def shell(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def offered(shell: str, line: str, env: dict[str, str], times: int = 1) -> dict[str, str]:
-    """Return what a shell offers after a line, each with its help, if the shell shows any.
-
-    Asked several times, this is what it offers the last time.
-    """
+def offered(shell: str, lines: Sequence[str], env: dict[str, str]) -> list[dict[str, str]]:
+    """Return what a shell offers after each line, with its help, if the shell shows any."""
     if shell == "fish":
-        return _offered_by_fish(line, env, times)
+        return _offered_by_fish(lines, env)
     if shell == "bash":
         (Path(env["HOME"]) / "bashrc").write_text(BASHRC)
         # Readline writes where messages go too: any message would be among the words.
-        text = _listed(
-            ["bash", "--noprofile", "--rcfile", f"{env['HOME']}/bashrc"], line, env, times
-        )
-        return dict.fromkeys(text.split(), "")
+        words = ["bash", "--noprofile", "--rcfile", f"{env['HOME']}/bashrc"]
+        return [dict.fromkeys(text.split(), "") for text in _listed(words, lines, env)]
     (Path(env["ZDOTDIR"]) / ".zshrc").write_text(ZSHRC)
-    text = _listed(["zsh", "-d"], line, env, times)
+    listed = _listed(["zsh", "-d"], lines, env)
     assert (Path(env["ZDOTDIR"]) / "stderr").read_text() == ""
+    return [_with_help(text) for text in listed]
+
+
+def _with_help(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in text.splitlines():
         values, _, help_text = row.partition(" -- ")
@@ -141,26 +135,28 @@ def offered(shell: str, line: str, env: dict[str, str], times: int = 1) -> dict[
     return found
 
 
-def _offered_by_fish(line: str, env: dict[str, str], times: int) -> dict[str, str]:
+def _offered_by_fish(lines: Sequence[str], env: dict[str, str]) -> list[dict[str, str]]:
     script = (
         "set -p fish_complete_path $argv[1]; "
-        + "complete -C $argv[2] >/dev/null; " * (times - 1)
-        + "complete -C $argv[2]"
+        "for line in $argv[2..]; complete -C $line; printf '\\0'; end"
     )
     result = subprocess.run(
-        ["fish", "--no-config", "-c", script, str(COMPLETIONS), line],
+        ["fish", "--no-config", "-c", script, str(COMPLETIONS), *lines],
         env=env,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=SECONDS * len(lines),
     )
     assert (result.stderr, result.returncode) == ("", 0)
-    rows = (row.partition("\t") for row in result.stdout.splitlines())
-    return {value: help_text for value, _, help_text in rows}
+    found = []
+    for text in result.stdout.split("\0")[:-1]:
+        rows = (row.partition("\t") for row in text.splitlines())
+        found.append({value: help_text for value, _, help_text in rows})
+    return found
 
 
-def _listed(command: list[str], line: str, env: dict[str, str], times: int) -> str:
-    """Return what an interactive shell shows when asked for the choices after a line."""
+def _listed(command: list[str], lines: Sequence[str], env: dict[str, str]) -> list[str]:
+    """Return what an interactive shell shows when asked for the choices after each line."""
     terminal = pexpect.spawn(
         command[0],
         [*command[1:], "-i"],
@@ -169,19 +165,27 @@ def _listed(command: list[str], line: str, env: dict[str, str], times: int) -> s
         encoding="utf-8",
         timeout=SECONDS,
     )
+    found = []
     try:
-        for _ in range(times):
+        for line in lines:
             terminal.expect_exact("READY> ")
             terminal.send(f"{line}\x18l\x18d")
             terminal.expect_exact("THE_END")
-            shown = terminal.before or ""
+            shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\a]", "", terminal.before or "")
+            # What was typed comes first, and after the choices the line once more.
+            found.append(shown.partition("\n")[2].replace(f"READY> {line}", ""))
             terminal.send('\x15echo A"GAIN"\r')
             terminal.expect_exact("AGAIN")
     finally:
         terminal.close(force=True)
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\a]", "", shown)
-    # What was typed comes first, and after the choices the line once more.
-    return shown.partition("\n")[2].replace(f"READY> {line}", "")
+    return found
+
+
+def offered_by_us(line: str) -> dict[str, str]:
+    """Return what the program answers to any shell that asks it."""
+    *words, last = line.split(" ")[1:]
+    complete = ShellComplete(cli, {}, "jobctl", "_JOBCTL_COMPLETE")
+    return {item.value: item.help or "" for item in complete.get_completions(words, last)}
 
 
 def test_the_file_is_what_click_makes(shell: str) -> None:
@@ -199,16 +203,6 @@ def test_the_file_is_what_click_makes(shell: str) -> None:
 
 def test_zsh_finds_its_file_by_the_first_line() -> None:
     assert (COMPLETIONS / "_jobctl").read_text().startswith("#compdef jobctl\n")
-
-
-def test_completing_again_in_a_session_offers_the_same(shell: str, env: dict[str, str]) -> None:
-    once = offered(shell, "jobctl re", env)
-    assert set(once) == {"receive", "remove"}
-    assert offered(shell, "jobctl re", env, times=2) == once
-
-
-def test_commands_are_offered(shell: str, env: dict[str, str]) -> None:
-    assert set(offered(shell, "jobctl ", env)) == set(COMMANDS)
 
 
 def commands(context: click.Context) -> dict[str, click.Context]:
@@ -229,87 +223,80 @@ def commands(context: click.Context) -> dict[str, click.Context]:
 ALL = commands(click.Context(cli, **cli.context_settings))
 
 
-def test_commands_of_a_group_are_offered(shell: str, env: dict[str, str]) -> None:
-    inner = {words.split()[1] for words in ALL if words.startswith("session ")}
-    assert {"new", "enter", "remove"} <= inner
-    assert set(offered(shell, "jobctl session ", env)) == inner
-
-
-@pytest.mark.parametrize("words", ALL)
-def test_options_are_offered(shell: str, words: str, env: dict[str, str]) -> None:
-    params = ALL[words].command.get_params(ALL[words])
-    options = {
+def options(words: str) -> set[str]:
+    """Return the options of a command."""
+    return {
         option
-        for param in params
+        for param in ALL[words].command.get_params(ALL[words])
         if isinstance(param, click.Option)
         for option in (*param.opts, *param.secondary_opts)
     }
-    assert set(offered(shell, f"jobctl {words} -", env)) == options
 
 
-@pytest.mark.parametrize("verb", ["get", "receive", "wait", "stop", "remove"])
-def test_jobs_are_offered(shell: str, verb: str, job: str, env: dict[str, str]) -> None:
-    found = offered(shell, f"jobctl {verb} ", env)
-    assert set(found) == {"1", job, "2"}
-    if shell != "bash":
-        assert set(found.values()) == {"Running sleep 300"}
-
-
-@pytest.mark.usefixtures("job")
-def test_jobs_are_offered_by_the_start_of_their_names(shell: str, env: dict[str, str]) -> None:
-    assert set(offered(shell, "jobctl stop al", env)) == {"alpha"}
-
-
-def test_values_of_options_are_offered(shell: str, env: dict[str, str]) -> None:
-    found = set(offered(shell, "jobctl get --output j", env))
-    assert found == {"json", "jsonl"}
-
-
-def test_no_jobs_are_no_error(shell: str, env: dict[str, str]) -> None:
-    assert offered(shell, "jobctl stop ", env) == {}
-
-
-@pytest.mark.parametrize("words", ["disconnect", "connect stage", "remove --force", "get"])
-def test_sessions_are_offered(
-    shell: str, words: str, sessions: dict[str, str], env: dict[str, str]
-) -> None:
-    found = offered(shell, f"jobctl session {words} ", env)
-    assert set(found) == set(sessions)
-    if shell != "bash":
-        assert found == sessions
-    assert set(offered(shell, f"jobctl session {words} st", env)) == {"stage"}
-
-
-@pytest.mark.parametrize("words", ["start -H", "start -n x --host", "session new"])
-def test_hosts_are_offered(shell: str, words: str, hosts: set[str], env: dict[str, str]) -> None:
-    assert set(offered(shell, f"jobctl {words} ", env)) == hosts
-    assert set(offered(shell, f"jobctl {words} web1,db", env)) == {"web1,db1", "web1,db-old"}
-
-
-@pytest.mark.parametrize(
-    "words", ["session run", "session enter", "session receive", "session get --on"]
+INNER = {words.split()[1] for words in ALL if words.startswith("session ")}
+JOBS = dict.fromkeys(("1", "alpha", "2"), "Running sleep 300")
+"""What is offered where jobs are asked for: names that need no quotes, and ids."""
+SESSIONS = {"web1": "web1", "stage": "admin@db1"}
+HOSTS = {"web1", "web2", "db1", "db-old", "build"}
+LISTS = {"web1,db1", "web1,db-old"}
+"""What is offered after `web1,db`."""
+Lines = dict[str, set[str] | dict[str, str]]
+"""Lines, and what is offered after each of them. As a dict, what is told with it too."""
+SAMPLE: Lines = {
+    "jobctl re": {"receive", "remove"},
+    "jobctl session ": INNER,
+    "jobctl start -": options("start"),
+    "jobctl stop ": JOBS,
+    "jobctl stop al": {"alpha": JOBS["alpha"]},
+    "jobctl get --output j": {"json", "jsonl"},
+    "jobctl get --output z": set(),
+    "jobctl start -H web1,db": LISTS,
+    "jobctl session connect stage ": SESSIONS,
+}
+"""One of each kind, which every shell is asked."""
+REST: Lines = (
+    {"jobctl ": set(COMMANDS)}
+    | {f"jobctl {words} -": options(words) for words in ALL if words != "start"}
+    | {f"jobctl {verb} ": JOBS for verb in ("get", "receive", "wait", "remove")}
+    | {f"jobctl session {w} ": SESSIONS for w in ("disconnect", "remove --force", "get")}
+    | {f"jobctl session {w} st": {"stage"} for w in ("disconnect", "connect stage", "get")}
+    | {"jobctl session remove --force st": {"stage"}}
+    | {f"jobctl {w} ": HOSTS for w in ("start -H", "start -n x --host", "session new")}
+    | {f"jobctl {w} web1,db": LISTS for w in ("start -n x --host", "session new")}
+    | {f"jobctl session {w} ": HOSTS | {*SESSIONS} for w in ("run", "enter", "receive")}
+    | {"jobctl session get --on ": HOSTS | {*SESSIONS}}
+    | {"jobctl session get --on web": {"web1", "web2"}}
+    | {"jobctl start --session ": set(SESSIONS)}
 )
-def test_sessions_and_hosts_are_offered(
-    shell: str, words: str, sessions: dict[str, str], hosts: set[str], env: dict[str, str]
-) -> None:
-    assert set(offered(shell, f"jobctl {words} ", env)) == hosts | set(sessions)
 
 
-def test_sessions_are_offered_to_start(
-    shell: str, sessions: dict[str, str], env: dict[str, str]
-) -> None:
-    assert set(offered(shell, "jobctl start --session ", env)) == set(sessions)
+def check(lines: Lines, found: list[dict[str, str]], *, told: bool) -> None:
+    for (line, wanted), offers in zip(lines.items(), found, strict=True):
+        if told and isinstance(wanted, dict):
+            assert offers == wanted, line
+        else:
+            assert set(offers) == set(wanted), line
 
 
-@pytest.mark.usefixtures("sessions", "hosts")
-def test_nobody_goes_to_the_network(shell: str, jobctl: Jobctl, env: dict[str, str]) -> None:
-    for words in ("start -H ", "session connect ", "session enter ", "session get --on web"):
-        assert offered(shell, f"jobctl {words}", env)
-    assert not (Path(env["HOME"]) / "touched").exists()
-    assert not list(jobctl.state_dir.glob("agent.*"))
+@pytest.mark.usefixtures("much")
+def test_what_is_offered(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"new", "enter", "remove"} <= INNER
+    for name in ("HOME", "JOBCTL_STATE_DIR", "JOBCTL_SSH_CONFIG"):
+        monkeypatch.setenv(name, env[name])
+    lines = SAMPLE | REST
+    check(lines, [offered_by_us(line) for line in lines], told=True)
 
 
-def test_no_hosts_are_no_error(shell: str, env: dict[str, str]) -> None:
+@pytest.mark.usefixtures("much")
+@pytest.mark.parametrize("lines", [SAMPLE, pytest.param(REST, marks=pytest.mark.long)], ids=len)
+def test_what_shells_offer(shell: str, lines: Lines, env: dict[str, str]) -> None:
+    """The first line is completed twice: in a session, the second time offers the same."""
+    again, *found = offered(shell, [next(iter(lines)), *lines], env)
+    assert again == found[0]
+    check(lines, found, told=shell != "bash")
+
+
+def test_nothing_to_offer_is_no_error(shell: str, env: dict[str, str]) -> None:
     env["JOBCTL_SSH_CONFIG"] = str(Path(env["HOME"]) / "none")
-    assert offered(shell, "jobctl session new ", env) == {}
-    assert offered(shell, "jobctl session connect ", env) == {}
+    lines = ["jobctl stop ", "jobctl session new ", "jobctl session connect "]
+    assert offered(shell, lines, env) == [{}, {}, {}]
