@@ -892,6 +892,26 @@ input_is_left() {
     [ -p /dev/stdin ] || { [ -f /dev/stdin ] && [ -s /dev/stdin ] && [ "$at" = 0 ]; }
 }
 
+# Says which of the words $@ of a command is one of the shell's, as in `ls '|' wc`, and reaches no
+# shell; as options.py does.
+tell_of_shell_words() {
+    program=$1
+    while [ $# -gt 1 ]; do
+        shift
+        case $1 in
+        '|' | '||' | '|&' | '&&' | ';') command -v -- "${2-}" >/dev/null 2>&1 || continue ;;
+        '<' | '>' | '>>' | '2>' | '2>>' | '&>' | '&>>')
+            case $#/${program##*/} in 1/* | */expr | */test | */[) continue ;; esac
+            ;;
+        '2>&1') ;;
+        '&') [ $# -eq 1 ] || continue ;;
+        *) continue ;;
+        esac
+        say "'$1' is given to $program as it is; use -c for shell text"
+        break
+    done
+}
+
 # Ends where what is about to be done could not be told of.
 ready_output() {
     (exec 9>&1) 2>/dev/null ||
@@ -955,6 +975,7 @@ do_start() {
         rm -rf "$number"
         fail 125 "cannot start a job in $state_dir: ${why:-is the disk full?} Nothing was recorded"
     fi
+    [ -n "${opt_text+set}${opt_script+set}" ] || tell_of_shell_words "$@"
     unable=''
     if [ "$said" = 'ready ' ] && load_run "$number" && [ -z "$pid" ] &&
         grep -qs "^state='Failed'" "$number/exit"; then

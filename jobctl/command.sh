@@ -54,11 +54,12 @@ advise() {
         ;;
     esac
     case $1 in
-    *[[:space:]\;\&\|\<\>\(\)\$\`]* | . | : | ! | '[[' | '{' | alias | bg | break | builtin | \
-        case | cd | command | continue | declare | dirs | disown | eval | exec | exit | export | \
-        fg | for | function | getopts | hash | history | if | jobs | let | local | popd | pushd | \
-        read | readonly | return | select | set | shift | shopt | source | suspend | time | times | \
-        trap | type | typeset | ulimit | umask | unalias | unset | until | wait | while)
+    *[[:space:]\;\&\|\<\>\(\)\$\`\"\'\\*\?\[]* | '~'* | *?+=* | . | : | ! | '{' | '}' | alias | \
+        bg | break | builtin | case | cd | command | continue | coproc | declare | dirs | disown | \
+        do | done | elif | else | 'esac' | eval | exec | exit | export | fg | fi | for | function | \
+        getopts | hash | history | if | in | jobs | let | local | popd | pushd | read | readonly | \
+        return | select | set | shift | shopt | source | suspend | then | time | times | trap | \
+        type | typeset | ulimit | umask | unalias | unset | until | wait | while)
         echo 'use -c for shell text'
         ;;
     esac

@@ -161,6 +161,8 @@ def test_words_are_verbatim(web: Far) -> None:
         (("-c", "exit 255"), 255, b""),
         (("no-such-command",), 127, b"not found"),
         (("echo a; exit",), 127, b"command not found: echo a; exit; use -c for shell text\n"),
+        (("true", "|", "wc"), 0, b"'|' is given to true as it is; use -c for shell text\n"),
+        (("~/x", "y"), 127, b"command not found: ~/x; use -c for shell text\n"),
         (("a=b", "env"), 127, b"use -e to set a variable, or -c for shell text\n"),
         (("/etc/passwd",), 126, b"denied"),
         (("/",), 126, b"denied"),

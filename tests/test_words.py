@@ -15,7 +15,7 @@ from conftest import Jobctl
 from test_bare import Bare, bare
 
 from jobctl import draft, quoting, timing
-from jobctl.cli.options import complete_jobs
+from jobctl.cli.options import complete_jobs, tell_of_shell_words
 from jobctl.errors import BadUsage, NotFound
 from jobctl.jobs import Jobs
 from jobctl.model import check_name
@@ -456,3 +456,36 @@ def test_a_job_whose_record_nobody_takes_is_told_of(bare: Bare, jobctl: Jobctl) 
             (job,) = re.findall(rb"; job (\d+) was started\n$", result.stderr)
             assert program.out("wait", "-q", job) == f"{job.decode()}\n"
     os.close(writer)
+
+
+SHELL_WORDS = {
+    ("ls", "|", "wc"): "|",
+    ("ls", "-a", "&&", "sort"): "&&",
+    ("./w", "||", "true", "||", "false"): "||",
+    ("ls", ">", "file"): ">",
+    ("ls", "2>&1"): "2>&1",
+    ("true", "&"): "&",
+    ("ls", "/", "2>", "/dev/null"): "2>",
+    ("cut", "-d", "|", "-f1"): "",
+    ("find", ".", "-exec", "ls", "{}", ";"): "",
+    ("find", ".", "-exec", "ls", "{}", ";", "-print"): "",
+    ("/usr/bin/expr", "3", ">", "2"): "",
+    ("expr", "1", "|", "2"): "",
+    ("grep", "|", "no such file"): "",
+    ("echo", "a", ">"): "",
+    ("echo", "&", "a"): "",
+    ("true",): "",
+}
+"""Commands, and the word in them that is taken to be meant for a shell."""
+
+
+def test_words_of_a_shell_that_reach_none(bare: Bare, capfd: pytest.CaptureFixture[str]) -> None:
+    for words, word in SHELL_WORDS.items():
+        said = f"'{word}' is given to {words[0]} as it is; use -c for shell text" if word else ""
+        tell_of_shell_words(words)
+        assert capfd.readouterr().err == (f"jobctl: {said}\n" if word else "")
+        if words[0] != "./w":
+            result = bare.run("start", "-q", *words)
+            assert result.stderr.decode() == (f"jobctl: {said}\n" if word else "")
+    text = bare.run("start", "-q", "-c", "true", "sh", "|", "wc")
+    assert text.stderr == b""

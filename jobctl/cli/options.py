@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -277,6 +277,33 @@ def tell_of_files(hosts: Iterable[str]) -> None:
         if re.fullmatch(r"[^/,[]*\d[^/,[]*", host) and os.path.lexists(host):
             way_out = "if you wrote a node set, quote it: 'web[1-3]'"
             render.say(f"host {printable(host)} is also a file here; {way_out}")
+
+
+_JOINS = ("|", "||", "|&", "&&", ";")
+_REDIRECTS = ("<", ">", ">>", "2>", "2>>", "&>", "&>>")
+_COMPARE = ("expr", "test", "[")
+"""Commands for which < and > are words like others."""
+
+
+def tell_of_shell_words(words: Sequence[str]) -> None:
+    """Say which word of a command is one of the shell's, as in `ls '|' wc`, and reaches no shell.
+
+    Many commands take such words as they are: cut -d '|', find -exec ... ';', expr 1 '|' 2.
+    """
+    for word, following in zip(words[1:], [*words[2:], ""], strict=False):
+        joins = word in _JOINS and _is_program(following)
+        leads = word in _REDIRECTS and following and os.path.basename(words[0]) not in _COMPARE
+        if joins or leads or word == "2>&1" or (word == "&" and not following):
+            given = f"'{word}' is given to {printable(words[0])} as it is"
+            render.say(f"{given}; use -c for shell text")
+            return
+
+
+def _is_program(word: str) -> bool:
+    """Whether a word is the name of a program here."""
+    from shutil import which
+
+    return which(word) is not None
 
 
 def complete_sessions(

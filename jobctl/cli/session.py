@@ -166,9 +166,11 @@ def run(text: str | None, to: str, words: tuple[str, ...]) -> int:
         b" cd; trap : INT TERM HUP QUIT; exec 3>&2 2>/dev/null;"
         b" (exec 2>&3 3>&-; " + command_line + b"); exit $?"
     )
+    if text is None:
+        options.tell_of_shell_words(words)
     status = terminal.run(state_dir(), to, line)
     if status == _NOT_FOUND and text is None and (advice := runner.advice(words[0])):
-        render.say(f"command not found: {words[0]}; {advice}")
+        render.say(f"command not found: {printable(words[0])}; {advice}")
     return status
 
 

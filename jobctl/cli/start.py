@@ -237,6 +237,8 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     unable = _why_not(state_dir, job) if begun else ""
     if begun and os.isatty(2) and _input_is_left(values):
         render.say("standard input is not read by the job; to give it to it, use --stdin -")
+    if begun and not (values["text"] or values["script"]):
+        options.tell_of_shell_words(spec.argv)
     if not wait:
         try:
             render.records([job], form)
