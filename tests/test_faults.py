@@ -275,8 +275,10 @@ def test_an_upgrade(far: Far, tmp_path: Path) -> None:
         with open(library / "jobctl" / script, "a") as file:
             file.write("# of another release\n")
     versions = {path.name for path in (far.there / "lib").iterdir()}
+    waiter = far.popen("wait", "-q", job, stdout=subprocess.PIPE)
+    wait_until(lambda: far.agent() not in (None, before))
     all_came(far, job)
-    assert far.agent() not in (None, before)
+    assert waiter.communicate()[0].decode() == f"{job}\n"
     assert len({path.name for path in (far.there / "lib").iterdir()} - versions) == 1
     far.run("stop", other)
     assert far.outcome(other) == ("Stopped", "stopped by user", None)
