@@ -489,6 +489,30 @@ def test_output_dir_is_made(jobctl: Jobctl, tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 
 
+def test_output_dir_that_cannot_be(jobctl: Jobctl, tmp_path: Path) -> None:
+    job = jobctl.done("echo", "o")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere/x")
+    (tmp_path / "a loop").symlink_to("a loop")
+    for path, why in (
+        ("file", "file is not a directory"),
+        ("file/x/y/", "file is not a directory"),
+        ("link/x", "link is a link that leads nowhere"),
+        ("link", "link is a link that leads nowhere"),
+        ("a loop/x", "a loop is a link that leads nowhere"),
+        (f"{tmp_path}/./file/x", f"{tmp_path}/./file is not a directory"),
+        ("x" * 300, "File name too long"),
+        ("", "No such file or directory"),
+    ):
+        said = jobctl.refused(2, "receive", "--output-dir", path, job, cwd=tmp_path)
+        assert said == f"jobctl: cannot make --output-dir '{path}': {why}"
+    assert sorted(os.listdir(tmp_path)) == ["a loop", "file", "link", "state"]
+    if os.geteuid() == 0 and os.path.isdir("/sys/kernel"):  # which not even root can write to
+        said = jobctl.refused(2, "receive", "--output-dir", "/sys/kernel/x/y", job)
+        assert said.endswith(": Operation not permitted")
+    assert jobctl.out("receive", job) == "o\n"
+
+
 def test_output_that_is_not_blocking(jobctl: Jobctl) -> None:
     """Whoever called us may have left a descriptor so: then what writes waits for room."""
     jobctl.sh("exit 3", "-n", "x" * 200)

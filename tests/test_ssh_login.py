@@ -104,11 +104,16 @@ def test_keys_that_cannot_be_used(sshd: Sshd, tmp_path: Path) -> None:
         reach(sshd, identities=("/nowhere",))
 
 
-def test_a_refused_login_is_tried_once(make_sshd: MakeSshd) -> None:
+def test_a_refused_login_is_tried_once(
+    make_sshd: MakeSshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = make_sshd("LogLevel VERBOSE")
     server.authorized_keys.write_text("")
-    with pytest.raises(Denied, match=r"web1 refuses the login of \S+: tried key \S+; it takes pub"):
-        reach(server)
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    why = "SSH_AUTH_SOCK is not set, so no key agent is asked"
+    refusal = rf"web1 refuses the login of \S+: tried key \S+; {why}; it takes publickey"
+    with pytest.raises(Denied, match=refusal):
+        reach(server, options=("IdentityAgent=SSH_AUTH_SOCK",))
     wait_until(lambda: "Connection closed by authenticating" in server.log.read_text())
     assert server.log.read_text().count("Connection from") == 1
 
@@ -199,6 +204,8 @@ def test_keys_that_are_not_there_are_named(sshd: Sshd, tmp_path: Path, agent: Pa
     missing = "key /none, which does not exist"
     takes = "; it takes publickey"
     assert refusal("IdentityAgent=none") == user + missing + takes
+    unset = "; NO_SOCKET is not set, so no key agent is asked"
+    assert refusal("IdentityAgent=$NO_SOCKET") == user + missing + unset + takes
     silent = f"; the key agent at {tmp_path}/s does not answer: "
     said = refusal(f"IdentityAgent={tmp_path}/s")
     assert said == user + missing + silent + "no such file or directory" + takes

@@ -144,16 +144,33 @@ def tags_by_default(jobs: list[Job]) -> bool:
 
 
 def _make_directory(path: str) -> None:
-    """Make a directory, and those it is in, where there is none."""
+    """Make a directory, and those it is in, where there is none.
+
+    :raises BadUsage: some part of the path does not allow it.
+    """
     before = os.umask(options.caller_umask)
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        if isinstance(error, (FileExistsError, NotADirectoryError)):
-            raise BadUsage(f"--output-dir '{printable(path)}' is not a directory") from None
-        raise BadUsage(f"cannot make --output-dir '{printable(path)}': {error.strerror}") from None
+        why = _in_the_way(path) or error.strerror
+        raise BadUsage(f"cannot make --output-dir '{printable(path)}': {why}") from None
     finally:
         os.umask(before)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise BadUsage(f"--output-dir '{printable(path)}' cannot be written to")
+
+
+def _in_the_way(path: str) -> str:
+    """Return what is wrong with the last part of a path that is there."""
+    part = path.rstrip("/")
+    while part and not os.path.lexists(part):
+        part = os.path.dirname(part)
+    shown = printable(part or ("/" if path.startswith("/") else "."))
+    if part and not os.path.exists(part):
+        return f"{shown} is a link that leads nowhere"
+    if part and not os.path.isdir(part):
+        return f"{shown} is not a directory"
+    return "" if os.access(part or ".", os.W_OK | os.X_OK) else f"{shown} cannot be written to"
 
 
 def deliver(jobs: list[Job], manner: Manner) -> int:

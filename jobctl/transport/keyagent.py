@@ -108,7 +108,8 @@ def unpack(data: bytes) -> tuple[bytes, bytes]:
 def agent_of(settings: Settings) -> tuple[KeyAgent | None, list[AgentKey]]:
     """Return the agent that the configuration names, else that of the environment, and its keys.
 
-    Raises AgentError with a whole sentence if there should be one that does not answer.
+    Raises AgentError with a whole sentence if there is none, but for one that is not wanted, or
+    if it does not answer.
     """
     value = settings.values.get("identityagent", "SSH_AUTH_SOCK")
     if value.lower() == "none":
@@ -120,7 +121,8 @@ def agent_of(settings: Settings) -> tuple[KeyAgent | None, list[AgentKey]]:
     else:
         path = settings.expand(value)
     if not path:
-        return None, []
+        name = printable(value.lstrip("$"))
+        raise AgentError(f"{name} is not set, so no key agent is asked")
     try:
         agent = KeyAgent(path)
         return agent, agent.keys()
