@@ -976,6 +976,7 @@ do_start() {
         fail 125 "cannot start a job in $state_dir: ${why:-is the disk full?} Nothing was recorded"
     fi
     [ -n "${opt_text+set}${opt_script+set}" ] || tell_of_shell_words "$@"
+    warn_of_emptying "$@"
     unable=''
     if [ "$said" = 'ready ' ] && load_run "$number" && [ -z "$pid" ] &&
         grep -qs "^state='Failed'" "$number/exit"; then
@@ -993,6 +994,32 @@ do_start() {
     fi
     [ -z "$unable" ] || tell "$number"
     exit "${unable:-0}"
+}
+
+# Warns if job $number empties its own output, as far as that is to be seen in the words $@, or
+# in its shell text: by a redirection or tee; see emptying.py.
+warn_of_emptying() {
+    text=${opt_text-}$newline${opt_init-}
+    [ -n "${opt_text+set}${opt_script+set}" ] || text=$*$newline$text
+    case $text${opt_script+/fd/1} in */dev/std* | */fd/[12]*) ;; *) return 0 ;; esac
+    found=$(
+        {
+            put_line "$text"
+            [ -z "${opt_script+set}" ] || dd bs=65536 count=1 <"$number/script" | tr -d '\000'
+        } 2>/dev/null | LC_ALL=C awk '
+            BEGIN { name = "(/dev/std(out|err)|/dev/fd/[12]|/proc/self/fd/[12])" }
+            function look(before, word,   text) {
+                if (!match($0, before name "([^A-Za-z0-9_./-]|$)")) return
+                text = substr($0, RSTART, RLENGTH)
+                text = substr(text, index(text, word))
+                match(text, name)
+                if (word == ">" || text !~ / (--a|-[a-z]*a)/) print substr(text, 1, RSTART + RLENGTH - 1)
+            }
+            { look("(^|[^<>\\\\])>[|&]?[ \t]*", ">"); look("(^|[ \t;&|(/])tee[ \t]([^;&|()<>]*[ \t])?", "tee") }
+        ' | head -n 1
+    )
+    [ -z "$found" ] || say "'$found' empties what the job has written so far; write >&1 or >&2, \
+or open it with >> (tee -a)"
 }
 
 # Sets chosen to the jobs that the words $@ mean, of those of one name the newest, and ends if

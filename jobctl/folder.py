@@ -361,6 +361,14 @@ class Folder:
         except OSError:
             return b""
 
+    def head(self, name: str, most: int) -> bytes:
+        """Return the first bytes of a file, nothing if there is none."""
+        try:
+            with open(self.file(name), "rb", opener=records.opened) as file:
+                return file.read(most)
+        except OSError:
+            return b""
+
     def put(self, name: str, content: bytes) -> None:
         """Make a file."""
         fd = records.opened(self.file(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -24,7 +24,7 @@ RUNNER = PACKAGE / "runner.sh"
 ROWS = (
     (
         *("errors", "descriptors", "configfile", "quoting", "target", "model", "timing"),
-        *("nodes", "items"),
+        *("nodes", "items", "emptying"),
     ),
     (
         *("paths", "process", "records", "links", "folder", "incoming", "journal", "received"),

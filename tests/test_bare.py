@@ -327,6 +327,24 @@ def test_a_job_that_empties_its_output(bare: Bare) -> None:
         assert (again.stdout, again.stderr) == (b"", b"")
 
 
+def test_what_empties_its_own_output_is_warned_of(bare: Bare, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\necho two > /dev/fd/2\n")
+    for words, told in (
+        (["-c", "echo one; echo two >/dev/stdout"], ">/dev/stdout"),
+        (["-c", "echo one | tee /dev/stderr"], "tee /dev/stderr"),
+        (["--init", "echo >|/proc/self/fd/1", "true"], ">|/proc/self/fd/1"),
+        (["-f", str(script)], "> /dev/fd/2"),
+        (["tee", "/dev/stderr"], "tee /dev/stderr"),
+        (["-c", "echo >>/dev/stdout 2>/dev/stdout2 | tee -a /dev/stderr"], ""),
+    ):
+        result = bare.run("start", "-q", *words).stderr.decode()
+        assert result.startswith(
+            f"jobctl: '{told}' empties what the job has written" if told else ""
+        )
+        assert len(result.splitlines()) == bool(told)
+
+
 def test_several_receivers_share(bare: Bare, jobctl: Jobctl) -> None:
     data = b"".join(b"%06d\n" % i for i in range(300_000))
     job = bare.start("--stdin", "-", "cat", input=data)

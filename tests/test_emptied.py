@@ -12,7 +12,7 @@ import pytest
 from conftest import Jobctl, wait_until
 from far import Far
 
-from jobctl import records
+from jobctl import emptying, records
 from jobctl.agent.commands import Channel
 from jobctl.agent.content import Content
 from jobctl.model import Marks
@@ -30,6 +30,68 @@ def gated(tmp_path: Path, *steps: str) -> str:
     """Return shell text that waits for the file N before step N."""
     waits = (f"until [ -e {tmp_path}/{n} ]; do sleep 0.02; done" for n in range(1, len(steps)))
     return "; ".join(part for pair in zip(steps, [*waits, ":"], strict=True) for part in pair)
+
+
+TELLTALE = {
+    "echo one; echo two >/dev/stdout; echo three": ">/dev/stdout",
+    "a > /dev/stderr": "> /dev/stderr",
+    "a 1>/dev/fd/1": "1>/dev/fd/1",
+    "(a >|/dev/stdout)": ">|/dev/stdout",
+    "if a; then b &>/proc/self/fd/2; fi": "&>/proc/self/fd/2",
+    "a | tee /dev/stderr | b": "tee /dev/stderr",
+    "/usr/bin/tee -i x \\\n'/dev/stderr'": "tee -i x  '/dev/stderr'",
+    "a >/dev/stdout || b": ">/dev/stdout",
+    "dd if=x of=/dev/stdout": "dd if=x of=/dev/stdout",
+    "cp x /dev/stdout; sort -o /dev/stdout y": "cp x /dev/stdout",
+    "curl -so /dev/stdout y": "curl -so /dev/stdout y",
+    "a >>/dev/stdout 2>> /dev/stderr": "",
+    "a >/dev/stdout2 >/dev/stdouts >/dev/fd/12 >/x/dev/stdout": "",
+    "a | tee -a /dev/stderr; a | tee -ia /dev/stderr; a | tee --append /dev/stderr": "",
+    "a >/dev/stdout 2>&1 | b; tee /dev/stdout | b": "",
+    "committee /dev/stderr; tee x; cat </dev/fd/1; a <>/dev/stdout": "",
+    "awk '{ print > \"/dev/stderr\" }'": "",
+    "dd of=/dev/stdout conv=notrunc; dd if=/dev/fd/1; cp /dev/fd/1 x; curl /dev/fd/1": "",
+}
+
+
+def test_what_empties_the_output_is_seen_before() -> None:
+    assert {text: emptying.in_text(text) for text in TELLTALE} == TELLTALE
+    assert emptying.in_words(["/bin/tee", "a b", "/dev/stderr"]) == "/bin/tee 'a b' /dev/stderr"
+    assert emptying.in_words(["sh", "-c", "a >/dev/stdout"]) == ">/dev/stdout"
+    for words in (
+        [],
+        ["echo", ">/dev/stdout"],
+        ["tee", "-a", "/dev/stderr"],
+        ["tee", "/dev/fd/1x"],
+    ):
+        assert not emptying.in_words(words), words
+    assert emptying.advice("tee /dev/fd/2") == (
+        "'tee /dev/fd/2' empties what the job has written so far;"
+        " write >&2 or >>/dev/stderr instead (tee -a)"
+    )
+
+
+def test_who_starts_what_empties_its_output_is_warned(jobctl: Jobctl, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\necho one\necho two >/dev/stderr\n")
+    text, told = (
+        "echo >/dev/stderr",
+        "jobctl: '>/dev/stderr' empties what the job has written so far;",
+    )
+    for words, given in (
+        (["-c", text], None),
+        (["--init", text, "true"], None),
+        (["-f", str(script)], None),
+        (["-f", "-"], script.read_bytes()),
+        (["--foreach", "-", "-c", text], b"a\nb\n"),
+        (["-H", "nohost.invalid", "-c", text], None),
+    ):
+        result = jobctl.run("start", *words, input=given)
+        assert result.stderr.decode() == f"{told} write >&2 or >>/dev/stderr instead (tee -a)\n"
+    assert jobctl.run("start", "-w", "-q", "tee", "/dev/stderr").stderr.startswith(
+        b"jobctl: 'tee /d"
+    )
+    assert jobctl.run("start", "-c", "echo >/dev/null 2>>/dev/stderr").stderr == b""
 
 
 @pytest.mark.parametrize("now", ["", "x\n", "two\n", "longer than that was\n"])

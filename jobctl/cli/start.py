@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,13 @@ from jobctl.ops.start import start
 from jobctl.task import Task
 
 if TYPE_CHECKING:
+    from jobctl.folder import Folder
     from jobctl.ops.again import Again
     from jobctl.ops.wait import News
 
 _MOST_RETRIES = 1_000_000
+_LOOKED_THROUGH = 1 << 16
+"""Bytes of a script."""
 _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS", "JOBCTL_RUNNER"}
 """What the runner sets, or what belongs to the job that called us."""
 
@@ -235,6 +239,8 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
     else:
         job, begun = start(state_dir, spec, brief, attend), True
     unable = _why_not(state_dir, job) if begun else ""
+    if begun:
+        _warn_of_emptying(spec, Jobs(state_dir).folder(job.id))
     if begun and os.isatty(2) and _input_is_left(values):
         render.say("standard input is not read by the job; to give it to it, use --stdin -")
     if begun and not (values["text"] or values["script"]):
@@ -272,6 +278,26 @@ class _Attending:
 
         if ask := terminal.person():
             self.news = News(self._state_dir, [job_id], ask, render.say)
+
+
+def _warn_of_emptying(spec: JobSpec, folder: Folder) -> None:
+    """Say so if the job, as far as its words show, empties its own output.
+
+    On a system where names like /dev/stdout do not lead to the file that keeps it, no job does.
+    """
+    texts = [spec.init, spec.text]
+    if spec.script is not None:
+        texts.append(folder.head("script", _LOOKED_THROUGH).decode("utf-8", "replace"))
+    words = spec.argv if not spec.text and spec.script is None else ()
+    if not any(mark in text for mark in ("/dev/std", "/fd/") for text in (*texts, *words)):
+        return
+    if sys.platform != "linux" and not spec.places:
+        return
+    from jobctl import emptying
+
+    found = [emptying.in_words(words), *map(emptying.in_text, texts)]
+    if piece := next(filter(None, found), ""):
+        render.say(emptying.advice(piece))
 
 
 def _why_not(state_dir: str, job: Job) -> str:
