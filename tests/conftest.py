@@ -34,10 +34,16 @@ ENDS = {
 WEIRD = "a'; echo foo $(b) \"\n\\ *"
 """A name that whoever quotes wrongly falls over."""
 
+
+def first_of(*values: Any) -> list[Any]:
+    """Return parameters that hardly differ: a plain run tries the first alone, --all all."""
+    return [values[0], *(pytest.param(value, marks=pytest.mark.long) for value in values[1:])]
+
+
 SHELLS = ("dash", "bash --posix", "busybox sh")
 """What a host may have as its sh."""
-ONE_SHELL = (SHELLS[0], *(pytest.param(shell, marks=pytest.mark.long) for shell in SHELLS[1:]))
-"""The same for what depends little on the shell: a plain run tries it under the first alone."""
+ONE_SHELL = first_of(*SHELLS)
+"""The same for what depends little on the shell."""
 
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -56,12 +62,17 @@ def shell_words(shell: str) -> list[str]:
 
 
 def wait_until(predicate: Callable[[], object], seconds: float = PATIENCE) -> Any:
-    """Return what predicate returns once that is true; fail with what it last returned."""
-    deadline = time.monotonic() + seconds
+    """Return what predicate returns once that is true; fail with what it last returned.
+
+    It looks for a third of the time at most, as looking may be dear.
+    """
+    began = looked = time.monotonic()
     while not (result := predicate()):
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > began + seconds:
             pytest.fail(f"still {result!r} after {seconds} s")
-        time.sleep(0.01)
+        time.sleep(max(0.01, 2 * (now - looked)))
+        looked = time.monotonic()
     return result
 
 

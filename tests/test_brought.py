@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import processes_with, sleeper, wait_until
+from conftest import first_of, processes_with, sleeper, wait_until
 from far import Far
 from sshd import MakeSshd, program
 from test_enter import entered, says
@@ -85,7 +85,7 @@ def test_a_script_that_is_short_or_gone_is_brought_again(far: Far) -> None:
         assert shown.stdout
 
 
-@pytest.mark.parametrize("shell", ["bash", "fish", "tcsh"])
+@pytest.mark.parametrize("shell", first_of("bash", "fish", "tcsh"))
 def test_the_directory_of_a_host_can_be_named_here(
     make_far: Make, make_sshd: MakeSshd, tmp_path: Path, shell: str
 ) -> None:

@@ -122,6 +122,7 @@ def test_full_screen_and_colours(far: Far) -> None:
     assert status_of(child) == 0
 
 
+@pytest.mark.long
 def test_much_at_once(far: Far) -> None:
     child = entered(far)
     child.sendline("seq 200000; echo do''ne")

@@ -230,6 +230,7 @@ def test_all_at_once(far: Far, wire: Wire) -> None:
     all_came(far, job)
 
 
+@pytest.mark.long
 def test_much_output_over_a_bad_line(far: Far, wire: Wire) -> None:
     text = "head -c 60000000 /dev/zero | tr '\\0' 'x'; echo end"
     job = far.start("-c", text)
@@ -242,6 +243,7 @@ def test_much_output_over_a_bad_line(far: Far, wire: Wire) -> None:
     assert path.read_bytes() == b"x" * 60_000_000 + b"end\n"
 
 
+@pytest.mark.long
 def test_a_start_that_is_cut_off_happens_once(far: Far, wire: Wire, tmp_path: Path) -> None:
     marks, data = tmp_path / "marks", tmp_path / "data"
     data.write_bytes(os.urandom(200_000))
@@ -262,6 +264,7 @@ def test_a_start_that_is_cut_off_happens_once(far: Far, wire: Wire, tmp_path: Pa
         assert far.run("receive", job).stdout == data.read_bytes()
 
 
+@pytest.mark.long
 def test_an_upgrade(far: Far, tmp_path: Path) -> None:
     library = tmp_path / "library"
     shutil.copytree(os.path.dirname(jobctl.__file__), library / "jobctl")

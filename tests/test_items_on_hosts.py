@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import living_slots, wait_until
+from conftest import first_of, living_slots, wait_until
 from far import Far
 from sshd import Wire, free_port
 
@@ -294,11 +294,11 @@ def test_the_network_is_cut(far: Far, wire: Wire) -> None:
     assert far.out("receive", job) == expected
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", first_of(100, 2000))
 def test_the_agent_is_killed_again_and_again(far: Far, count: int) -> None:
     """Every item runs exactly once, and every exit status is recorded."""
     ran = far.sshd.home / "ran"
-    text = "echo {} >>$HOME/ran; exit $(({} % 5))"
+    text = "echo {} >>$HOME/ran; sleep 0.1; exit $(({} % 5))"  # so that kills meet some
     job = each(far, numbers(count), "web[1-2]", "--per-host", "4", "-c", text)
     rng = random.Random(3)
     try:
@@ -352,13 +352,14 @@ def test_the_folder_there_is_removed(far: Far) -> None:
     assert "was removed" in far.job(job)["reason"]
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", first_of(60, 500))
 def test_many_quick_items(far: Far, count: int) -> None:
     job = each(far, numbers(count), "web1", "--per-host", "8", "echo", "{}")
     far.run("wait", "--timeout", "60", job)
     assert far.out("receive", job) == numbers(count)
 
 
+@pytest.mark.long
 def test_the_connection_ends_after_the_last_item(far: Far) -> None:
     """Half a minute later; and the agent with it."""
     job = each(far, numbers(10), "web1", "true")

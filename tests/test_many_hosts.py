@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import PROGRAM, wait_until
+from conftest import PROGRAM, first_of, wait_until
 from far import Far
 from sshd import MakeSshd, free_port
 
@@ -213,6 +213,7 @@ def test_no_more_hosts_at_once_than_asked_for(far: Far, tmp_path: Path) -> None:
     far.refused(2, "start", "-H", "web[1-2]", "-t", "0", "true")
 
 
+@pytest.mark.long
 def test_hosts_that_fail_hold_up_nobody_for_ever(far: Far) -> None:
     job = far.on("127.0.0.1:1,web1,127.0.0.1:2,web2,127.0.0.1:3,web3", "-t", "1", "true")
     far.run("wait", job, "--timeout", "30", status=1)
@@ -310,7 +311,7 @@ def test_one_that_failed_is_run_again_here(far: Far, tmp_path: Path) -> None:
     assert far.job(again)["type"] == "BackgroundJob"
 
 
-@pytest.mark.parametrize("tens", [1, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("tens", first_of(1, 10))
 def test_many_hosts_of_which_a_third_is_bad(far: Far, tens: int) -> None:
     """Each has its own reason, nobody is delayed, and the whole ends by itself."""
     silent = socket.create_server(("127.0.0.1", 0))  # takes connections and says nothing

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import at_home, wait_until
+from conftest import at_home, first_of, wait_until
 from far import Far
 from sshd import MakeSshd, Sshd, Wire, program
 from test_session import Make, make_far
@@ -49,7 +49,7 @@ def sleepers(far: Far) -> list[str]:
     return [line for line in words.values() if line.startswith("sleep 7")]
 
 
-@pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh", "noisy"])
+@pytest.mark.parametrize("shell", first_of("fish", "tcsh", "zsh", "noisy"))
 def test_login_shells(make_far: Make, make_sshd: MakeSshd, tmp_path: Path, shell: str) -> None:
     path = program("bash" if shell == "noisy" else shell)
     # As sshd would for a user with this shell; it takes ours from the password file.
@@ -81,13 +81,14 @@ def test_a_host_without_sftp(make_far: Make, sshd: Sshd, tmp_path: Path) -> None
     works(make_far(sshd), tmp_path)
 
 
+@pytest.mark.long
 def test_a_slow_line(make_far: Make, sshd: Sshd, wire: Wire, tmp_path: Path) -> None:
     wire.delay(0.05)
     works(make_far(sshd), tmp_path)
     wire.delay(0.0)
 
 
-@pytest.mark.parametrize("missing", [("setsid",), ("setsid", "perl")])
+@pytest.mark.parametrize("missing", first_of(("setsid",), ("setsid", "perl")))
 def test_without_tools(
     make_far: Make, sshd: Sshd, tmp_path: Path, missing: tuple[str, ...]
 ) -> None:
@@ -145,7 +146,7 @@ def test_what_the_login_exports_and_its_umask(make_far: Make, make_sshd: MakeSsh
     assert far.out("receive", items.strip()) == expected * 2
 
 
-@pytest.mark.parametrize("size", [5_000_000, pytest.param(50_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", first_of(5_000_000, 50_000_000))
 def test_much_output_and_little(make_far: Make, sshd: Sshd, size: int) -> None:
     far = make_far(sshd)
     far.run("session", "new", "web1")

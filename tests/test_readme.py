@@ -239,6 +239,7 @@ def assert_completed_by_each_shell(env: dict[str, str]) -> None:
     assert [line.split()[0] for line in answers["fish"].splitlines()] == ["receive", "remove"]
 
 
+@pytest.mark.long
 def test_the_first_command_on_a_fresh_machine(env: dict[str, str], tree: Path) -> None:
     (block,) = (block for block in blocks() if INSTALL in block.text)
     assert block == Block("sh", f"{INSTALL}\n")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import WEIRD, Jobctl, processes_with, sleeper, wait_until
+from conftest import WEIRD, Jobctl, first_of, processes_with, sleeper, wait_until
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -180,7 +180,7 @@ def test_ids_are_never_used_again(jobctl: Jobctl) -> None:
     assert jobctl.start("true") == "5"
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", first_of(30, 200))
 def test_so_many_started_at_once(jobctl: Jobctl, count: int) -> None:
     starters = [
         jobctl.popen(
