@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from test_session import (
 
 pytest_plugins = ("sshd",)
 __all__ = ["far", "make_far"]
+CANCELLED = "the login was cancelled at the terminal"
 WAY_OUT = "; 'jobctl session new' at a terminal asks for what it needs"
 
 
@@ -61,8 +63,12 @@ def test_who_starts_a_job_and_waits_is_asked(far: Far) -> None:
     far.kill_agent()
     for words in (("-H", "web2,web3"), ("-H", "web4", "--foreach", "/etc/hostname")):
         child = at_terminal(far, "start", "-w", *words, "echo", "said")
-        for _ in range(words[1].count("web")):
-            says(child, prompt, "sesame")
+        hosts = set(words[1].split(","))
+        while hosts:
+            child.expect(f"(web.): {prompt}")
+            assert isinstance(child.match, re.Match)
+            hosts.remove(child.match[1])  # each question names its host
+            child.sendline("sesame")
         child.expect_exact("said")
         assert status_of(child) == 0
 
@@ -111,9 +117,64 @@ def test_who_leaves_while_he_is_asked(far: Far) -> None:
         child.kill(number)
         child.expect(pexpect.EOF)
         child.close()
-        state, reason, _ = far.outcome(far.jobs()[-1]["id"])
-        assert state == "Failed"
-        assert "needs its passphrase" in reason
+        outcome = far.outcome(far.jobs()[-1]["id"])
+        assert outcome == ("Failed", f"cannot connect to web1: {CANCELLED}", None)
+
+
+def test_who_cancels_a_question_of_one_host_answers_no_other(far: Far) -> None:
+    key = locked(far)
+    child = at_terminal(far, "start", "-w", "-q", "-H", "web1,web2", "true")
+    child.expect_exact(f": Enter passphrase for key '{key}': ")
+    child.sendintr()
+    assert status_of(child) == 130
+    job = far.jobs()[-1]["id"]
+    assert far.outcome(f"{job}.1") == ("Failed", f"cannot connect to web1: {CANCELLED}", None)
+    assert far.outcome(f"{job}.2") == ("Failed", f"cannot connect to web2: {CANCELLED}", None)
+
+
+def test_whatever_needs_a_host_asks(far: Far) -> None:
+    key = locked(far)
+    prompt = f"web1: Enter passphrase for key '{key}': "
+    words = ("start", "-w", "-q", "--results", "remote", "-H", "web1", "-n")
+    child = at_terminal(far, *words, "done", "echo", "out")
+    says(child, prompt, "sesame")
+    assert status_of(child) == 0
+    child = at_terminal(far, "start", "-q", "-H", "web1", "-n", "runs", "sleep", "8643")
+    assert status_of(child) == 0
+    wait_until(lambda: far.jobs()[-1]["state"] == "Running")
+    for line, said in (
+        (("receive", "--again", "done"), "out\r\n"),
+        (("stop", "--signal", "CONT", "runs"), ""),
+        (("stop", "runs"), ""),
+        (("remove", "done", "runs"), ""),
+    ):
+        far.kill_agent()
+        child = at_terminal(far, *line)
+        child.expect_exact(prompt)
+        child.sendintr()
+        assert status_of(child) == 130
+        child = at_terminal(far, *line)
+        says(child, prompt, "sesame")
+        child.expect_exact(f"\r\n{said}")
+        assert status_of(child) == 0
+        assert far.run(*line, status=None, start_new_session=True).stderr.count(b"\n") < 3
+    assert far.jobs() == []
+
+
+def test_a_question_comes_in_the_place_of_the_bar(far: Far) -> None:
+    key = locked(far)
+    child = at_terminal(far, "start", "-w", "-q", "-H", "web1", "sleep", "8644")
+    says(child, f"web1: Enter passphrase for key '{key}': ", "sesame")
+    wait_until(lambda: far.jobs()[-1]["state"] == "Running")
+    child.sendintr()
+    assert status_of(child) == 130
+    far.kill_agent()
+    child = at_terminal(far, "wait", "1")
+    child.expect_exact("job 1  [")
+    child.expect_exact(f"\r\x1b[Kweb1: Enter passphrase for key '{key}': ")
+    child.sendline("sesame")
+    far.run("stop", "1")
+    assert status_of(child) == 1
 
 
 # --- what hosts say ---

@@ -62,7 +62,7 @@ def test_key_files(
     authorize(sshd, key)
     person = Person("wrong", passphrase)
     works(reach(sshd, person, identities=(str(key),)))
-    prompt = f"Enter passphrase for key '{key}': "
+    prompt = f"web1: Enter passphrase for key '{key}': "
     assert person.prompts == ([prompt, prompt] if passphrase else [])
     key.with_suffix(".pub").unlink()
     works(reach(sshd, Person(passphrase), identities=(str(key),)))

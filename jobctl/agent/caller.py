@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from jobctl.errors import Unreachable
-from jobctl.transport.base import Ask
+from jobctl.transport.base import Ask, Cancelled
 
 
 class Client:
@@ -28,6 +28,8 @@ class Client:
         """What he answers, where until_gone() hears it."""
         self.jobs = frozenset[str]()
         """The whole jobs that he waits for."""
+        self.asked = False
+        """Whether he owes an answer, should he be gone too."""
 
     def request(self) -> dict[str, Any]:
         """Return what is asked for, {} if he left without a word."""
@@ -110,13 +112,20 @@ class Client:
         self.say({"show": text})
 
     def _ask(self, question: dict[str, Any]) -> object:
-        """Return the answer to a question, None if there is nobody any more."""
+        """Return the answer to a question, None from where there is no terminal.
+
+        :raises Cancelled: he has left.
+        """
         with self._asking:
+            self.asked = True
             self.say(question)
             message = self._answers.get() if self._answers else self._hear()
             if message is None and self._answers:
                 self._answers.put(None)  # for the next question
-            return (message or {}).get("answer")
+            if message is None:
+                raise Cancelled("he who was asked has left")
+            self.asked = False
+            return message.get("answer")
 
     def close(self) -> None:
         """End the connection."""
@@ -132,6 +141,8 @@ class People:
 
     def __init__(self) -> None:
         self._waiting: dict[Client, frozenset[str]] = {}
+        self._cancelled = set[str]()
+        """Jobs for which somebody was asked something, and left."""
         self._lock = threading.Lock()
 
     def come(self, client: Client, jobs: Iterable[str]) -> None:
@@ -139,16 +150,23 @@ class People:
         client.attend()
         with self._lock:
             self._waiting[client] = frozenset(jobs)
+            self._cancelled -= self._waiting[client]
 
     def leave(self, client: Client) -> None:
         """Forget somebody, who need not be known."""
         with self._lock:
-            self._waiting.pop(client, None)
+            ids = self._waiting.pop(client, frozenset())
+            if client.asked:
+                self._cancelled |= ids
 
-    def who_waits(self, jobs: Iterable[str]) -> Client | None:
+    def who_waits(self, jobs: Iterable[str]) -> Ask | None:
         """Return somebody who waits for one of some jobs."""
+        wanted = frozenset(jobs)
         with self._lock:
-            return next((who for who, ids in self._waiting.items() if ids.intersection(jobs)), None)
+            for who, ids in self._waiting.items():
+                if wanted & ids:
+                    return who
+            return Gone() if wanted & self._cancelled else None
 
 
 class Nobody:
@@ -164,6 +182,18 @@ class Nobody:
 
     def show(self, text: str) -> None:
         """Show it to nobody."""
+
+
+class Gone(Nobody):
+    """A person who has left when another host of the same job asked something."""
+
+    def secret(self, prompt: str) -> str | None:
+        """Raise Cancelled."""
+        raise Cancelled("he who was asked has left")
+
+    def confirm(self, question: str, fingerprint: str) -> bool:
+        """Raise Cancelled."""
+        raise Cancelled("he who was asked has left")
 
 
 class Whoever:

@@ -312,8 +312,12 @@ class Queue:
         """Return those of some jobs that their hosts may have."""
         return [job for job in self._carried(ids) if job.sent or job.adopted]
 
-    def stop(self, ids: list[str], grace: float, reason: str) -> tuple[list[str], dict[str, str]]:
+    def stop(
+        self, ids: list[str], grace: float, reason: str, ask: Ask | None = None
+    ) -> tuple[list[str], dict[str, str]]:
         """Stop jobs, and what finished ones left running.
+
+        :param ask: who answers what hosts want to know, here and below.
 
         :return: the ids of those of which something is left, and errors by id.
         """
@@ -340,7 +344,7 @@ class Queue:
             for job in jobs:
                 if not job.folder.finished():
                     link.add(job)  # to hear of its end
-            some, elsewhere = self._end(link, jobs, grace, reason)
+            some, elsewhere = self._end(link, jobs, grace, reason, ask)
             left.extend(some)
             errors.update(elsewhere)
 
@@ -388,7 +392,7 @@ class Queue:
         return self._link_of(job).withdraw(job)
 
     def _end(
-        self, link: Link, jobs: list[Carried], grace: float, reason: str
+        self, link: Link, jobs: list[Carried], grace: float, reason: str, ask: Ask | None
     ) -> tuple[list[str], dict[str, str]]:
         """Stop jobs on a host.
 
@@ -398,7 +402,7 @@ class Queue:
         left, elsewhere = list[str](), dict[str, str]()
         for folder, group in _by_folder(jobs).items():
             words = (folder, b"%.0f" % (grace * 100), os.fsencode(reason), *group)
-            answer = link.opened().request("end", *words, seconds=grace + 60).split()
+            answer = link.opened(ask).request("end", *words, seconds=grace + 60).split()
             elsewhere |= _elsewhere(answer, group)
             left += _named(answer, group)
         for job in jobs:
@@ -406,7 +410,9 @@ class Queue:
                 _wait_until(job.folder.finished, _TO_BE_TOLD)
         return left, elsewhere
 
-    def signal(self, ids: list[str], name: str) -> tuple[list[str], dict[str, str]]:
+    def signal(
+        self, ids: list[str], name: str, ask: Ask | None = None
+    ) -> tuple[list[str], dict[str, str]]:
         """Send a signal to jobs.
 
         :return: the ids of those of which it reached nothing, and errors by id.
@@ -415,7 +421,7 @@ class Queue:
 
         def act(link: Link, jobs: list[Carried]) -> None:
             for folder, group in _by_folder(jobs).items():
-                answer = link.opened().request("signal", folder, name.encode(), *group).split()
+                answer = link.opened(ask).request("signal", folder, name.encode(), *group).split()
                 elsewhere.update(_elsewhere(answer, group))
                 left.extend(_named(answer, group))
             link.opened().look()
@@ -429,7 +435,7 @@ class Queue:
         errors |= self._on_hosts(self._there(ids), act)
         return left, errors | elsewhere
 
-    def erase(self, ids: list[str]) -> dict[str, str]:
+    def erase(self, ids: list[str], ask: Ask | None = None) -> dict[str, str]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
         refused = dict[str, str]()
         ids, of_items = self._apart(ids)
@@ -437,8 +443,8 @@ class Queue:
         def erase_shares(link: Link, shares: list[Carried]) -> None:
             for share in shares:
                 if isinstance(share, Share):
-                    share.end_items(link.opened(), [0], _GRACE, "removed")
-                link.opened().request("erase", os.fsencode(share.path))
+                    share.end_items(link.opened(ask), [0], _GRACE, "removed")
+                link.opened(ask).request("erase", os.fsencode(share.path))
                 link.drop(share.id)
 
         for task in of_items:
@@ -451,13 +457,13 @@ class Queue:
                 refused[task.id] = error
 
         def act(link: Link, jobs: list[Carried]) -> None:
-            left, elsewhere = self._end(link, jobs, _GRACE, "removed")
+            left, elsewhere = self._end(link, jobs, _GRACE, "removed", ask)
             refused.update(dict.fromkeys(left, _LEFT) | elsewhere)
             for job in jobs:
                 if job.id in refused:
                     continue
                 try:
-                    link.opened().request("erase", os.fsencode(job.path))
+                    link.opened(ask).request("erase", os.fsencode(job.path))
                 except Unreachable:
                     raise
                 except JobctlError as error:
@@ -466,7 +472,7 @@ class Queue:
 
         return self._on_hosts(self._there(ids), act) | refused
 
-    def fetch(self, ids: list[str]) -> dict[str, str]:
+    def fetch(self, ids: list[str], ask: Ask | None = None) -> dict[str, str]:
         """Bring home the output of jobs that was to stay on the host, as far as it is there.
 
         :return: errors by id.
@@ -474,14 +480,14 @@ class Queue:
         gone = dict[str, str]()
 
         def act(link: Link, jobs: list[Carried]) -> None:
-            link.opened()
+            link.opened(ask)
             for job in jobs:
                 job.want()
                 link.add(job, anew=True)
             for job in jobs:
                 # As long as something comes: it may be much.
                 while job.exists() and not job.caught_up.wait(_BEAT):
-                    link.opened()
+                    link.opened(ask)
                 if job.gone:
                     gone[job.id] = f"its output on {job.host} was removed"
 

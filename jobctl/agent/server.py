@@ -31,7 +31,7 @@ from jobctl.links import Links
 from jobctl.model import printable
 from jobctl.target import Target, parse_target
 from jobctl.transport import config as configuration
-from jobctl.transport.base import Ask, Connection
+from jobctl.transport.base import Ask, Cancelled, Connection
 
 _IDLE = 5.0
 """Seconds without anything to do after which the agent ends."""
@@ -209,25 +209,32 @@ class Agent:
         # Not at the top: paramiko takes a while to load.
         from jobctl.transport.ssh import connect
 
-        return connect(target, ask, config, environ, settings)
+        try:
+            return connect(target, ask, config, environ, settings)
+        except Cancelled:
+            why = f"cannot connect to {target.label}: the login was cancelled at the terminal"
+            raise Cancelled(why) from None
 
     def op_stop(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Stop jobs; return the ids of those of which something is left, and errors by id."""
-        left, errors = self._queue.stop(request["jobs"], request["grace"], request["reason"])
+        words = request["jobs"], request["grace"], request["reason"]
+        left, errors = self._queue.stop(*words, _person_of(client, request))
         return {"left": left, "errors": errors}
 
     def op_signal(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Send a signal to jobs; return the ids of those it did not reach, and errors by id."""
-        left, errors = self._queue.signal(request["jobs"], request["name"])
+        left, errors = self._queue.signal(
+            request["jobs"], request["name"], _person_of(client, request)
+        )
         return {"left": left, "errors": errors}
 
     def op_erase(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
-        return {"errors": self._queue.erase(request["jobs"])}
+        return {"errors": self._queue.erase(request["jobs"], _person_of(client, request))}
 
     def op_fetch(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Bring home the output of jobs that was to stay on the host; return errors by id."""
-        return {"errors": self._queue.fetch(request["jobs"])}
+        return {"errors": self._queue.fetch(request["jobs"], _person_of(client, request))}
 
     # --- sessions ---
 
@@ -298,6 +305,11 @@ class Agent:
         if session := self._book.to(config).get(target.label):
             return self._link(session.name, session.target, request["environ"])
         return self._link(links.temporary(target), target, request["environ"])
+
+
+def _person_of(client: Client, request: dict[str, Any]) -> Ask | None:
+    """Return who answers questions for a request, None where nobody is at a terminal."""
+    return client if request.get("person") else None
 
 
 def _load() -> None:

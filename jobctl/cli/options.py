@@ -15,7 +15,7 @@ from jobctl.cli import render
 from jobctl.descriptors import read
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.jobs import Jobs
-from jobctl.model import TYPE_TASK, Job, State, printable
+from jobctl.model import TYPE_REMOTE, TYPE_TASK, Job, State, printable
 from jobctl.paths import state_dir
 
 _OFFERED = 100
@@ -23,6 +23,7 @@ _OFFERED = 100
 _WILD = re.compile(r"[*?\[]")
 
 if TYPE_CHECKING:
+    from jobctl.agent.client import Asked
     from jobctl.ops.find import Found
 
 caller_umask = 0o022
@@ -321,6 +322,15 @@ def complete_sessions(
         for session in found
         if session.name.startswith(incomplete) and quoting.readable([session.name]) == session.name
     ]
+
+
+def person(jobs: Iterable[Job]) -> Asked | None:
+    """Return what asks the person at the terminal what the hosts of some jobs want to know."""
+    if not any(job.type in (TYPE_REMOTE, TYPE_TASK) for job in jobs):
+        return None
+    from jobctl.cli import terminal
+
+    return terminal.person()
 
 
 def found(chosen: Chosen, resume: bool = True) -> Found:

@@ -189,7 +189,7 @@ def _fetched(store: Store, jobs: list[Job]) -> list[JobctlError]:
     """Bring home what was to stay on hosts; return an error for each that is out of reach."""
     some = parts(store, [job for job in jobs if _leaves_results(store, job)])
     there = [job for job in some if store.jobs.folder(job.id).stays_there()]
-    return ask_hosts(store.jobs, "fetch", there)
+    return ask_hosts(store.jobs, "fetch", there, options.person(there))
 
 
 def _leaves_results(store: Store, job: Job) -> bool:
@@ -307,7 +307,7 @@ def _remove(ids: list[str], manner: Manner) -> None:
                 render.say(f"job {job.id} is kept: not all of its output was received")
         jobs = [job for job in jobs if not job.has_more_data]
     todo = plan(jobs, force=False, local_only=False)
-    for error in remove(store, todo):
+    for error in remove(store, todo, options.person(jobs)):
         raise error
 
 

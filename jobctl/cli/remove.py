@@ -48,4 +48,6 @@ def command(
         unwanted = sorted((*todo.delete, *todo.forget), key=lambda job: job.key)
         render.records(unwanted, "ids" if quiet else form)
         return render.tell_all([*found.missing, *todo.errors])
-    return render.tell_all([*found.missing, *remove.remove(Store(state_dir()), todo)])
+    return render.tell_all(
+        [*found.missing, *remove.remove(Store(state_dir()), todo, options.person(todo.delete))]
+    )

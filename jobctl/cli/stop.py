@@ -61,9 +61,10 @@ def command(grace: float, signal_name: str | None, reason: str, **values: Any) -
     found = options.found(chosen, resume=False)
     jobs = options.jobs()
     pieces = options.parts(found.jobs)
+    person = options.person(pieces)
     if signal_name is None:
         # Leftovers of what was not named are no reason to connect to a host.
-        errors = stop.stop(jobs, pieces, grace, reason, reach=chosen.jobs is not None)
+        errors = stop.stop(jobs, pieces, grace, reason, chosen.jobs is not None, person)
     else:
-        errors = stop.send(jobs, pieces, signal_name)
+        errors = stop.send(jobs, pieces, signal_name, person)
     return render.tell_all([*found.missing, *errors])

@@ -52,7 +52,8 @@ def ask(question: dict[str, Any]) -> object:
         if question["ask"] == "confirm":
             return _confirmed(file, text, str(question["fingerprint"]))
         answer = _secret(file, text)
-        return answer.rstrip(b"\r\n").decode("utf-8", "surrogateescape") if answer else None
+        # The end of input is an empty answer, as to ssh.
+        return answer.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
 
 
 def _lines(text: object) -> str:

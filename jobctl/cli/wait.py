@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from jobctl.model import Job, State, printable
 from jobctl.ops.find import has_items
 from jobctl.ops.wait import finished
 from jobctl.task import Task
+
+if TYPE_CHECKING:
+    from jobctl.agent.client import Asked
 
 _TIMED_OUT = 124
 _BAR = 36
@@ -91,7 +94,7 @@ def _until_finished(
     waited_for = set[str]().union(*left.values())
     bar = _Bar(jobs, folders, waited_for)
     with bar.shown:
-        ask = terminal.person()
+        ask = bar.asking(terminal.person())
         for ended in finished(folders, sorted(waited_for), deadline, bar.beat, force, ask, bar.say):
             for part, _ in ended:
                 waited_for.discard(part)
@@ -183,9 +186,21 @@ class _Bar:
 
     def say(self, text: str) -> None:
         """Say something in the place of the bar, which comes again when there is news."""
+        self._make_way()
+        render.say(text)
+
+    def asking(self, ask: Asked | None) -> Asked | None:
+        """Return what has the person at the terminal asked in the place of the bar."""
+
+        def in_its_place(question: dict[str, Any]) -> object:
+            self._make_way()
+            return ask(question) if ask else None
+
+        return in_its_place if ask else None
+
+    def _make_way(self) -> None:
         if self.beat != _LONG:
             write(2, b"\r\x1b[K")
-        render.say(text)
 
     def show(self) -> None:
         """Show how it is now, which may be less than before."""

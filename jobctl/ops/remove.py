@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobctl.errors import JobctlError, Refused
 from jobctl.model import TYPE_REMOTE, Job, State
 from jobctl.ops.find import parts
 from jobctl.ops.stop import Away, Unended, ask_hosts, on_hosts, stop
 from jobctl.store import Store
+
+if TYPE_CHECKING:
+    from jobctl.agent.client import Asked
 
 _GRACE = 10.0
 
@@ -52,13 +55,16 @@ def plan(chosen: list[Job], force: bool, local_only: bool) -> Plan:
     return Plan(delete, forget, errors)
 
 
-def remove(store: Store, todo: Plan) -> list[JobctlError]:
-    """Carry out a plan; return an error for each job that is still there."""
+def remove(store: Store, todo: Plan, ask: Asked | None = None) -> list[JobctlError]:
+    """Carry out a plan; return an error for each job that is still there.
+
+    :param ask: has a person at the terminal answer what hosts want to know.
+    """
     pieces = {job.id: parts(store, [job], items=False) for job in todo.delete}
     every = [part for part_list in pieces.values() for part in part_list]
-    errors = stop(store.jobs, every, _GRACE, "removed", reach=False)
+    errors = stop(store.jobs, every, _GRACE, "removed", reach=False, ask=ask)
     done = [part for part in every if store.jobs.folder(part.id).finished()]
-    errors += ask_hosts(store.jobs, "erase", on_hosts(done))
+    errors += ask_hosts(store.jobs, "erase", on_hosts(done), ask)
     for job in todo.forget:
         store.jobs.folder(job.id).delete()
     kept = {error.job for error in errors if isinstance(error, (Away, Unended))}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobctl import process, runner
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.jobs import Jobs
 from jobctl.model import TYPE_REMOTE, TYPE_TASK, Job, State
 from jobctl.task import Task
+
+if TYPE_CHECKING:
+    from jobctl.agent.client import Asked
 
 _WHOLE = 0
 """In place of an item's number: all of them."""
@@ -53,12 +56,18 @@ class Away(Unreachable):
 
 
 def stop(
-    jobs: Jobs, chosen: list[Job], grace: float, reason: str, reach: bool = True
+    jobs: Jobs,
+    chosen: list[Job],
+    grace: float,
+    reason: str,
+    reach: bool = True,
+    ask: Asked | None = None,
 ) -> list[JobctlError]:
     """End all that these jobs, none of them a parent, started; finished ones' leftovers included.
 
     :param grace: seconds from TERM to KILL.
     :param reach: also connect to hosts where there can be leftovers only.
+    :param ask: has a person at the terminal answer what hosts want to know.
     :return: an error for each job of which something is left.
     """
     why = f"stopped by user: {' '.join(reason.split())}" if reason.strip() else "stopped by user"
@@ -79,7 +88,7 @@ def stop(
         for job in on_hosts(chosen)
         if not job.state.finished or (job.pid and (reach or _connected(jobs, job)))
     ]
-    return errors + ask_hosts(jobs, "stop", there, grace=grace, reason=why)
+    return errors + ask_hosts(jobs, "stop", there, ask, grace=grace, reason=why)
 
 
 def _stop_items(jobs: Jobs, chosen: list[Job], grace: float, why: str) -> list[JobctlError]:
@@ -163,19 +172,25 @@ def on_hosts(chosen: list[Job]) -> list[Job]:
     return [job for job in chosen if job.type == TYPE_REMOTE]
 
 
-def ask_hosts(jobs: Jobs, operation: str, chosen: list[Job], **how: Any) -> list[JobctlError]:
-    """Have the agent do something to jobs on hosts; return an error for each it failed with."""
+def ask_hosts(
+    jobs: Jobs, operation: str, chosen: list[Job], ask: Asked | None, **how: Any
+) -> list[JobctlError]:
+    """Have the agent do something to jobs on hosts; return an error for each it failed with.
+
+    :param ask: has a person at the terminal answer what hosts want to know.
+    """
     if not chosen:
         return []
     from jobctl.agent import client
 
-    request = {"op": operation, "jobs": [job.id for job in chosen], **how}
-    answer = client.call(jobs.state_dir, request)
+    ids, person = [job.id for job in chosen], ask is not None
+    request = {"op": operation, "jobs": ids, "person": person, **how}
+    answer = client.call(jobs.state_dir, request, ask=ask)
     errors: list[JobctlError] = [Away(*entry) for entry in answer["errors"].items()]
     return errors + [Unended(job_id) for job_id in answer.get("left", ())]
 
 
-def send(jobs: Jobs, chosen: list[Job], name: str) -> list[JobctlError]:
+def send(jobs: Jobs, chosen: list[Job], name: str, ask: Asked | None = None) -> list[JobctlError]:
     """Send the signal called name, without SIG, to all that the unfinished jobs started.
 
     :return: an error for each job that is out of reach.
@@ -190,7 +205,7 @@ def send(jobs: Jobs, chosen: list[Job], name: str) -> list[JobctlError]:
     targets = [(jobs.folder(job.id), job.instance_id) for job in here if not job.state.finished]
     errors += _unreached(runner.send(targets, name), name)
     unfinished = [job for job in on_hosts(chosen) if not job.state.finished]
-    there = ask_hosts(jobs, "signal", unfinished, name=name)
+    there = ask_hosts(jobs, "signal", unfinished, ask, name=name)
     left = {error.job for error in there if isinstance(error, Unended)}
     errors += _unreached(left, name)
     return errors + [error for error in there if not isinstance(error, Unended)]

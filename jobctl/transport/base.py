@@ -3,6 +3,7 @@
 Unreachable 5           (errors.py)
 ├── NoConnection        nobody there, or too busy: worth another try later
 ├── Denied              host key, login or settings refused: never tried again unasked
+│   └── Cancelled       the person who was asked has left, by ^C say
 ├── Lost                an open connection broke: worth another try
 └── NoChannel           the server opens no further channel on this connection now
 """
@@ -21,6 +22,10 @@ class NoConnection(Unreachable):
 
 class Denied(Unreachable):
     """The machine is not the one we know, does not let us in, or cannot be asked for."""
+
+
+class Cancelled(Denied):
+    """The person who was asked has left instead of answering."""
 
 
 class Lost(Unreachable):
@@ -114,7 +119,10 @@ class Connection(Protocol):
 
 
 class Ask(Protocol):
-    """The person at the terminal, if there is one."""
+    """The person at the terminal, if there is one.
+
+    Questions raise Cancelled when that person leaves.
+    """
 
     def secret(self, prompt: str) -> str | None:
         """Return a password, a passphrase or a one-time code; None if nobody answers."""

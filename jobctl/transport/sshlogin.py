@@ -112,6 +112,8 @@ class _Login:
         self.settings = settings
         self.ask = ask
         self.label = label
+        self.who = label if "@" in label else f"{settings.user}@{label}"
+        """Who logs in where, by the name that the person gave the host."""
         self.tried: list[str] = []
         self.amiss: list[str] = []
         """What else is to be said of it when it has failed."""
@@ -294,7 +296,7 @@ class _Login:
         except keys.WrongPassphrase:
             pass
         for _ in range(self.settings.number("numberofpasswordprompts", 3)):
-            passphrase = self.secret(f"Enter passphrase for key '{offer.path}': ")
+            passphrase = self.secret(f"{self.label}: Enter passphrase for key '{offer.path}': ")
             if passphrase is None:
                 raise keys.Unusable("needs its passphrase")
             try:
@@ -308,7 +310,7 @@ class _Login:
         if not self.left["password"]:
             return None
         self.left["password"] -= 1
-        prompt = f"{self.settings.user}@{self.settings.hostname}'s password: "
+        prompt = f"{self.who}'s password: "
         secret = self.secret(prompt)
         if secret is None:
             self.left["password"] = 0
@@ -351,7 +353,7 @@ class _Login:
             prompt = printable(words(message))
             message.get_boolean()
             text = f"{before}\n" if before else ""
-            answer = self.secret(f"{text}({self.settings.user}@{self.settings.hostname}) {prompt} ")
+            answer = self.secret(f"{text}({self.who}) {prompt} ")
             before = ""
             if answer is None:
                 self.left["keyboard-interactive"] = 0
