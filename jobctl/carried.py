@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from jobctl import process, quoting, records
@@ -32,6 +33,8 @@ _RUN = (
     *("runner", "runner_ticks", "boot", "host", "attempt"),
     *("pid", "ticks", "began", "began_uptime"),
 )
+
+Differing = Callable[[Mapping[str, str]], bytes]
 
 
 class Carried:
@@ -122,12 +125,22 @@ class Carried:
         """Write down that the host may have it from now on."""
         self.folder.put("sent", b"")
 
-    def parts(self) -> tuple[bytes, bytes, bytes]:
-        """Return what makes up the job there: spec, environment, and odd environment."""
+    def parts(self, differing: Differing) -> tuple[bytes, bytes, bytes]:
+        """Return what makes up the job there: spec, environment, and odd environment.
+
+        :param differing: makes of what of its starter's environment may be for hosts the lines
+            of sh that give the job what is.
+        """
         own = {key: value for key, value in self.folder.spec().items() if key not in _NOT_SENT}
         spec = {key: value for key, value in own.items() if value or key in _ALSO_EMPTY}
         spec |= {"type": b"BackgroundJob", "location": b"localhost"}
-        return quoting.dump(spec), self.folder.get("far.env"), self.folder.get("far.env.odd")
+        pairs = (pair.partition("=") for pair in self._sendable())
+        environment = differing({name: value for name, _, value in pairs})
+        environment += self.folder.get("far.env")
+        return quoting.dump(spec), environment, self.folder.get("far.env.odd")
+
+    def _sendable(self) -> Iterable[str]:
+        return map(os.fsdecode, quoting.split(self.folder.get("far.send")))
 
     def attached(self) -> list[str]:
         """Return the names of the files that go with it."""

@@ -112,6 +112,7 @@ def _write_task(
                 os.link(folder.file(shared), share.file(shared))
         here = {"JOBCTL_HOST": place.host}
         _write_environment(share, "far.env", {**spec.variables, **told, **here})
+        _write_sendable(share, spec)
         own = {"share": "1", "children": "0", "instance_id": str(uuid.uuid4())}
         _write_spec(share, spec, common, place, more | own | {"whole": instance_id})
         commit(share, durably=False)
@@ -131,6 +132,7 @@ def _write_one(
     }
     if place:
         _write_environment(folder, "far.env", {**spec.variables, **told})
+        _write_sendable(folder, spec)
     if not place or (spec.on_finish and not folder.is_child):
         _write_environment(folder, "env", {**spec.env, **told})
     for stream in (*STREAMS, "lock"):
@@ -253,6 +255,13 @@ def _write_environment(folder: Folder, name: str, environment: dict[str, str]) -
     if odd:
         text = b"set -- /usr/bin/env " + quoting.join(odd) + b' "$@"\n'
         _write(folder, f"{name}.odd", text)
+
+
+def _write_sendable(folder: Folder, spec: JobSpec) -> None:
+    """Write down what of the caller's environment SendEnv may mean, if there is any."""
+    if spec.sendable:
+        pairs = (os.fsencode(f"{name}={value}") for name, value in spec.sendable.items())
+        _write(folder, "far.send", quoting.join(pairs))
 
 
 def _write(folder: Folder, name: str, content: bytes) -> None:

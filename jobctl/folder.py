@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from jobctl.target import Target
 
 STREAMS = ("stdout", "stderr")
+FOR_HOSTS = ("far.env", "far.env.odd", "far.send")
+"""Files with what is for the environment of a job on its host."""
 PIECE = 1 << 20
 """Bytes moved at a time."""
 
@@ -291,7 +293,7 @@ class Folder:
                 if first:  # empty: its bytes were lost with the power
                     os.replace(self.file(aside), self.file("exit"))
         finally:
-            for name in (aside, "exit.new", "far.env", "far.env.odd"):
+            for name in (aside, "exit.new", *FOR_HOSTS):
                 self.unlink(name)
         if not self.has("sent") and not self.spec().get("on_finish"):
             for name in ("env", "env.odd"):  # as the runner would have done

@@ -98,6 +98,7 @@ class JobSpec(NamedTuple):
     results_stay: bool = False
     """Whether the output stays on the host until somebody asks for it."""
     variables: dict[str, str] = {}  # noqa: RUF012  # nobody changes it
+    sendable: dict[str, str] = {}  # noqa: RUF012
     """What was set for this job alone; a host adds it to its own environment."""
     caller_cwd: str = "/"
 

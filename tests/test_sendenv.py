@@ -32,9 +32,18 @@ def test_they_go_with_jobs_commands_and_shells(make_far: Make, make_sshd: MakeSs
     # Each command has those of its own caller, also over a connection that others share.
     far.env["SENT_A"] = "three"
     far.env["SENT_B"] = "four"
-    assert far.out("session", "run", "web1", "-c", SHOW) == "[three][four][a 'b' $c][x][][]\n"
+    told = "[three][four][a 'b' $c][x][][]\n"
+    assert far.out("session", "run", "web1", "-c", SHOW) == told
+    assert far.out("start", "-w", "-q", "-H", "web1", "-c", SHOW) == told
     del far.env["SENT_A"]
-    assert far.out("session", "run", "web1", "-c", SHOW) == "[][four][a 'b' $c][x][][]\n"
+    told = "[][four][a 'b' $c][x][][]\n"
+    assert far.out("session", "run", "web1", "-c", SHOW) == told
+    assert far.out("start", "-w", "-q", "-H", "web1", "-c", SHOW) == told
+    assert far.out(*items, input=b"x\n") == told
+    assert far.out("start", "-w", "-q", "-e", "SENT_B=own", "-H", "web1", "-c", SHOW) == (
+        told.replace("four", "own")
+    )
+    assert not list(far.state_dir.glob("jobs/**/far.*"))
     child = at_terminal(far, "session", "enter", "web1")
     child.expect_exact("[web1] ")
     child.sendline(SHOW)

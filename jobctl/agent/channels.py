@@ -60,6 +60,17 @@ class Channels:
         """Whether no other variables go with a command of somebody than with any other one."""
         return self._first.variables(environ) == self._first.variables()
 
+    def differing(self, environ: Mapping[str, str]) -> dict[str, str | None]:
+        """Return what usual() found different, None for what is not set; raise Lost.
+
+        Without what the server lets no command have, or has no channel left to tell.
+        """
+        theirs, usual = dict(self._first.variables(environ)), dict(self._first.variables())
+        names = {key for key in theirs.keys() | usual.keys() if theirs.get(key) != usual.get(key)}
+        with suppress(NoChannel):
+            return {name: theirs.get(name) for name in sorted(names) if self._first.lets_pass(name)}
+        return {}
+
     def spare(self, command: str) -> Stream:
         """Begin a command without going to any lengths; raise NoChannel or Lost."""
         return self._first.open(command)

@@ -165,14 +165,14 @@ def _encoded(state_dir: str, request: dict[str, Any]) -> bytes:
 
     And with what of it may be sent to them.
     """
-    told = _sendable(state_dir)
+    told = sendable(state_dir)
     told |= {name: os.environ[name] for name in _TOLD if name in os.environ}
     if config := ssh_config():
         told["JOBCTL_SSH_CONFIG"] = config
     return json.dumps({**request, "environ": told}).encode() + b"\n"
 
 
-def _sendable(state_dir: str) -> dict[str, str]:
+def sendable(state_dir: str) -> dict[str, str]:
     """Return what of the caller's environment may be for hosts."""
     options = [option for way in Links(state_dir).sessions() for option in way.target.options]
     return candidates(ssh_config(), options, os.environ)
@@ -248,8 +248,8 @@ def _spawn(state_dir: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k in _KEPT}
     environment["JOBCTL_STATE_DIR"] = state_dir
     # Who starts it need not be heard before it connects. It is no environment to be handed down.
-    if sendable := _sendable(state_dir):
-        environment[ASKED] = json.dumps(sendable)
+    if given := sendable(state_dir):
+        environment[ASKED] = json.dumps(given)
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
     words = [sys.executable, "-X", "utf8", "-m", "jobctl.agent", state_dir, str(_LOCK)]

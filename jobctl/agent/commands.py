@@ -12,7 +12,9 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 
+from jobctl import quoting
 from jobctl.agent.channels import Another, Channels
+from jobctl.draft import is_odd
 from jobctl.errors import JobctlError
 from jobctl.model import printable
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream
@@ -81,6 +83,21 @@ class Commands:
             channel.stream.write(data)
         threading.Thread(target=self.stand_by, daemon=True).start()
         return channel
+
+    def differing(self, environ: Mapping[str, str]) -> bytes:
+        """Return lines of sh that turn the environment of all commands into that of one of them.
+
+        :param environ: of whoever wants it run, some of which may be for the host.
+        :raises Lost: the host cannot be asked what it lets pass.
+        """
+        changes = self._connection.differing(environ).items()
+        return b"".join(
+            b"unset %s\n" % os.fsencode(name)
+            if value is None
+            else b"export %s\n" % quoting.quote(os.fsencode(f"{name}={value}"))
+            for name, value in changes
+            if not is_odd(name)
+        )
 
     def stand_by(self) -> None:
         """Have a channel stand ready for run(), so that it takes one round trip only."""

@@ -49,10 +49,11 @@ class Mirror:
         :raises NotDone: it cannot.
         :raises Lost: the connection broke.
         """
+        parts = job.parts(far.differing)
         with self._lock:
             handle = self._enlist(far, job)
         try:
-            far.request("accept", job.instance_id.encode(), *job.parts(), *job.wanted_from(handle))
+            far.request("accept", job.instance_id.encode(), *parts, *job.wanted_from(handle))
         except NotDone:
             self._forget(handle)
             raise

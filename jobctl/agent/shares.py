@@ -21,6 +21,7 @@ from jobctl import items
 from jobctl.agent.far import Far, NotDone
 from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
+from jobctl.folder import FOR_HOSTS
 from jobctl.model import State
 from jobctl.share import FarTask
 from jobctl.timing import Clocks
@@ -71,7 +72,7 @@ class Share(Carried):
 
     def hand_over(self, far: Far) -> None:
         """Have the host be ready for items."""
-        spec, environment, odd = self.parts()
+        spec, environment, odd = self.parts(far.differing)
         cpus = far.request("share", self.instance_id.encode(), spec, environment, odd).strip()
         self.slots = self.spread.per_host or (int(cpus) if cpus.isdigit() else 1) or 1
         self.folder.put("accepted", cpus)
@@ -297,7 +298,7 @@ class Spread:
             self._change.notify_all()
         self.task.conclude()
         for share in self.shares:
-            for name in ("far.env", "far.env.odd"):
+            for name in FOR_HOSTS:
                 share.place.unlink(name)
         self._job_ended(self.task.id)
 

@@ -84,6 +84,6 @@ def _entrust(folder: Folder, spec: JobSpec) -> None:
     from jobctl.agent import client
 
     client.begin(folder.state_dir)  # it starts up while the files are written
-    draft.write(folder, spec)
+    draft.write(folder, spec._replace(sendable=client.sendable(folder.state_dir)))
     draft.commit(folder)
     client.wake(folder.state_dir, folder.id)

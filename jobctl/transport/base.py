@@ -108,6 +108,9 @@ class Connection(Protocol):
     def variables(self, environ: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
         """Return what of an environment goes with a command."""
 
+    def lets_pass(self, name: str) -> bool:
+        """Whether the machine lets a variable go with a command; raise NoChannel or Lost."""
+
     def setting(self, name: str) -> str | None:
         """Return the value that our configuration gives a variable there, None if none."""
 

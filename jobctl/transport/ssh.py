@@ -190,6 +190,8 @@ class SshConnection:
         self._settings = settings
         self._label = label
         self._below = below
+        self._passing: dict[str, bool] = {}
+        """Whether the machine lets variables pass, as far as it was asked."""
 
     def open(
         self,
@@ -224,6 +226,19 @@ class SshConnection:
     def variables(self, environ: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
         """Return what of an environment goes with a command."""
         return self._settings.variables(environ)
+
+    def lets_pass(self, name: str) -> bool:
+        """Whether the machine lets a variable go with a command; raise NoChannel or Lost."""
+        if name not in self._passing:
+            channel = self._channel("session")
+            try:
+                sshwire.request(channel, "env", True, os.fsencode(name), b"")
+                self._passing[name] = sshwire.granted(channel, self._settings.connect_timeout)
+            except _TROUBLES:
+                raise self.lost() from None
+            finally:
+                channel.close()
+        return self._passing[name]
 
     def setting(self, name: str) -> str | None:
         """Return the value that SetEnv gives a variable, None if none."""
