@@ -174,16 +174,20 @@ class Jobctl:
 
 
 def at_rest(process: subprocess.Popen[bytes]) -> None:
-    """Wait until a process has begun and does nothing any more but wait, for half a second."""
+    """Wait until a process has begun and does nothing any more but wait, for half a second.
+
+    One that only waits for a processor is not at rest.
+    """
     used, since = "0", time.monotonic()
     while time.monotonic() - since < 0.5 or used == "0":
         try:  # counts in hundredths of a second
             fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
-            now = str(int(fields[11]) + int(fields[12]))
+            now, sleeps = str(int(fields[11]) + int(fields[12])), fields[0] == "S"
         except OSError:
             words = ["ps", "-o", "time=", "-p", str(process.pid)]
             now = subprocess.run(words, stdout=subprocess.PIPE, text=True).stdout
-        if now != used:
+            sleeps = True
+        if now != used or not sleeps:
             used, since = now, time.monotonic()
         elif process.poll() is not None:
             return

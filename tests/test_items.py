@@ -341,9 +341,9 @@ def test_start_returns_before_the_items_are_run(jobctl: Jobctl) -> None:
 
 
 def test_timeout_and_retries(jobctl: Jobctl, tmp_path: Path) -> None:
-    job = each(jobctl, "0\n60\n", "--timeout", "0.5", "sleep", "{}")
+    job = each(jobctl, "0\n600\n", "--timeout", "2", "sleep", "{}")
     jobctl.run("wait", job, status=1)
-    assert [r["reason"] for r in children(jobctl, job)] == ["", "timed out after 0.5s"]
+    assert [r["reason"] for r in children(jobctl, job)] == ["", "timed out after 2s"]
     text = "echo x >>{}; [ $(wc -l <{}) -ge 3 ]"
     job = each(jobctl, "a\nb\n", "--retries", "2", "-C", str(tmp_path), "-c", text)
     jobctl.run("wait", job)
@@ -353,13 +353,14 @@ def test_timeout_and_retries(jobctl: Jobctl, tmp_path: Path) -> None:
     assert (tmp_path / "c").read_text() == "x\n" * 2
 
 
-def test_after_and_after_ok(jobctl: Jobctl) -> None:
-    first = jobctl.start("-c", "sleep 4; exit 3")
+def test_after_and_after_ok(jobctl: Jobctl, tmp_path: Path) -> None:
+    first = jobctl.start("-c", f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; exit 3")
     job = each(jobctl, "1\n2\n", "--after", first, "echo")
     assert {r["state"] for r in children(jobctl, job)} == {"NotStarted"}
     assert jobctl.job(job)["reason"] == f"waiting for job {first}"
     never = each(jobctl, "1\n2\n", "--after-ok", first, "echo")
     last = jobctl.start("--after-ok", job, "echo", "last")
+    (tmp_path / "go").touch()
     jobctl.run("wait", job, last)
     jobctl.run("wait", never, status=1)
     assert jobctl.out("receive", job, last) == "1\n2\nlast\n"
@@ -382,7 +383,7 @@ def test_on_finish(jobctl: Jobctl, tmp_path: Path) -> None:
     job = each(jobctl, "0\n1\n2\n", "-t", "3", "--on-finish", text, "sh", "-c", "exit {}")
     jobctl.run("wait", job, status=1)
     wait_until((tmp_path / "said").exists)
-    time.sleep(0.2)
+    wait_until(lambda: not slots(jobctl, job))  # no other can say it
     assert (tmp_path / "said").read_text() == f"{job} Failed\n"
 
 
@@ -589,11 +590,13 @@ def test_slots_that_are_killed(jobctl: Jobctl, tmp_path: Path) -> None:
     assert slots(jobctl, job) == []
 
 
-def test_all_slots_killed_go_on(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n3\n4\n", "-t", "2", "-c", "echo {}; sleep 2; echo {}")
+def test_all_slots_killed_go_on(jobctl: Jobctl, tmp_path: Path) -> None:
+    text = f"echo {{}}; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo {{}}"
+    job = each(jobctl, "1\n2\n3\n4\n", "-t", "2", "-c", text)
     wait_until(lambda: sum(r["state"] == "Running" for r in children(jobctl, job)) == 2)
     for pid in slots(jobctl, job):
         os.kill(pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
     waiting = jobctl.popen("wait", job, stdout=subprocess.DEVNULL)
     assert waiting.wait(60) == 1
     states = [(r["state"], r["reason"]) for r in children(jobctl, job)]
@@ -601,12 +604,14 @@ def test_all_slots_killed_go_on(jobctl: Jobctl) -> None:
     assert jobctl.out("receive", job) == "".join(f"{n}\n{n}\n" for n in range(1, 5))
 
 
-def test_killed_while_somebody_waits(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", "sleep 2")
+def test_killed_while_somebody_waits(jobctl: Jobctl, tmp_path: Path) -> None:
+    text = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", text)
     waiting = jobctl.popen("wait", job, stdout=subprocess.DEVNULL)
     at_rest(waiting)
     for pid in slots(jobctl, job):
         os.kill(pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
     assert waiting.wait(60) == 1
     assert [r["state"] for r in children(jobctl, job)][1:] == ["Completed"] * 2
 
@@ -727,13 +732,15 @@ def test_a_missing_command_is_told(jobctl: Jobctl) -> None:
     assert result.stdout == b"1\n"
 
 
-def test_two_terminals(jobctl: Jobctl) -> None:
-    job = each(jobctl, "\n".join(map(str, range(30))), "-t", "3", "-c", "sleep 0.3")
+def test_two_terminals(jobctl: Jobctl, tmp_path: Path) -> None:
+    text = f"[ {{}} -lt 27 ] || until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    job = each(jobctl, "\n".join(map(str, range(30))), "-t", "3", "-c", text)
     commands = [jobctl.popen("wait", job, stdout=subprocess.DEVNULL) for _ in range(3)]
     interrupted = jobctl.popen("wait", job, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     at_rest(interrupted)
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.wait() == 130
+    (tmp_path / "go").touch()
     assert [command.wait(60) for command in commands] == [0, 0, 0]
 
 

@@ -157,7 +157,7 @@ def test_a_reader_that_stalls_holds_up_nobody(jobctl: Jobctl) -> None:
     stalled = jobctl.popen("receive", job, stdout=subprocess.PIPE)
     assert stalled.stdout
     wait_until(lambda: "stdout='0'" not in (jobctl.folder(job) / "received").read_text())
-    time.sleep(0.2)
+    at_rest(stalled)  # the pipe is full
     rest = jobctl.run("receive", job).stdout
     assert len(rest) > 100_000
     stalled.stdout.close()  # what is in the pipe comes back, although others were here since
@@ -196,7 +196,7 @@ def test_follows_a_lost_job_to_its_end(jobctl: Jobctl) -> None:
     assert process.stdout
     assert process.stdout.readline() == b"x\n"
     os.kill(jobctl.runner_pid(job), signal.SIGKILL)
-    time.sleep(0.2)
+    at_rest(process)
     assert process.poll() is None
     os.kill(jobctl.job(job)["pid"], signal.SIGKILL)
     assert process.wait(10) == 125
@@ -210,7 +210,8 @@ def test_follow_statuses(jobctl: Jobctl) -> None:
     jobctl.run("receive", "-w", good, status=0)
     jobctl.run("receive", "-w", good, bad, status=1)
     jobctl.run("receive", bad, status=0)
-    slow = jobctl.sh("echo x; sleep 60")
+    slow = jobctl.sh("echo x; sleep 600")
+    wait_until((jobctl.folder(slow) / "stdout").read_text)
     assert jobctl.out("receive", "-w", "--timeout", "0.5", slow, status=124) == "x\n"
     jobctl.run("stop", slow)
     jobctl.run("receive", "-w", slow, status=143)
@@ -219,16 +220,22 @@ def test_follow_statuses(jobctl: Jobctl) -> None:
 
 def test_who_waited_is_not_told_that_all_is_well(jobctl: Jobctl) -> None:
     text = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
-    job = jobctl.sh(text, "--timeout", "1")
+    job = jobctl.sh(text, "--timeout", "2")
     jobctl.run("receive", "-w", job, status=1)
     record = jobctl.job(job)
     assert (record["state"], record["exit_code"]) == ("Failed", 0)
 
 
-def test_events(jobctl: Jobctl) -> None:
-    job = jobctl.sh("sleep 2; exit 2")
-    result = jobctl.run("receive", "-w", "--write-events", job, status=2)
-    lines = result.stderr.decode().splitlines()
+def test_events(jobctl: Jobctl, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    job = jobctl.sh(f"read x <{gate}; exit 2")
+    with jobctl.popen("receive", "-w", "--write-events", job, stderr=subprocess.PIPE) as receiver:
+        assert receiver.stderr
+        lines = [receiver.stderr.readline().decode()]
+        gate.write_text("\n")
+        lines += receiver.stderr.read().decode().splitlines()
+    assert receiver.returncode == 2
     events = [json.loads(line) for line in lines if line.startswith("{")]
     assert [(event["id"], event["state"]) for event in events] == [
         (job, "Running"),
@@ -258,7 +265,7 @@ def test_tags(jobctl: Jobctl, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     third = jobctl.start("-c", f"printf half; read x <{gate}; echo whole")
-    time.sleep(0.1)
+    wait_until((jobctl.folder(third) / "stdout").read_text)
     assert jobctl.out("receive", "--tag", third) == ""
     gate.write_text("\n")
     assert jobctl.out("receive", "-w", "--tag", third) == "3 localhost: halfwhole\n"
@@ -633,14 +640,14 @@ def test_bad_input(jobctl: Jobctl, words: list[str], named: str) -> None:
 
 
 def test_what_another_reader_gives_back_while_nothing_new_comes(jobctl: Jobctl) -> None:
-    job = jobctl.start("-c", f"{NUMBERED.format(n=2000)}; sleep 30")
+    job = jobctl.start("-c", f"{NUMBERED.format(n=2000)}; sleep 600")
     wait_until(lambda: (jobctl.folder(job) / "stdout").stat().st_size == len(numbered(2000)))
     with jobctl.popen("receive", "--wait", job, stdout=subprocess.PIPE) as leaves:
         assert leaves.stdout
         wait_until(lambda: marks(jobctl, job) == len(numbered(2000)))  # the pipe holds it all
         with jobctl.popen("receive", "--wait", job, stdout=subprocess.PIPE) as stays:
             assert stays.stdout
-            time.sleep(0.5)  # it has looked, and found nothing
+            at_rest(stays)  # it has looked, and found nothing
             taken = os.read(leaves.stdout.fileno(), 1000)
             leaves.stdout.close()
             got = b""

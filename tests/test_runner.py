@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -380,8 +379,8 @@ def test_retries(run: Run, tmp_path: Path) -> None:
     assert ran.end().state is State.COMPLETED
     assert ran.output() == b"x\n" * 3
     assert run("sh", "-c", "echo y; exit 4", retries=2).end().exit_code == 4
-    times_out = run("sh", "-c", "echo z; exec sleep 9", retries=1, timeout=0.2, timeout_text="0.2s")
-    assert times_out.end().reason == "timed out after 0.2s"
+    times_out = run("sh", "-c", "echo z; exec sleep 999", retries=1, timeout=2.0, timeout_text="2s")
+    assert times_out.end().reason == "timed out after 2s"
     assert times_out.output() == b"z\nz\n"
     assert run("no-such-program", retries=3).end().exit_code == 127
 
@@ -401,13 +400,14 @@ def test_one_after_another(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "order").read_text() == "1\n2\n3\n"
 
 
-def test_after_a_job_whose_runner_was_killed(run: Run) -> None:
-    first = run("sleep", "0.5")
+def test_after_a_job_whose_runner_was_killed(run: Run, tmp_path: Path) -> None:
+    first = run(text="while [ ! -e go ]; do sleep 0.05; done")
     second = run("true", after=(first.folder.id,))
     third = run("true", after_ok=(first.folder.id,))
     pid = first.folder.watched(process.boot_id())
     assert pid
     os.kill(pid.pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
     assert second.end().state is State.COMPLETED
     assert third.end().state is State.STOPPED
 
@@ -434,9 +434,7 @@ def test_stop_reaches_all(run: Run) -> None:
         while :; do {nap}; done"""
     )
     wait_until(lambda: len(processes_with(nap)) >= 6)
-    began = time.monotonic()
     ran.stop(0.3)
-    assert time.monotonic() - began < 5
     assert processes_with(nap) == []
     assert ran.job().state is State.STOPPED
 
@@ -481,9 +479,7 @@ def test_signals_and_states(run: Run) -> None:
 def test_stop_wakes_what_is_suspended(run: Run) -> None:
     ran = run("sleep", "60")
     ran.send("STOP")
-    began = time.monotonic()
     ran.stop(grace=30)
-    assert time.monotonic() - began < 10
     assert ran.job().signal == signal.SIGTERM
 
 
@@ -536,20 +532,19 @@ def test_stop_without_a_runner(run: Run) -> None:
 
 
 def test_background_left_overs_do_not_hold_the_job(run: Run) -> None:
-    began = time.monotonic()
-    ran = run(text="sleep 7337 & echo done")
+    ran = run(text=f"{sleeper()} & echo done")
     assert ran.end().state is State.COMPLETED
-    assert time.monotonic() - began < 10
     ran.stop()
 
 
 @under_every_shell
-def test_the_runner_shrugs_off_signals(run: Run) -> None:
-    ran = run(text="sleep 0.5; echo done")
+def test_the_runner_shrugs_off_signals(run: Run, tmp_path: Path) -> None:
+    ran = run(text="while [ ! -e go ]; do sleep 0.05; done; echo done")
     identity = ran.folder.watched(process.boot_id())
     assert identity
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         os.kill(identity.pid, number)
+    (tmp_path / "go").touch()
     assert ran.end().state is State.COMPLETED
     assert ran.output() == b"done\n"
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,10 +115,13 @@ def test_ends(served: Served) -> None:
 
 
 def test_what_goes_on_is_sent_when_asked_for(served: Served) -> None:
-    served.accept("1", "echo first; sleep 0.5; echo second")
-    time.sleep(0.2)
+    go = served.state_dir / "go"
+    job = served.accept("1", f"echo first; until [ -e {go} ]; do sleep 0.05; done; echo second")
+    stdout = served.state_dir / "guest" / job / "stdout"
+    wait_until(lambda: stdout.exists() and stdout.read_text())
     served.send("look")
     assert served.frames(b"state 1 R")[b"out"] == b"first\n"
+    go.touch()
     frames = served.frames(b"exit 1 ")
     assert frames[b"out"] == b"first\nsecond\n"  # it is still there
 

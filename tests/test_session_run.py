@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onegroup
 import pytest
-from conftest import PROGRAM, at_home, wait_until
+from conftest import PROGRAM, at_home, at_rest, sleeper, wait_until
 from far import Far
 from sshd import MakeSshd, Sshd
 from test_session import Make, at_terminal, far, make_far, sessions, status_of
@@ -212,16 +212,16 @@ def test_a_session_that_was_disconnected_is_not_used(web: Far) -> None:
     ("number", "status"), [("INT", 130), ("TERM", 143), ("HUP", 129), ("QUIT", 131)]
 )
 def test_a_signal_ends_the_command_and_its_children(web: Far, number: str, status: int) -> None:
-    mark = str(3000 + time.monotonic_ns() % 1000)
-    text = f"echo begun; sleep {mark} & sleep {mark}; echo after"
+    nap = sleeper()
+    text = f"echo begun; {nap} & {nap}; echo after"
     process = web.popen("session", "run", "web1", "-c", text, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"begun\n"
-    wait_until(lambda: len(running(web, f"sleep {mark}")) >= 2)
+    wait_until(lambda: len(running(web, nap)) >= 2)
     process.send_signal(getattr(signal, f"SIG{number}"))
     assert process.wait(20) == status
     # Also what sh started in the background, deaf to two of these signals.
-    wait_until(lambda: not running(web, f"sleep {mark}"))
+    wait_until(lambda: not running(web, nap))
     assert process.stdout.read() == b""
     process.stdout.close()
 
@@ -278,9 +278,9 @@ def test_interrupted_while_connecting(make_far: Make, make_sshd: MakeSshd) -> No
     far = make_far(make_sshd("ForceCommand cat >/dev/null"))
     process = far.popen("session", "run", "web1", "true", stderr=subprocess.PIPE)
     wait_until(lambda: far.sshd.connections())
-    time.sleep(0.3)
+    at_rest(process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130
+    assert process.wait(60) == 130
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
@@ -369,15 +369,16 @@ def test_a_home_with_spaces_and_quotes(make_far: Make, make_sshd: MakeSshd, tmp_
 
 
 def test_nothing_shows_in_ps(web: Far) -> None:
+    secret = f"{sleeper()} #SECRET"
     process = web.popen(
-        "session", "run", "web1", "--", "sh", "-c", "echo; sleep 60 #SECRET", stdout=subprocess.PIPE
+        "session", "run", "web1", "--", "sh", "-c", f"echo; {secret}", stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.readline()
     listing = subprocess.run(["ps", "-A", "-ww", "-o", "args="], stdout=subprocess.PIPE, text=True)
-    seen = {line for line in listing.stdout.splitlines() if "SECRET" in line}
+    seen = {line for line in listing.stdout.splitlines() if secret in line}
     # On the host the command itself, and here what the user typed.
-    assert {line for line in seen if "session run" not in line} == {"sh -c echo; sleep 60 #SECRET"}
+    assert {line for line in seen if "session run" not in line} == {f"sh -c echo; {secret}"}
     assert "SECRET" not in (web.state_dir / "agent.log").read_text()
     process.terminate()
     process.wait()

@@ -14,7 +14,7 @@ from conftest import Jobctl, processes_with, sleeper, wait_until
 from far import Far
 from test_items import children, each
 
-TIME_OUT = "timed out after 0.5s"
+TIME_OUT = "timed out after 2s"
 ENDINGS = {
     "exit 0": ("Completed", "", 0),
     "exit 3": ("Failed", "exit status 3", 3),
@@ -23,11 +23,11 @@ ENDINGS = {
     "trap 'exit 4' TERM; sleep 7422 & wait": ("Failed", TIME_OUT, 4),
     "exec sleep 7423": ("Failed", TIME_OUT, None),
 }
-"""Shell text that is given half a second, and how it ends."""
+"""Shell text that is given two seconds, and how it ends."""
 
 
 def test_the_same_verdict_everywhere(either: Far) -> None:
-    options = ("--timeout", "0.5", "--retries", "1")
+    options = ("--timeout", "2", "--retries", "1")
     plain = [either.sh(f"echo x; {text}", *options) for text in ENDINGS]
     data = "\n".join(ENDINGS)
     text = 'echo x; eval "$1"'

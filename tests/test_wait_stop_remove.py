@@ -41,7 +41,7 @@ def test_wait_times_out(jobctl: Jobctl) -> None:
     jobctl.start("sleep", "60")
     began = time.monotonic()
     assert jobctl.out("wait", "-q", "--timeout", "0.3", "--all", status=124) == "1\n"
-    assert 0.3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
     assert jobctl.out("wait", "-q", "--timeout", "0", "--all", status=124) == "1\n"
     assert jobctl.out("wait", "-q", "--timeout", "0", "1") == "1\n"
     assert jobctl.out("wait", "-q", "--any", "--timeout", "0", "2", status=124) == ""
@@ -61,10 +61,10 @@ def test_wait_sees_a_job_that_is_lost(jobctl: Jobctl) -> None:
     at_rest(process)
     command = jobctl.job(job)["pid"]
     os.kill(jobctl.runner_pid(job), signal.SIGKILL)
-    time.sleep(0.3)
+    at_rest(process)
     assert process.poll() is None
     os.kill(command, signal.SIGKILL)
-    assert process.wait(10) == 1
+    assert process.wait(60) == 1
     assert jobctl.job(job)["reason"] == "lost: runner was killed"
 
 
@@ -153,7 +153,7 @@ def test_a_bar_shows_what_is_done_and_goes_back_with_the_job(
 
 def test_wait_for_three_hundred(jobctl: Jobctl) -> None:
     for _ in range(30):
-        jobctl.start("sleep", "2")
+        jobctl.start("sleep", "0.5")
     assert len(jobctl.out("wait", "-q", "--all").splitlines()) == 30
 
 
@@ -197,17 +197,22 @@ def test_stop_kills_after_grace(jobctl: Jobctl) -> None:
     wait_until((jobctl.folder(job) / "stdout").read_text)
     began = time.monotonic()
     jobctl.run("stop", "--grace", "0.5", job)
-    assert 0.5 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.5
     assert jobctl.job(job)["signal"] == signal.SIGKILL
 
 
 def test_stop_of_many_takes_one_grace(jobctl: Jobctl) -> None:
-    for _ in range(5):
-        job = jobctl.sh("trap '' TERM; echo deaf; while :; do sleep 0.1; done")
-        wait_until((jobctl.folder(job) / "stdout").read_text)
-    began = time.monotonic()
-    jobctl.run("stop", "--all", "--grace", "1")
-    assert time.monotonic() - began < 4
+    """They are all asked to end before the first is killed."""
+    text = "trap 'echo asked' TERM; echo deaf; while :; do sleep 0.1; done"
+    jobs = [jobctl.sh(text) for _ in range(4)]
+    for said in ("deaf\n", "deaf\nasked\n"):
+        for job in jobs:
+            wait_until(lambda: (jobctl.folder(job) / "stdout").read_text() == said)  # noqa: B023
+        if said == "deaf\n":
+            stop = jobctl.popen("stop", "--all", "--grace", "600")
+    for record in jobctl.jobs():
+        os.kill(record["pid"], signal.SIGKILL)
+    assert stop.wait(60) == 0
     assert {job["state"] for job in jobctl.jobs()} == {"Stopped"}
 
 
