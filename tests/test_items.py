@@ -509,6 +509,21 @@ def test_following(jobctl: Jobctl) -> None:
     assert sorted(events.split()) == ["1", "2"]
 
 
+def test_json_of_bytes_that_are_no_text(jobctl: Jobctl, tmp_path: Path) -> None:
+    item, folder = b"it\xe9m\xff", os.fsencode(tmp_path) + b"/d\xfc"
+    os.mkdir(folder)
+    jobctl.run("start", "-C", folder, "--foreach", "-", b"no\xf6", input=item + b"\n", status=1)
+    jobctl.run("wait", "1", status=1)
+    for form in ("json", "jsonl"):
+        text = jobctl.run("get", "--children", "-o", form).stdout.decode()  # strictly UTF-8
+        records = json.loads(text) if form == "json" else list(map(json.loads, text.splitlines()))
+        child = records[1]
+        assert os.fsencode(child["item"]) == item
+        assert os.fsencode(child["cwd"]) == folder
+        assert list(map(os.fsencode, child["argv"])) == [b"no\xf6", item]
+        assert os.fsencode(child["reason"]) == b"command not found: no\xf6"
+
+
 def test_gather_and_output_dir(jobctl: Jobctl, tmp_path: Path) -> None:
     job = each(jobctl, "1\n2\n3\n", "-c", "echo same; [ {} != 3 ]")
     text = jobctl.out("receive", "--gather", "-k", job, status=1)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM
+from conftest import PROGRAM, Jobctl
 
 from jobctl import nodes
 from jobctl.errors import BadUsage
@@ -119,6 +119,17 @@ def test_what_uses_the_library_names_a_wrong_file_too(folder: Path, tmp_path: Pa
         assert result.returncode == 2
         assert f"{folder}/defaults.conf: invalid literal" in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_a_fault_is_told_before_anything_is_written(folder: Path, jobctl: Jobctl) -> None:
+    job = jobctl.out("start", "-q", "--foreach", "-", "echo", input=b"a\nb\n").strip()
+    jobctl.run("wait", job)
+    (folder / "defaults.conf").write_text("[task.info]\nfanout: many\n")
+    jobctl.env["CLUSTERSHELL_CFGDIR"] = str(folder)
+    said = jobctl.refused(2, "receive", "--gather", job)
+    assert f"{folder}/defaults.conf: invalid literal" in said
+    (folder / "defaults.conf").unlink()
+    assert jobctl.out("receive", "--gather", job).count("\n") == 8
 
 
 def test_who_knows_groups_reads_no_items(folder: Path, tmp_path: Path) -> None:

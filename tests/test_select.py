@@ -243,6 +243,26 @@ def test_watching_nobody(jobctl: Jobctl) -> None:
     assert "nobody" in jobctl.refused(3, "get", "--watch", "nobody")
 
 
+def test_an_empty_list_on_a_terminal(jobctl: Jobctl) -> None:
+    for words, said in (
+        (("get",), "there are no jobs"),
+        (("get", "-o", "wide", "zz*"), "no job matches"),
+        (("get", "--state", "Failed"), "no job matches"),
+        (("session", "get"), "there are no sessions"),
+    ):
+        assert on_terminal(jobctl.env, *words) == f"jobctl: {said}\r\n"
+        assert jobctl.run(*words).stderr == b""
+    assert on_terminal(jobctl.env, "get", "-o", "json") == "[]\r\n"
+    child = pexpect.spawn("jobctl", ["get", "--watch", "zz*"], env=jobctl.env, timeout=60)
+    child.expect_exact("jobctl: no job matches; those that come are shown, until ^C\r\n")
+    jobctl.run("start", "-n", "zz1", "true")
+    child.expect_exact("zz1")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+
+
 def test_watching_what_is_removed(jobctl: Jobctl) -> None:
     job = jobctl.done("true")
     watch = jobctl.popen(

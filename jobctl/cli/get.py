@@ -46,7 +46,16 @@ def command(children: bool, watch: bool, form: str, quiet: bool, **values: Any) 
     found = _watched(chosen, children, form) if watch else options.found(chosen)
     _look_after(found.jobs)
     render.records(_shown(found.jobs, chosen, children), form)
+    if not watch and not found.missing:
+        _tell_if_none(found.jobs, chosen, form)
     return render.tell_all(found.missing)
+
+
+def _tell_if_none(jobs: list[Job], chosen: options.Chosen, form: str, more: str = "") -> None:
+    """Say on a terminal that there is nothing to show."""
+    if not jobs and form != "json" and os.isatty(1):
+        every = chosen.jobs is None and chosen.filter.empty
+        render.say(f"{'there are no jobs' if every else 'no job matches'}{more}")
 
 
 def _look_after(jobs: list[Job]) -> None:
@@ -89,5 +98,6 @@ def _watched(chosen: options.Chosen, children: bool, form: str) -> Found:
         if text != before:
             render.out(("\x1b[H\x1b[2J" if os.isatty(1) else "") + text)
             before = text
+            _tell_if_none(found.jobs, chosen, form, "; those that come are shown, until ^C")
         time.sleep(_REDRAW)
     return found

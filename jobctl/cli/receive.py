@@ -256,11 +256,13 @@ def _gather(
     jobs: list[Job], manner: Manner, deadline: float | None, auto_remove: bool, force: bool
 ) -> int:
     """Deliver the outputs of jobs together when they are finished; return the exit status."""
+    from jobctl import nodes
     from jobctl.cli import terminal
     from jobctl.ops.gather import grouped
 
     store = Store(paths.state_dir())
     ids = [job.id for job in parts(store, jobs, items=False)]
+    nodes.fold(())  # which headers need: a fault of its configuration is told before the wait
     whole = list[Job]()
     for news in finished(
         store.jobs, ids, deadline, force=force, ask=terminal.person(), tell=render.say
@@ -273,7 +275,7 @@ def _gather(
     receiver = Receiver(store.jobs, manner, Listener(lambda job: "", _emptied))
     with _doubting(ids):
         receiver.together(
-            (group.header, [job.id for job in group.jobs]) for group in groups if not group.empty
+            [(group.header, [job.id for job in group.jobs]) for group in groups if not group.empty]
         )
     if receiver.errors:
         return render.tell_all([*receiver.errors.values()])

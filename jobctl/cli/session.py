@@ -128,6 +128,8 @@ def get(names: tuple[str, ...], on: str | None, form: str, quiet: bool) -> int:
         return 0
     found, errors = sessions.shown(state_dir(), list(names))
     _print(found, form)
+    if not found and not errors and form != "json" and os.isatty(1):
+        render.say("there are no sessions")
     return render.tell_all(errors)
 
 
