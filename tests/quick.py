@@ -16,10 +16,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NoReturn
 
 COMMANDS = ("start", "get", "receive", "wait", "stop", "remove", "session")
@@ -70,108 +69,109 @@ def end() -> None:
         _servers.popitem()[1].close()
 
 
-class _Call:
-    """The files of a call: what goes to the program, and our ends of the pipes."""
+class Process(subprocess.Popen[bytes]):
+    """What subprocess.Popen() returns for the program and these words, if can()."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.theirs: list[int] = []
-        self.ours: list[int | None] = []
-        stdin = subprocess.PIPE if options.get("input") is not None else options.get("stdin")
-        for number, how in enumerate((stdin, options.get("stdout"), options.get("stderr"))):
-            self._add(number, how)
-        self._pipe(writing=False)  # on which we are told the pid, and then the status
+    def __init__(self, program: str, words: Sequence[str | bytes], **options: Any) -> None:
+        self._child_created = False  # what Popen's own methods ask for
+        self._communication_started = False
+        self._input: bytes | None = None
+        self.text_mode = self.encoding = self.errors = None
+        self._sigint_wait_secs = 0.25
+        self.args = [program, *words]
+        self.returncode: int | None = None
+        self._theirs: list[int] = []
+        with ExitStack() as theirs:
+            self.stdin = self._file(theirs, 0, options.get("stdin"))
+            self.stdout = self._file(theirs, 1, options.get("stdout"))
+            self.stderr = self._file(theirs, 2, options.get("stderr"))
+            self._answer = self._file(theirs, 3, subprocess.PIPE)
+            self._call(program, words, options)
+        self._told = os.read(self._answer.fileno(), 64)
+        self.pid = int(self._told.split()[0])
+        self._child_created = True
 
-    def _add(self, number: int, how: Any) -> None:
+    def _file(self, theirs: ExitStack, number: int, how: Any) -> Any:
+        """Return our end of a file, if it is a pipe, and have theirs go when they have it."""
+        ours = None
         if how == subprocess.PIPE:
-            self._pipe(writing=number == 0)
-            return
-        self.ours.append(None)
-        if how == subprocess.DEVNULL:
-            self.theirs.append(os.open(os.devnull, os.O_RDWR))
+            reader, writer = os.pipe()
+            fd, own = (reader, writer) if number == 0 else (writer, reader)
+            ours = open(own, "wb" if number == 0 else "rb")
+        elif how == subprocess.DEVNULL:
+            fd = os.open(os.devnull, os.O_RDWR)
+        elif how == subprocess.STDOUT:
+            fd = os.dup(self._theirs[1])
         else:
-            fd = self.theirs[1] if how == subprocess.STDOUT else number if how is None else how
-            self.theirs.append(os.dup(fd if isinstance(fd, int) else fd.fileno()))
+            fd = number if how is None else how if isinstance(how, int) else how.fileno()
+            fd = os.dup(fd)
+        self._theirs.append(fd)
+        theirs.callback(os.close, fd)
+        return ours
 
-    def _pipe(self, *, writing: bool) -> None:
-        reader, writer = os.pipe()
-        self.ours.append(writer if writing else reader)
-        self.theirs.append(reader if writing else writer)
+    def _call(self, program: str, words: Sequence[str | bytes], options: Mapping[str, Any]) -> None:
+        request = {
+            "words": [os.fsdecode(word) for word in words],
+            "env": [[os.fsdecode(k), os.fsdecode(v)] for k, v in options["env"].items()],
+            "cwd": os.fsdecode(options.get("cwd") or os.getcwd()),
+            "session": bool(options.get("start_new_session")),
+            "umask": options.get("umask", -1),
+        }
+        data = json.dumps(request).encode()
+        with _one_at_a_time:
+            way = _server(program, words[0])
+            socket.send_fds(way, [len(data).to_bytes(4, "big")], self._theirs)
+            way.sendall(data)
 
-    def sent(self) -> None:
-        """Close what the program has now."""
-        while self.theirs:
-            os.close(self.theirs.pop())
+    def left(self, seconds: float) -> None:
+        """Fail, and end it, if it goes on for so long once nobody has its files any more."""
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file:
+                with suppress(BrokenPipeError):
+                    file.close()
+        try:
+            self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
-    def close(self) -> None:
-        """Close all."""
-        self.sent()
-        for fd in self.ours:
-            if fd is not None:
-                os.close(fd)
-        self.ours.clear()
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        return self._ended(0)
 
-    def talk(self, data: bytes, deadline: float) -> list[bytes | None]:
-        """Write its input, and return what it wrote to files 1 and 2, and the answer.
+    def _wait(self, timeout: float | None) -> int:
+        status = self._ended(timeout)
+        if status is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return status
 
-        :raises TimeoutError: it takes too long; its argument is what came of the answer.
-        """
-        got = [bytearray() for _ in self.ours]  # bytes would be copied with each piece
-        piped = [fd is not None for fd in self.ours]
-        left = memoryview(data)
-        poll = select.poll()
-        for number, fd in enumerate(self.ours):
-            if fd is not None:
-                os.set_blocking(fd, False)
-                poll.register(fd, select.POLLIN if number else select.POLLOUT)
-        while any(fd is not None for fd in self.ours):
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
-                raise TimeoutError(bytes(got[3]))
-            for fd, _ in ready:
-                number = self.ours.index(fd)
-                if number == 0:
-                    with suppress(BrokenPipeError, BlockingIOError):
-                        left = left[os.write(fd, left[:65536]) :] if left else left
-                        if left:
-                            continue
-                elif part := os.read(fd, 65536):
-                    got[number] += part
-                    continue
-                poll.unregister(fd)
-                os.close(fd)
-                self.ours[number] = None
-        return [bytes(part) if was else None for part, was in zip(got, piped, strict=True)][1:]
+    def _ended(self, seconds: float | None) -> int | None:
+        """Return how it ended, if it does within this time."""
+        while self.returncode is None:
+            if not select.select([self._answer], [], [], seconds)[0]:
+                return None
+            if part := os.read(self._answer.fileno(), 64):
+                self._told += part
+                continue
+            self._answer.close()
+            self.returncode = int(self._told.split()[1])
+        return self.returncode
 
 
 def run(
     program: str, words: Sequence[str | bytes], timeout: float, **options: Any
 ) -> subprocess.CompletedProcess[bytes]:
     """Do what subprocess.run() does with the program and these words, if can()."""
-    request = {
-        "words": [os.fsdecode(word) for word in words],
-        "env": [[os.fsdecode(k), os.fsdecode(v)] for k, v in options["env"].items()],
-        "cwd": os.fsdecode(options.get("cwd") or os.getcwd()),
-        "session": bool(options.get("start_new_session")),
-        "umask": options.get("umask", -1),
-    }
-    data = json.dumps(request).encode()
-    call = _Call(options)
-    try:
-        with _one_at_a_time:
-            way = _server(program, words[0])
-            socket.send_fds(way, [len(data).to_bytes(4, "big")], call.theirs)
-            way.sendall(data)
-        call.sent()
-        out, err, answer = call.talk(options.get("input") or b"", time.monotonic() + timeout)
-    except TimeoutError as error:
-        if error.args[0]:
-            with suppress(ProcessLookupError):
-                os.kill(int(error.args[0].split()[0]), signal.SIGKILL)
-        raise subprocess.TimeoutExpired([program, *words], timeout) from None
-    finally:
-        call.close()
-    assert answer is not None
-    return subprocess.CompletedProcess([program, *words], int(answer.split()[1]), out, err)
+    data = options.pop("input", None)
+    if data is not None:
+        options["stdin"] = subprocess.PIPE
+    with Process(program, words, **options) as process:
+        try:
+            out, err = process.communicate(data, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
 
 # --- the process that is forked ---

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENDS, Jobctl, at_rest, living_slots, wait_until
+from conftest import ENDS, Jobctl, at_rest, living_slots, sleeper, wait_until
 
 LONGEST = 131_059
 
@@ -652,19 +652,21 @@ def test_start_killed_at_any_time(jobctl: Jobctl, tmp_path: Path) -> None:
     """There is no job, or a whole one."""
     file = tmp_path / "items"
     file.write_text("\n".join(map(str, range(500))))
+    first = jobctl.start(*sleeper().split())
+    words = ("start", "--foreach", str(file), "--after", first, "-t", "2", "true")
     rng = random.Random(2)
     for _ in range(20):
-        process = jobctl.popen(
-            "start", "--foreach", str(file), "-t", "2", "true", stdout=subprocess.DEVNULL
-        )
-        time.sleep(rng.uniform(0.03, 0.15))
+        process = jobctl.popen(*words, stdout=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.wait()
-    jobs = jobctl.out("get", "-q").split()
-    if jobs:
-        jobctl.run("wait", *jobs)
+    jobctl.run(*words)
+    *jobs, last = jobctl.out("get", "-q").split()[1:]
     for job in jobs:
         assert len(children(jobctl, job)) == 500
+    jobctl.run("stop", *jobs, first)
+    jobctl.run("wait", last)
+    assert {record["state"] for record in children(jobctl, last)} == {"Completed"}
 
 
 def kill_the_first_slot(jobctl: Jobctl, job: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import quick
-from conftest import PROGRAM, Jobctl
+from conftest import PROGRAM, Jobctl, sleeper
 
 
 def both(jobctl: Jobctl, *words: str, **options: object) -> subprocess.CompletedProcess[bytes]:
@@ -65,6 +67,28 @@ def test_a_call_that_takes_too_long_is_ended(jobctl: Jobctl) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         quick.run(PROGRAM, ("wait", job), 0.3, **files)
     assert json.loads(jobctl.out("get", "-o", "jsonl"))["state"] == "Running"
+
+
+def test_one_that_goes_on(jobctl: Jobctl) -> None:
+    """As subprocess.Popen() has it."""
+    job = jobctl.start(*sleeper().split())
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with jobctl.popen("wait", job, **pipes) as waiting:
+        assert isinstance(waiting, quick.Process)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.01)
+        assert waiting.poll() is None
+        os.kill(waiting.pid, 0)
+        waiting.terminate()
+        assert waiting.communicate() == (b"", b"")
+        assert waiting.returncode == -signal.SIGTERM
+    reading = jobctl.popen("start", "-q", "--stdin", "-", "cat", stdin=subprocess.PIPE, **pipes)
+    assert reading.communicate(b"x", timeout=60) == (b"2\n", b"")
+    assert (reading.wait(), reading.poll(), jobctl.out("receive", "-w", "2")) == (0, 0, "x")
+    with jobctl.popen("get", "-o", "jsonl", stdout=subprocess.PIPE) as getting:
+        assert getting.stdout
+        assert json.loads(getting.stdout.readline())["id"] == job
+    assert getting.returncode == 0
 
 
 def test_what_shows_how_it_was_started_is_executed(jobctl: Jobctl) -> None:
