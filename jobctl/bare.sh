@@ -1347,6 +1347,14 @@ aim() {
             : $((status = status ? status : 5))
             continue
             ;;
+        NotStarted)
+            [ -n "$leftovers" ] || {
+                say "job $number has not begun, so there is nothing to send a signal to; without \
+--signal, stop ends it before it begins"
+                : $((status = status ? status : 1))
+                continue
+            }
+            ;;
         Completed | Failed | Stopped | '')
             [ -n "$leftovers" ] || continue
             [ -n "$living" ] || living=" $(detached cookies </dev/null | tr '\n' ' ') $(

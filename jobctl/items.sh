@@ -7,14 +7,17 @@
 #
 #   sh items.sh slots DIR K LAST [PID]     be slot K of the job in DIR, after starting those
 #                                          up to LAST; ends PID, a shell that waits for us
-#   sh items.sh stop DIR GRACE ITEM...     end what runs of these items: TERM, GRACE hundredths
+#   sh items.sh stop DIR GRACE REASON ITEM...   end what runs of these items: TERM, GRACE hundredths
 #                                          of a second, KILL; prints the numbers of items of
 #                                          which something is left all the same
-#   sh items.sh signal DIR NAME ITEM...    send one signal
+#   sh items.sh signal DIR NAME ITEM...    send one signal; prints the numbers of items of which it
+#                                          reached nothing
 #   sh items.sh mend DIR                   write down what is lost on a host, and give back what
 #                                          was taken and not begun
 #
-# ITEM is NUMBER:ID, with the cookie of the item's command; 0: is what waits for other jobs.
+# ITEM is NUMBER:ID, with the cookie of the item's command. Number 0 is the whole job: all that runs,
+# what waits for other jobs, and what items that have ended left running. Of the latter, what has no
+# cookie is found by the session of its slot, which it shares with what other items left.
 # DIR is a job folder, as runner.sh describes it, and holds besides
 #   items/N       items from the Nth on, as words: set -- 'one' 'two'
 #   taken/N       empty: a slot has item N, or nobody shall have it
@@ -94,6 +97,14 @@ itself() {
     fi
 }
 
+# Prints the sessions that the slots lead or led, for number 0: items have none of their own.
+sessions_of() {
+    [ "$1" = 0 ] || return 0
+    for slot in slots/[1-9]*; do
+        slot_self "$slot" && [ "$place" = here ] && put_line "session 0 $keeper $ticks"
+    done
+}
+
 # The last of command_itself before it becomes the command: says which item it is.
 note_begun() {
     JOBCTL_ID=$JOBCTL_ID.$jobctl_number
@@ -103,10 +114,12 @@ note_begun() {
     export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
     put_line "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}" >&5
     exec 5>&-
-    # Who stops it makes one of these, then reads run; here it is the other way round.
-    if [ -e "$jobctl_dir/stop" ] || [ -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
-        kill -s TERM "$jobctl_own"
+    # Who stops it makes one of these, then reads the journal; here it is the other way round.
+    if [ -e "$jobctl_dir/stop" ] && [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
+        read -r jobctl_line <"$jobctl_dir/stop"
+        put_line "${jobctl_line:-stopped by user}" >"$jobctl_dir/children/$jobctl_number.stop"
     fi
+    [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ] || kill -s TERM "$jobctl_own"
     # Its slot leads a session already.
     jobctl_leader=none
 }
@@ -128,14 +141,7 @@ time_is_up() {
 }
 
 caller_has_ended() {
-    (set -C && echo 'stopped: the process that started it ended' >stop)
-    jobs=''
-    for slot in slots/[1-9]*; do
-        last_begun "$slot"
-        [ -z "$begun" ] || { cookie "$begun" && jobs="$jobs $begun:$cookie"; }
-    done
-    # shellcheck disable=SC2086  # each is a word
-    terminate 1000 $jobs
+    end_items 1000 'stopped: the process that started it ended' "0:$instance_id"
 }
 
 # Sets cookie to that of item $1.
@@ -245,9 +251,8 @@ another() {
             trap - PIPE
             unset PATH LC_ALL
             eval "$jobctl_exports"
-            for jobctl_leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
-                [ ! -x "$jobctl_leader" ] || exec "$jobctl_leader" "$@"
-            done
+            find_leader
+            [ -z "$jobctl_leader" ] || exec "$jobctl_leader" "$@"
             [ ! -x /usr/bin/perl ] ||
                 exec /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec @ARGV' "$@"
             exec "$@"
@@ -347,7 +352,7 @@ run_item() {
         attempt=$((attempt + 1))
         try_item
         verdict "$failures"
-        if ! again "$failures" || [ ! -d children ]; then break; fi
+        if ! again "$failures" || [ ! -d children ] || [ -e stop ]; then break; fi
     done
     case $state in Completed) state=C ;; Stopped) state=X ;; *) state=F ;; esac
     [ -z "$killed" ] || code=-
@@ -433,20 +438,55 @@ finish() {
     (set -C && true >concluded) 2>/dev/null || exit
     settle "$state" '' '' "$reason"
     code=''
-    [ -z "$on_finish" ] || announce >>log 2>&1 3>&- 5>&- 9>&-
-    rm -f env env.odd exit.new run
+    # Without the folder, no item can be taken.
+    [ -z "$on_finish" ] || { rm -rf taken; announce >>log 2>&1 3>&- 5>&- 9>&-; }
+    rm -rf env env.odd exit.new run taken
 }
 
 # --- from outside -------------------------------------------------------------
 
-stop_items() {
-    cd -- "$1" || exit 125
-    grace=$2
+# Sets jobs to the items $@, and, where that is number 0, to those that run or left something, too.
+with_what_lives() {
+    jobs=$*
+    case $jobs in 0:*) ;; *) return ;; esac
+    instance_id=${jobs#0:}
+    for slot in slots/[1-9]*; do
+        last_begun "$slot"
+        [ -z "$begun" ] || { cookie "$begun" && jobs="$jobs $begun:$cookie"; }
+    done
+    # Of the items of our slots: others of the job may run in another folder of this machine.
+    jobs=$({
+        printf '%s\n' "$jobs" | tr ' ' '\n'
+        { journals; cookies | sed 's/^/cookie /'; } |
+            awk -v whole="${instance_id%????????????}" '
+                /^[1-9][0-9]* B / { ours[$1] }
+                /^cookie / && index($3, whole) == 1 { n = substr($3, length(whole) + 1) + 0
+                                                      if (n in ours) print n ":" $3 }'
+    } | sort -u | tr '\n' ' ')
+}
+
+# Ends the items after $1, the hundredths of a second from TERM to KILL, and $2, the reason. Sets
+# known to what is left.
+end_items() {
+    grace=$1 reason=$2
     shift 2
-    boot
+    # The first reason counts. It is written before it is read what runs: see note_begun.
+    case $1 in 0:*) [ -s exit ] || (set -C && put_line "$reason" >stop) ;; esac
+    with_what_lives "$@"
+    for job in $jobs; do
+        [ "${job%%:*}" = 0 ] || (set -C && put_line "$reason" >"children/${job%%:*}.stop")
+    done
     # shellcheck disable=SC2016,SC2034  # of each; runner.sh asks
     stops='"children/$number.stop"'
-    terminate "$grace" "$@"
+    # shellcheck disable=SC2086  # each is a word
+    terminate "$grace" $jobs
+} 2>/dev/null
+
+stop_items() {
+    cd -- "$1" || exit 125
+    shift
+    boot
+    end_items "$@"
     for member in $known; do
         put_line "${member%%/*}"
     done | sort -u
@@ -458,10 +498,11 @@ send_items() {
     shift 2
     boot
     self
-    for job in "$@"; do
-        [ "${job%%:*}" = 0 ] || put_line "$name" >>"children/${job%%:*}.signals"
-    done
-    signal_all "$name" "$@"
+    with_what_lives "$@"
+    # shellcheck disable=SC2016,SC2034  # of each; runner.sh asks
+    signals='"children/$number.signals"'
+    # shellcheck disable=SC2086  # each is a word
+    signal_all "$name" $jobs
 }
 
 # Writes down the items that are lost with their slots as failed, and gives back those that
@@ -479,13 +520,17 @@ mend() {
         if [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place"; then continue; fi
         last_begun "$slot"
         if [ -n "$begun" ]; then
-            reason='lost: runner was killed'
+            letter=F reason='lost: runner was killed'
             [ "$place" = here ] || reason='lost: host rebooted'
             cookie "$begun"
             [ "$place" != here ] || ! bears "$found" "$cookie" || continue
+            [ ! -f "children/$begun.stop" ] || {
+                letter=X
+                reason_in "children/$begun.stop" || reason='stopped by user'
+            }
             clock
             mkdir -p slots/0
-            put_line "$begun F - - $now ${uptime:--} $reason" >>slots/0/journal
+            put_line "$begun $letter - - $now ${uptime:--} $reason" >>slots/0/journal
         fi
         : >"$slot/done"
     done

@@ -97,22 +97,23 @@ def resume(task: Task) -> None:
             begin_slots(task, lock, max(1, min(left, throttle)))
 
 
-def stop_items(task: Task, numbers: list[int], grace: float) -> set[str]:
+def stop_items(task: Task, numbers: list[int], grace: float, reason: str) -> set[str]:
     """End what runs of some items of a job; return the ids of those of which something is left.
 
-    :param numbers: 0 is what waits for other jobs.
+    :param numbers: 0 is the whole job.
     """
-    words = ("stop", task.path, f"{grace * 100:.0f}", *task.stop_targets(numbers))
-    return {f"{task.id}.{number}" for number in _said(*words, script=_ITEMS)}
+    words = ("stop", task.path, f"{grace * 100:.0f}", reason, *task.stop_targets(numbers))
+    return task.ids_of(_said(*words, script=_ITEMS))
 
 
 def send_to_items(task: Task, numbers: list[int], name: str) -> set[str]:
     """Send the signal called name, without SIG, to all that some items started.
 
+    :param numbers: 0 is the whole job.
     :return: the ids of those of which it reached nothing.
     """
     words = ("signal", task.path, name, *task.stop_targets(numbers))
-    return {f"{task.id}.{number}" for number in _said(*words, script=_ITEMS)}
+    return task.ids_of(_said(*words, script=_ITEMS))
 
 
 def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[str]:

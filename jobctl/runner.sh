@@ -365,12 +365,11 @@ members() {
     {
         for job in "$@"; do
             locate "${job%%:*}"
+            [ -z "${begun_only-}" ] || waiter=''
             root=${waiter:-$pid}
             alive "$root" "${waiter_ticks:-$ticks}" "$place" || root=none
             put_line "job ${job%%:*} $root ${job#*:}"
-            if [ "$place" = here ] && [ -n "$pid" ]; then
-                put_line "session ${job%%:*} $pid $ticks"
-            fi
+            sessions_of "${job%%:*}"
         done
         for member in $known; do
             put_line "known $member"
@@ -395,16 +394,24 @@ members() {
           if ($3 in root) of[$1] = root[$3]
           if ($4 in root) of[$1] = root[$4]
           if ($4 in session) { if ($1 != $4) orphan[$1] = $4; else if ($6 != led[$4]) stale[$4] = 1 } }
-        END { for (p in orphan)
+        # More is known of what has an ancestor than of what only is in the same session.
+        END { descend()
+              for (p in orphan)
                   if (!(p in of) && !(orphan[p] in stale) && start[p] + 0 >= led[orphan[p]] + 0)
                       of[p] = session[orphan[p]]
-              do { more = 0
-                   for (p in parent)
-                       if (!(p in of) && parent[p] in of) {
-                           of[p] = of[parent[p]]; more = 1
-                       }
-              } while (more)
-              for (p in of) if (p in parent) print of[p] "/" p "/" start[p] }'
+              descend()
+              for (p in of) if (p in parent) print of[p] "/" p "/" start[p] }
+        function descend(  more, p) {
+            do { more = 0
+                 for (p in parent)
+                     if (!(p in of) && parent[p] in of) { of[p] = of[parent[p]]; more = 1 }
+            } while (more)
+        }'
+}
+
+# Prints the session that the command of job $1 leads, or led, once it is located.
+sessions_of() {
+    [ "$place" != here ] || [ -z "$pid" ] || put_line "session $1 $pid $ticks"
 }
 
 # Ends everything of the jobs after $1: TERM, and after $1 hundredths of a second KILL.
@@ -507,17 +514,21 @@ send() {
     self
     not_elsewhere "$@"
     eval "set -- $jobs"
-    for job in "$@"; do
-        put_line "$name" >>"${job%%:*}/signals"
-    done
+    # shellcheck disable=SC2016  # of each
+    signals='"$number/signals"'
     signal_all "$name" "$@"
 }
 
-# Sends signal $1 to everything of the jobs after it; prints the numbers of those of which it
-# reached nothing, though something lives.
+# Sends signal $1 to everything of the jobs after it that have begun; prints the numbers of those of
+# which it reached nothing, though something lives. What ends by the signal is to find it in a file,
+# and what it has not reached is not.
 signal_all() {
-    name=$1 known='' reached='' missed=''
+    name=$1 known='' reached='' missed='' begun_only=1
     shift
+    for job in "$@"; do
+        number=${job%%:*}
+        eval "put_line \"\$name\" >>$signals"
+    done
     for member in $(members "$@"); do
         target=${member#*/} number=${member%%/*}
         if kill -s "$name" "${target%%/*}" 2>/dev/null; then
@@ -526,12 +537,18 @@ signal_all() {
             missed="$missed $number"
         fi
     done
-    for number in $missed; do
+    for job in "$@"; do
+        number=${job%%:*}
         case $reached in *" $number "*) continue ;; esac
-        put_line "$number"
-        reached="$reached $number "
+        eval "without_line \"\$name\" $signals"
+        case " $missed " in *" $number "*) put_line "$number" ;; esac
     done
 }
+
+# Takes the last line from file $2 if it is $1.
+without_line() {
+    sed -e "\$ { /^$1\$/d" -e '}' "$2" >"$2.new" && mv -f "$2.new" "$2"
+} 2>/dev/null
 
 # --- run ----------------------------------------------------------------------
 
@@ -765,13 +782,11 @@ exec \"\$@\"" sh "$@"
     fi
     self
     clock
-    jobctl_dir=$dir jobctl_own=$own jobctl_born=$born jobctl_leader=''
+    jobctl_dir=$dir jobctl_own=$own jobctl_born=$born
     jobctl_now=$now jobctl_uptime=$uptime jobctl_attempt=$attempt
     # shellcheck disable=SC2034  # likewise
     jobctl_failure=$dir/${failures-}failure
-    for leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
-        [ ! -x "$leader" ] || { jobctl_leader=$leader; break; }
-    done
+    find_leader
     # Of a job from another computer it may be relative to the home directory.
     case $cwd in /*) ;; *) cd -- "${HOME:-/}" 2>/dev/null || cd / ;; esac
     CDPATH='' cd -- "${cwd:-.}" 2>/dev/null || refuse 126 "cannot enter directory: $cwd"
@@ -803,6 +818,13 @@ exec \"\$@\"" sh "$@"
     [ ! -e "$jobctl_dir/env.odd" ] || . "$jobctl_dir/env.odd"
     trap - PIPE
     exec "$@"
+}
+
+# Sets jobctl_leader to the program that runs another one in a session of its own, if there is one.
+find_leader() {
+    for jobctl_leader in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid ''; do
+        [ ! -x "$jobctl_leader" ] || break
+    done
 }
 
 # The last of command_itself before it becomes the command: says who it is.
@@ -884,9 +906,9 @@ verdict() {
         signal=$((code - 128))
         signal_name=$(kill -l "$signal")
     fi
-    if [ -e "${1}stop" ] || [ -e stop ]; then
+    if [ -e "${1}stop" ]; then
         state=Stopped
-        reason_in "${1}stop" || reason_in stop || reason='stopped by user'
+        reason_in "${1}stop" || reason='stopped by user'
     elif [ -n "$refusal" ]; then
         state=Stopped reason=$refusal
     elif [ -e "${1}timedout" ]; then
@@ -916,10 +938,12 @@ again() {
     [ ! -e "${1}timedout" ] || rm -f "${1}timedout"
 }
 
-# Runs the shell text of --on-finish, in the job's directory and environment.
+# Runs the shell text of --on-finish, in the job's directory and environment, and in a session of
+# its own: what is left in that of a slot is taken for a part of an item.
 announce() {
     trap - HUP INT QUIT TERM PIPE
     jobctl_hook=$on_finish jobctl_dir=$dir jobctl_state=$state jobctl_code=$code
+    find_leader
     CDPATH='' cd -- "$cwd" || cd /
     # shellcheck source=/dev/null
     . "$jobctl_dir/env"
@@ -927,7 +951,7 @@ announce() {
     # Without the cookie: to remove the job shall not end what it says at its end.
     unset JOBCTL_INSTANCE_ID JOBCTL_PROGRESS JOBCTL_RUNNER
     export JOBCTL_STATE="$jobctl_state" JOBCTL_EXIT_CODE="$jobctl_code"
-    exec /bin/sh -c "$jobctl_hook"
+    exec ${jobctl_leader:+"$jobctl_leader"} /bin/sh -c "$jobctl_hook"
 }
 
 # For a job that ran on another host: does here what is to be done at its end.

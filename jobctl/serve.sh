@@ -24,10 +24,9 @@
 #                                      it: see there
 #   share TAG ID SPEC ENV ODD          be ready for items of a job; prints how many CPUs there are
 #   feed TAG ID SLOTS COUNT N LINE     take so many items from the Nth on, as items.sh has them
-#   end_items TAG FOLDER GRACE REASON ITEM...   stop items, as items.sh names them, or with
-#                                      0: first the whole job; prints those of which something
-#                                      is left
-#   signal_items TAG FOLDER NAME ITEM...        send them a signal
+#   end_items TAG FOLDER GRACE REASON ITEM...   stop items, as items.sh names them; prints those of
+#                                      which something is left
+#   signal_items TAG FOLDER NAME ITEM...        send them a signal; prints those not reached
 #   end TAG FOLDER GRACE REASON JOB... stop jobs; prints those of which something is left
 #   signal TAG FOLDER NAME JOB...      send them a signal
 #   hit TAG NAME PID                   send a signal to the group that a process leads, or else to
@@ -94,10 +93,8 @@ export jobctl_sourced=1
 . "$here/runner.sh"
 unset jobctl_sourced
 boot
-size='' skips='' leader='' mark='' seen=''
-for program in /usr/bin/setsid /bin/setsid /usr/local/bin/setsid; do
-    [ ! -x "$program" ] || leader=$program
-done
+size='' skips='' mark='' seen=''
+find_leader
 
 # --- requests -----------------------------------------------------------------
 
@@ -135,8 +132,8 @@ beside() {
 detached() {
     jobctl_script=$here/$1
     shift
-    if [ -n "$leader" ]; then
-        set -- "$leader" /bin/sh "$jobctl_script" "$@"
+    if [ -n "$jobctl_leader" ]; then
+        set -- "$jobctl_leader" /bin/sh "$jobctl_script" "$@"
     elif [ -x /usr/bin/perl ]; then
         # shellcheck disable=SC2016  # of perl
         set -- /usr/bin/perl -e 'use POSIX; POSIX::setsid(); exec { $ARGV[0] } @ARGV' \
@@ -309,11 +306,7 @@ end_items() {
                 answer "$tag no $away"
                 exit
             fi
-            case " $*" in
-            " 0:"*) [ -e stop ] || { put_line "$reason" >stop.new && mv stop.new stop; } ;;
-            *) for item in "$@"; do put_line "$reason" >"children/${item%%:*}.stop"; done ;;
-            esac
-            told_to stop items.sh "$tag" . "$grace" "$@"
+            told_to stop items.sh "$tag" . "$grace" "$reason" "$@"
         } &
     )
 }

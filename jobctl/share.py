@@ -57,10 +57,11 @@ class FarTask(Task):
         self._look_at_shares()
         where = os.fsdecode(self.spec().get("location", b""))
         known = super()._known() | {"type": TYPE_REMOTE, "location": where}
-        sessions = {share.session for share in self._all()}
+        sessions = {share.session for share in self.shares()}
         return known | {"session": sessions.pop() or None if len(sessions) == 1 else None}
 
-    def _all(self) -> list[ShareFolder]:
+    def shares(self) -> list[ShareFolder]:
+        """Return the folders of all shares."""
         if not self._shares:
             self._shares = [self.share(number) for number in range(1, self.share_count + 1)]
         return self._shares
@@ -68,25 +69,25 @@ class FarTask(Task):
     def clocks(self, slot: str) -> Clocks | None:
         """Return how the clocks of a slot's host stand to ours, as far as is known."""
         host, dot, _ = slot.partition(".")
-        return self._all()[int(host) - 1].clocks() if dot else None
+        return self.shares()[int(host) - 1].clocks() if dot else None
 
     def _share_of(self, number: int) -> ShareFolder | None:
         """Return the share that an item is in, if it was given to a host."""
         host, dot, _ = self._journals.run(number).slot.partition(".")
         if dot:
-            return self._all()[int(host) - 1]
+            return self.shares()[int(host) - 1]
         return self._holders.get(number)
 
     def _look_at_shares(self) -> None:
         """Find out which host was given what."""
-        for share in self._all():
+        for share in self.shares():
             share.forget()
-        held = [block for share in self._all() for block in share.given()]
+        held = [block for share in self.shares() for block in share.given()]
         if held != self._held:
             self._held = held
             self._holders = {
                 number: share
-                for share in self._all()
+                for share in self.shares()
                 for first, count in share.given()
                 for number in range(first, first + count)
             }
@@ -107,21 +108,21 @@ class FarTask(Task):
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
             return self._rest()[0]
-        if self._all()[int(run.slot.partition(".")[0]) - 1].away()[0]:
+        if self.shares()[int(run.slot.partition(".")[0]) - 1].away()[0]:
             return State.DISCONNECTED
         stopping = self.has("stop") or self.has(f"children/{number}.stop")
         return State.STOPPING if stopping else State.RUNNING
 
     def _reason_of(self, state: State, run: Run) -> str:
         if state is State.DISCONNECTED:
-            return self._all()[int(run.slot.partition(".")[0]) - 1].away()[1]
+            return self.shares()[int(run.slot.partition(".")[0]) - 1].away()[1]
         return super()._reason_of(state, run)
 
     def _rest(self) -> tuple[State, str]:
         if self.finished() or self.has("run"):
             return super()._rest()
         # Why none can begin, if that is so.
-        reasons = [share.away()[1] for share in self._all()]
+        reasons = [share.away()[1] for share in self.shares()]
         return State.NOT_STARTED, reasons[0] if all(reasons) else "waiting for a slot"
 
     # --- what comes from the hosts ---
@@ -281,6 +282,10 @@ class ShareFolder(Folder):
             self._given = [(int(line[0]), int(line[1])) for line in lines if len(line) == 2]
             self._given_size = size
         return self._given
+
+    def holds(self, numbers: set[int]) -> set[int]:
+        """Return those of some items that the host was given."""
+        return {n for n in numbers if any(at <= n < at + count for at, count in self.given())}
 
     def give(self, first: int, count: int) -> None:
         """Write down that the host is about to be given items.

@@ -158,12 +158,11 @@ class Task(Folder):
             return True
         if self._journals.sight(run, self._variable(number), boot):
             return False
-        for name in (f"children/{number}.stop", "stop"):
-            if self.has(name):
-                reason = os.fsdecode(self.get(name).strip()) or "stopped by user"
-                self._journals.note_end(number, State.STOPPED, reason)
-                return True
-        self._journals.note_end(number, State.FAILED, _KILLED)
+        state, reason = State.FAILED, _KILLED
+        if self.has(name := f"children/{number}.stop"):
+            state = State.STOPPED
+            reason = os.fsdecode(self.get(name).strip()) or "stopped by user"
+        self._journals.note_end(number, state, reason)
         return True
 
     def _states(self, runs: dict[int, Run], boot: str) -> list[State]:
@@ -434,6 +433,7 @@ class Task(Folder):
             if such := [(child[0], child[2]) for child in children if child[1] is worst]:
                 state, reason = worst, min(such)[1]
         self._settle_as(state, os.fsdecode(reason), boot)
+        self._clear("taken")
 
     def watched(self, boot: str) -> Identity | None:
         """Return a slot that lives, None if there is none."""
@@ -455,8 +455,12 @@ class Task(Folder):
                 os.kill(slot.pid, signal.SIGCONT)
 
     def stop_targets(self, numbers: Iterable[int]) -> list[str]:
-        """Return items as items.sh names them."""
-        return [f"{number}:{self.cookie(number) if number else ''}" for number in numbers]
+        """Return items, or 0 for the whole job, as items.sh names them."""
+        return [f"{number}:{self.cookie(number)}" for number in numbers]
+
+    def ids_of(self, numbers: Iterable[str]) -> set[str]:
+        """Return the ids of what items.sh names by number."""
+        return {self.id if number == "0" else f"{self.id}.{number}" for number in numbers}
 
 
 class Part(Folder):

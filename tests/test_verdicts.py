@@ -138,3 +138,60 @@ def test_items_that_were_never_begun_are_given_back_at_once(jobctl: Jobctl, tmp_
         subprocess.run(["sh", "-x", str(items_sh), "mend", str(folder)], stderr=log, check=True)
     assert [path.name for path in folder.glob("taken/*")] == ["1"]
     assert len(trace.read_bytes().splitlines()) < 200
+
+
+def test_what_items_leave_in_the_session_of_their_slot(either: Far) -> None:
+    """Which item left it cannot be told, but the job as a whole has it."""
+    nap = sleeper()
+    for verb in ("stop", "remove"):
+        job = each(either, "a\nb\n", *either.where, "-c", f"env -i {nap} & {nap} & exit 0")
+        either.run("wait", job)
+        wait_until(lambda: len(processes_with(nap)) == 4)
+        either.run("stop", f"{job}.1")
+        assert len(processes_with(nap)) == 3
+        either.run(verb, job)
+        assert processes_with(nap) == []
+    assert [record["id"] for record in either.jobs()] == ["1"]
+    job = each(either, "a\nb\n", *either.where, "-c", f"env -i {nap} & [ {{#}} = 1 ] || exec {nap}")
+    either.until(f"{job}.1", "Completed")
+    wait_until(lambda: len(processes_with(nap)) == 3)
+    either.run("stop", job)
+    assert processes_with(nap) == []
+
+
+def test_what_is_run_at_the_end_of_items_is_no_part_of_them(jobctl: Jobctl, tmp_path: Path) -> None:
+    nap = sleeper()
+    job = each(jobctl, "a\nb\n", "--on-finish", f"{nap} & exit 0", "true")
+    (pid,) = wait_until(lambda: processes_with(nap))
+    jobctl.run("remove", job)
+    assert processes_with(nap) == [pid]
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_signal_to_what_has_not_begun(either: Far, tmp_path: Path) -> None:
+    """It is said, and nothing changes; of a job with children those that run are signalled."""
+    nap, said, up = sleeper(), tmp_path / "said", tmp_path / "up"
+    gate = either.start(*nap.split())
+    text = f"trap 'echo >>{said}' USR1; echo >>{up}; while :; do {nap} & wait; done"
+    one = ("--per-host" if either.remote else "-t", "1")
+    items = each(either, "a\nb\n", *either.where, *one, "-c", text)
+    waiting = [
+        either.start("--after", gate, "true"),
+        each(either, "a\n", *either.where, "--after", gate, "true"),
+    ]
+    if either.remote:
+        both = either.out("start", "-q", "-H", "web[1-2]", "-t", "1", "-c", text).strip()
+        waiting.append(f"{both}.2")
+    waiting += [f"{waiting[1]}.1", f"{items}.2"]
+    for job in waiting:
+        for name in ("KILL", "USR1"):
+            words = either.refused(1, "stop", "--signal", name, job)
+            assert f"job {job} has not begun" in words
+        assert either.state(job) == "NotStarted"
+    running = [items, both] if either.remote else [items]
+    wait_until(lambda: len(up.read_text()) == len(running))
+    either.run("stop", "--signal", "USR1", *running)
+    wait_until(lambda: said.exists() and len(said.read_text()) == len(running))
+    either.run("stop", "--grace", "0", gate, *running)
+    either.run("wait", *waiting[:2])
+    assert {either.state(job) for job in waiting[:2]} == {"Completed"}

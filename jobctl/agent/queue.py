@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
 from jobctl import process, quoting, records
 from jobctl.agent.caller import People
@@ -38,6 +39,7 @@ _BEAT = 1.0
 _AGAIN = 5.0
 """Seconds until a job that could not be stopped is to be stopped again."""
 _GRACE = 10.0
+_C = TypeVar("_C", bound=Carried)
 _LEFT = "some of its processes there cannot be ended"
 _TO_BE_TOLD = 20.0
 """Seconds that the end of a job that was stopped takes, at most, to be known here."""
@@ -281,19 +283,17 @@ class Queue:
 
     # --- what is done to jobs ---
 
-    def _on_hosts(
-        self, jobs: list[Carried], act: Callable[[Link, list[Carried]], None]
-    ) -> dict[str, str]:
+    def _on_hosts(self, jobs: list[_C], act: Callable[[Link, list[_C]], None]) -> dict[str, str]:
         """Do something with jobs, on all hosts at once; return errors by the jobs' ids."""
         errors = dict[str, str]()
-        found: dict[Link, list[Carried]] = {}
+        found: dict[Link, list[_C]] = {}
         for job in jobs:
             if self._let_go(job):
                 errors[job.id] = f"session {printable(job.session)} was disconnected; connect it"
             else:
                 found.setdefault(self._link_of(job), []).append(job)
 
-        def try_on(link: Link, group: list[Carried]) -> None:
+        def try_on(link: Link, group: list[_C]) -> None:
             try:
                 act(link, group)
             except JobctlError as error:
@@ -324,7 +324,7 @@ class Queue:
         ids, of_items = self._apart(ids)
         left, errors = list[str](), dict[str, str]()
         for task, numbers in of_items.items():
-            some, error = self._stop_items(task, numbers, grace, reason)
+            some, error = self._stop_items(task, numbers, grace, reason, ask)
             if error:
                 errors[task.id] = error
             elif some:
@@ -369,10 +369,15 @@ class Queue:
         return others, found
 
     def _stop_items(
-        self, task: FarTask, numbers: set[int] | None, grace: float, reason: str
+        self,
+        task: FarTask,
+        numbers: set[int] | None,
+        grace: float,
+        reason: str,
+        ask: Ask | None,
     ) -> tuple[bool, str]:
         if task.finished():
-            return False, ""
+            return self._end_leftovers(task, numbers, grace, ask)
         spread = self._spreads.get(task.id)
         if spread:
             return spread.stop(numbers, grace, reason)
@@ -382,6 +387,29 @@ class Queue:
             for number in numbers:
                 task.note_end(number, State.STOPPED, reason)
         return False, ""
+
+    def _end_leftovers(
+        self, task: FarTask, numbers: set[int] | None, grace: float, ask: Ask | None
+    ) -> tuple[bool, str]:
+        """End what items of a finished job left running; return what Spread.stop() does."""
+        answers = list[bytes]()
+
+        def held(share: Share) -> list[int]:
+            return [0] if numbers is None else sorted(share.place.holds(numbers))
+
+        def act(link: Link, shares: list[Share]) -> None:
+            for share in shares:
+                far = link.opened(ask)
+                answers.append(share.end_items(far, held(share), grace, "stopped by user"))
+
+        errors = self._on_hosts([*filter(held, self._shares_there(task))], act)
+        return any(answer.split() for answer in answers), next(iter(errors.values()), "")
+
+    @staticmethod
+    def _shares_there(task: FarTask) -> list[Share]:
+        """Return the shares of a finished job that hosts have."""
+        shares = Spread.shares_of(task)
+        return [share for share in shares if share.folder.has("accepted") and share.exists()]
 
     def _withdrawn(self, job: Carried) -> bool:
         """Take a job back that was not handed to its host; return False if it just was."""
@@ -429,9 +457,11 @@ class Queue:
         ids, of_items = self._apart(ids)
         errors = dict[str, str]()
         for task, numbers in of_items.items():
-            spread = self._spreads.get(task.id)
-            if spread and (error := spread.signal(numbers, name)):
-                errors[task.id] = error
+            if spread := self._spreads.get(task.id):
+                missed, error = spread.signal(numbers, name)
+                left.extend(missed)
+                if error:
+                    errors[task.id] = error
         errors |= self._on_hosts(self._there(ids), act)
         return left, errors | elsewhere
 
@@ -440,20 +470,16 @@ class Queue:
         refused = dict[str, str]()
         ids, of_items = self._apart(ids)
 
-        def erase_shares(link: Link, shares: list[Carried]) -> None:
+        def erase_shares(link: Link, shares: list[Share]) -> None:
             for share in shares:
-                if isinstance(share, Share):
-                    share.end_items(link.opened(ask), [0], _GRACE, "removed")
+                if share.end_items(link.opened(ask), [0], _GRACE, "removed").split():
+                    refused[share.task.id] = _LEFT
+                    continue
                 link.opened(ask).request("erase", os.fsencode(share.path))
                 link.drop(share.id)
 
         for task in of_items:
-            shares: list[Carried] = [
-                share
-                for share in Spread.shares_of(task)
-                if share.folder.has("accepted") and share.exists()
-            ]
-            for error in self._on_hosts(shares, erase_shares).values():
+            for error in self._on_hosts(self._shares_there(task), erase_shares).values():
                 refused[task.id] = error
 
         def act(link: Link, jobs: list[Carried]) -> None:

@@ -391,16 +391,16 @@ class Spread:
         else:
             numbers = {n for n in numbers if not self._withdrawn(n, reason)}
         for share in self.shares:
-            unended = self._unended[share.number]
-            mine = unended if numbers is None else unended & numbers
+            # Of one that has ended, something may be left.
+            mine = share.place.holds(numbers) if numbers is not None else set()
             if not share.folder.has("accepted") or (numbers is not None and not mine):
                 continue
             far = self._far_of(share)
             if far is None:
-                error = f"{share.host} cannot be reached"
+                error = error if self._over else f"{share.host} cannot be reached"
                 continue
             try:
-                chosen = sorted(mine | ({0} if numbers is None else set()))
+                chosen = [0] if numbers is None else sorted(mine)
                 answer = share.end_items(far, chosen, grace, reason)
             except JobctlError as failure:
                 error = str(failure)
@@ -424,11 +424,12 @@ class Spread:
             self.conclude()
 
     def _withdrawn(self, number: int, reason: str) -> bool:
-        """Stop an item that no host was given."""
+        """Stop an item that no host was given; return False if one was."""
         with self._change:
-            given = any(number in unended for unended in self._unended.values())
-            if given or self.task.ended(number):
-                return not given
+            if any(share.place.holds({number}) for share in self.shares):
+                return False
+            if self.task.ended(number):
+                return True
             self.task.note_end(number, State.STOPPED, reason)
             return True
 
@@ -443,9 +444,12 @@ class Spread:
         with self._change:
             self._unended[share.number] &= self.task.runs_on(share.number)
 
-    def signal(self, numbers: set[int] | None, name: str) -> str:
-        """Send a signal to items, or all; return why a host was not reached."""
-        error = ""
+    def signal(self, numbers: set[int] | None, name: str) -> tuple[set[str], str]:
+        """Send a signal to items, or all.
+
+        :return: the ids of those of which it reached nothing, and why a host was not reached.
+        """
+        missed, error = set[str](), ""
         for share in self.shares:
             running = self.task.runs_on(share.number)
             mine = running if numbers is None else running & numbers
@@ -453,13 +457,15 @@ class Spread:
                 continue
             far = self._far_of(share)
             if far is None:
-                error = f"{share.host} cannot be reached"
+                error = error if self._over else f"{share.host} cannot be reached"
                 continue
-            words = self.task.stop_targets(sorted(mine))
+            words = self.task.stop_targets([0] if numbers is None else sorted(mine))
             try:
-                far.request(
+                answer = far.request(
                     "signal_items", os.fsencode(share.path), name.encode(), *map(str.encode, words)
                 )
             except NotDone as failure:
                 error = str(failure)
-        return error
+                continue
+            missed |= self.task.ids_of(answer.decode().split())
+        return missed, error

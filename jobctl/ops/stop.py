@@ -46,6 +46,19 @@ class Unreached(JobctlError):
         )
 
 
+class Unbegun(JobctlError):
+    """There is nothing yet that a signal could be sent to."""
+
+    status = 1
+
+    def __init__(self, job_id: str) -> None:
+        """Say so of a job."""
+        super().__init__(
+            f"job {job_id} has not begun, so there is nothing to send a signal to; without"
+            " --signal, stop ends it before it begins"
+        )
+
+
 class Away(Unreachable):
     """A job's host is out of reach."""
 
@@ -86,7 +99,8 @@ def stop(
     there = [
         job
         for job in on_hosts(chosen)
-        if not job.state.finished or (job.pid and (reach or _connected(jobs, job)))
+        if not job.state.finished
+        or ((job.pid or job.child_count) and (reach or _connected(jobs, job)))
     ]
     return errors + ask_hosts(jobs, "stop", there, ask, grace=grace, reason=why)
 
@@ -96,22 +110,17 @@ def _stop_items(jobs: Jobs, chosen: list[Job], grace: float, why: str) -> list[J
     errors = list[JobctlError]()
     found, away = _reachable_items(_items(jobs, chosen))
     errors += away
-    living = runner.bearers() if found else set()
+    single = any(_WHOLE not in numbers for numbers in found.values())
+    living = runner.bearers() if single else set()
     for task, numbers in found.items():
         if _WHOLE in numbers:
-            if not task.finished():
-                task.note_stop("stop", why)
-            # What waits for other jobs has this number too.
-            acted = {_WHOLE, *task.running()}
-            left_over = set(range(1, task.count + 1)) if living else set()
+            acted = {_WHOLE}
         else:
             acted = {n for n in numbers if not task.ended(n) and not task.withdraw(n, why)}
-            for number in acted:
-                task.note_stop(f"children/{number}.stop", why)
-            left_over = numbers
+            acted |= {n for n in numbers - acted if task.cookie(n) in living}
         task.wake_slots()
-        acted |= {number for number in left_over if task.cookie(number) in living}
-        if runner.stop_items(task, sorted(acted), grace) or not _all_ended(task, acted):
+        left = runner.stop_items(task, sorted(acted), grace, why)
+        if left or not _all_ended(task, acted):
             errors.append(Unended(task.id))
     return errors
 
@@ -149,11 +158,14 @@ def _reachable_items(
 
 
 def _connected(jobs: Jobs, job: Job) -> bool:
-    """Whether there is a connection to the host of a job now."""
+    """Whether there is a connection to a host of a job now."""
     from jobctl.links import Links, LinkState
+    from jobctl.share import FarTask
 
     book = Links(jobs.state_dir)
-    return book.link(jobs.folder(job.id).link_name(book)).state is LinkState.OPENED
+    task = jobs.folder(job.id.partition(".")[0])
+    folders = task.shares() if isinstance(task, FarTask) else [jobs.folder(job.id)]
+    return any(book.link(part.link_name(book)).state is LinkState.OPENED for part in folders)
 
 
 def reachable(chosen: list[Job]) -> tuple[list[Job], list[JobctlError]]:
@@ -199,16 +211,24 @@ def send(jobs: Jobs, chosen: list[Job], name: str, ask: Asked | None = None) -> 
     found, away = _reachable_items(_items(jobs, chosen))
     errors += away
     for task, numbers in found.items():
-        running = set(task.running())
-        chosen_items = sorted(running if _WHOLE in numbers else running & numbers)
-        errors += _unreached(runner.send_to_items(task, chosen_items, name), name)
-    targets = [(jobs.folder(job.id), job.instance_id) for job in here if not job.state.finished]
+        if not task.finished():
+            some = [_WHOLE] if _WHOLE in numbers else sorted(numbers.intersection(task.running()))
+            errors += _unreached(runner.send_to_items(task, some, name), name)
+    targets = [(jobs.folder(job.id), job.instance_id) for job in here if _runs(job)]
     errors += _unreached(runner.send(targets, name), name)
-    unfinished = [job for job in on_hosts(chosen) if not job.state.finished]
-    there = ask_hosts(jobs, "signal", unfinished, ask, name=name)
+    there = ask_hosts(jobs, "signal", [*filter(_runs, on_hosts(chosen))], ask, name=name)
     left = {error.job for error in there if isinstance(error, Unended)}
     errors += _unreached(left, name)
     return errors + [error for error in there if not isinstance(error, Unended)]
+
+
+def _runs(job: Job) -> bool:
+    return not job.state.finished and job.state is not State.NOT_STARTED
+
+
+def unbegun(chosen: list[Job]) -> list[JobctlError]:
+    """Return an error for each job of which there is nothing yet that a signal could be sent to."""
+    return [Unbegun(job.id) for job in chosen if job.state is State.NOT_STARTED]
 
 
 def _unreached(ids: set[str], name: str) -> list[JobctlError]:
