@@ -53,6 +53,10 @@ advise() {
         esac
         ;;
     esac
+    if of_print "$1"; then
+        echo 'there is a space, dash or quote of printed text in it; type a plain one'
+        return
+    fi
     case $1 in
     *[[:space:]\;\&\|\<\>\(\)\$\`\"\'\\*\?\[]* | '~'* | *?+=* | . | : | ! | '{' | '}' | alias | \
         bg | break | builtin | case | cd | command | continue | coproc | declare | dirs | disown | \
@@ -63,6 +67,28 @@ advise() {
         echo 'use -c for shell text'
         ;;
     esac
+}
+
+# Succeeds if $1 has a space, a dash or a quote that is not that of the keyboard, but one that
+# comes from a web page, say.
+of_print() {
+    case $1 in *[!\ -~]*) ;; *) return 1 ;; esac
+    for jobctl_character in '\0302\0240' '\0342\0200\0220' '\0342\0200\0221' '\0342\0200\0223' \
+        '\0342\0200\0224' '\0342\0210\0222' '\0342\0200\0230' '\0342\0200\0231' \
+        '\0342\0200\0234' '\0342\0200\0235'; do
+        jobctl_character=$(printf '%b' "$jobctl_character")
+        case $1 in *"$jobctl_character"*) return 0 ;; esac
+    done
+    return 1
+}
+
+# Refuses since the directory $1 cannot be entered.
+no_entry() {
+    jobctl_why=''
+    case $1 in
+    '~'*) jobctl_why='; ~ is not replaced, and what does not begin with / is in the home directory' ;;
+    esac
+    refuse 126 "cannot enter directory: $1$jobctl_why"
 }
 
 # Returns if the file $1 can be executed, else refuses.

@@ -33,6 +33,13 @@ def read(fd: int, most: int = _PIECE) -> bytes:
             _wait(fd, select.POLLIN)
 
 
+def gone(fd: int, seconds: float) -> bool:
+    """Wait until nobody is at the other end of a pipe or a terminal; return whether that is so."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(seconds * 1000))
+
+
 def _wait(fd: int, event: int) -> None:
     poll = select.poll()
     poll.register(fd, event)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from jobctl import configfile
 from jobctl.errors import BadUsage
 from jobctl.model import printable
+from jobctl.target import parse_target
 
 if TYPE_CHECKING:
     from ClusterShell.NodeSet import NodeSet
@@ -57,6 +58,11 @@ def expand(text: str) -> list[str]:
         raise BadUsage(f"'{shown}' means no hosts; is there such a group?")
     if len(nodes) > MOST:
         raise BadUsage(f"'{shown}' means more than {MOST:,} hosts; start several jobs")
+    for host in nodes:
+        try:
+            parse_target(host)
+        except BadUsage as error:
+            raise BadUsage(f"'{shown}' is not a set of hosts: {error}") from None
     return list(nodes)
 
 
@@ -101,7 +107,7 @@ def _nodes(text: str) -> NodeSet:
             _check("groups.conf")
         return NodeSet(text, resolver=groups)
     except NodeSetException as error:
-        reason = _failed_source(error) or str(error)
+        reason = _failed_source(error) or _whose_fault(text, str(error))
     except GroupResolverSourceError as error:
         read = ", ".join(_configured("groups.conf"))
         reason = f"no group source {error}" + (
@@ -205,6 +211,15 @@ def _fault(name: str, error: Exception) -> str:
     elif isinstance(error, UnicodeDecodeError):
         said = "what a group source answers is not UTF-8"
     return said if not paths or said.startswith("/") else f"{paths[0]}: {said}"
+
+
+def _whose_fault(text: str, said: str) -> str:
+    """Return what is wrong with a node set, with the files of groups if it is not in the text."""
+    where = ", ".join(_configured("groups.conf"))
+    if "recursion" in said:
+        return f"{where}: a group is in itself"
+    _, quote, wrong = said.partition('"')
+    return said if not quote or wrong.rstrip('"') in text else f"{where}: {said}"
 
 
 def _failed_source(error: BaseException | None) -> str:

@@ -789,7 +789,7 @@ exec \"\$@\"" sh "$@"
     find_leader
     # Of a job from another computer it may be relative to the home directory.
     case $cwd in /*) ;; *) cd -- "${HOME:-/}" 2>/dev/null || cd / ;; esac
-    CDPATH='' cd -- "${cwd:-.}" 2>/dev/null || refuse 126 "cannot enter directory: $cwd"
+    CDPATH='' cd -- "${cwd:-.}" 2>/dev/null || { load_command_sh && no_entry "$cwd"; }
     umask "$umask"
     # From here on any variable but jobctl_* may have the caller's value.
     jobctl_pwd=$PWD

@@ -102,6 +102,19 @@ def test_commands_that_know_groups_and_fail(folder: Path) -> None:
             nodes.expand(text)
 
 
+def test_groups_of_what_are_no_hosts(folder: Path) -> None:
+    for answer, said in (
+        ("echo @g", f"{folder}/groups.conf: a group is in itself"),
+        ("echo 'a[1-'", f'{folder}/groups.conf: missing bracket: "a[1-"'),
+        ("echo 'web1 b;c'", "'@g' is not a set of hosts: not a host name: 'b;c'"),
+        ("echo -x", "'@g' is not a set of hosts: not a host name: '-x'"),
+    ):
+        (folder / "groups.conf").write_text(f"[Main]\ndefault: y\n[y]\nmap: {answer}\n")
+        refused(said)
+    with pytest.raises(BadUsage, match=r"^'@g\[1-' is no node set: missing bracket: \"@g\[1-\"$"):
+        nodes.expand("@g[1-")
+
+
 def refused(said: str) -> None:
     """Check that a group is refused, in one line that says this."""
     with pytest.raises(BadUsage) as caught:

@@ -87,6 +87,13 @@ def test_a_host_that_is_also_a_file(far: Far, tmp_path: Path) -> None:
     far.run("start", "-q", "-H", "web", "true", cwd=tmp_path)
 
 
+def test_a_directory_that_is_not_there(far: Far) -> None:
+    said = "; ~ is not replaced, and what does not begin with / is in the home directory"
+    for directory, why in (("~/x", said), ("no/such", "")):
+        outcome = ("Failed", f"cannot enter directory: {directory}{why}", 126)
+        assert far.outcome(far.on("web1", "-C", directory, "true")) == outcome
+
+
 def test_one_host_where_one_is_meant(far: Far) -> None:
     one = "is a set of hosts, and this takes one; for several, use 'jobctl start -H'"
     for to, said in {

@@ -200,6 +200,7 @@ def test_deaths_by_signal(run: Run) -> None:
 
 @under_every_shell
 def test_what_cannot_be_executed(run: Run) -> None:
+    of_print = "there is a space, dash or quote of printed text in it; type a plain one"
     for command, code, reason in (
         ("no-such-program", 127, "command not found: no-such-program"),
         ("./no-such-program", 127, "command not found: ./no-such-program"),
@@ -209,6 +210,11 @@ def test_what_cannot_be_executed(run: Run) -> None:
         ("FOO+=1", 127, "command not found: FOO+=1; use -c for shell text"),
         ("~/bin/x", 127, "command not found: ~/bin/x; use -c for shell text"),
         ('"ls"', 127, 'command not found: "ls"; use -c for shell text'),
+        *(
+            (word, 127, f"command not found: {word}; {of_print}")
+            for word in ("\u2013c", "\u201cls\u201d", "ls\u00a0/", "\u2212x")
+        ),
+        ("caf\u00e9", 127, "command not found: caf\u00e9"),
         ("then", 127, "command not found: then; use -c for shell text"),
         ("./no?", 127, "command not found: ./no?; use -c for shell text"),
         ("a-b=c", 127, "command not found: a-b=c"),

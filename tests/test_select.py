@@ -239,6 +239,19 @@ def test_unknown_commands(jobctl: Jobctl) -> None:
     assert jobctl.out("--version").startswith("jobctl, version ")
 
 
+def test_watching_for_nobody(jobctl: Jobctl) -> None:
+    words = "jobctl get -q --watch 'zz*' 1 | head -n 1; echo end"
+    jobctl.start("true")
+    result = subprocess.run(["sh", "-c", words], env=jobctl.env, capture_output=True, timeout=60)
+    assert (result.stdout, result.stderr) == (b"1\nend\n", b"")
+
+
+def test_a_variable_that_stands_for_an_option(jobctl: Jobctl) -> None:
+    jobctl.env["JOBCTL_OUTPUT"] = "yaml"
+    assert "Invalid value for JOBCTL_OUTPUT: 'yaml'" in jobctl.refused(2, "get")
+    assert "Invalid value for '-o'" in jobctl.refused(2, "get", "-o", "xml")
+
+
 def test_watching_nobody(jobctl: Jobctl) -> None:
     assert "nobody" in jobctl.refused(3, "get", "--watch", "nobody")
 

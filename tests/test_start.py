@@ -361,7 +361,11 @@ BAD = [
     (["-C", "/no/such/dir", "true"], "/no/such/dir"),
     (["-C", "", "true"], "--cwd"),
     (["-C", "/etc/passwd", "true"], "/etc/passwd"),
-    (["-f", "/no/such/script"], "/no/such/script"),
+    (["-C", "~/x", "true"], "'~/x' is not a directory; a shell replaces ~ only outside of quotes"),
+    (["--stdin", "~", "true"], "a shell replaces ~ only outside of quotes"),
+    (["-f", "~/x y"], "a shell replaces ~ only outside of quotes"),
+    (["-f", "echo hi"], "'echo hi': No such file or directory; use -c for shell text"),
+    (["-f", "/no/such/script"], "'/no/such/script': No such file or directory\0"),
     (["-f", "/etc"], "/etc"),
     (["--stdin", "/no/such/file", "cat"], "/no/such/file"),
     (["--stdin", "/etc", "cat"], "/etc"),
@@ -385,7 +389,7 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "named"), BAD)
 def test_bad_input_records_nothing(jobctl: Jobctl, words: list[str], named: str) -> None:
-    assert named in jobctl.refused(2, "start", *words)
+    assert named in jobctl.refused(2, "start", *words) + "\0"
     assert not (jobctl.state_dir / "jobs").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -99,5 +98,5 @@ def _watched(chosen: options.Chosen, children: bool, form: str) -> Found:
             render.out(("\x1b[H\x1b[2J" if os.isatty(1) else "") + text)
             before = text
             _tell_if_none(found.jobs, chosen, form, "; those that come are shown, until ^C")
-        time.sleep(_REDRAW)
+        render.pause(_REDRAW)
     return found

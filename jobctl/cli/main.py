@@ -81,7 +81,7 @@ def _run() -> int:
         return 2
     except click.UsageError as error:
         place = error.ctx.command_path if error.ctx else PROGRAM
-        render.say(f"{error.format_message().rstrip('.')}; see '{place} --help'")
+        render.say(f"{_named(error)}; see '{place} --help'")
         return 2
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -101,6 +101,17 @@ def _run() -> int:
         return JobctlError.status
     except Exception as error:
         return _bug(error)
+
+
+def _named(error: click.UsageError) -> str:
+    """Return what is wrong with a command line, or with a variable that stands for an option."""
+    said = error.format_message().rstrip(".")
+    param = error.param if isinstance(error, click.BadParameter) else None
+    if param is None or error.ctx is None or not param.name or not param.envvar:
+        return said
+    if error.ctx.get_parameter_source(param.name) is not click.core.ParameterSource.ENVIRONMENT:
+        return said
+    return said.replace(param.get_error_hint(error.ctx), str(param.envvar))
 
 
 def _bug(error: Exception) -> int:

@@ -212,6 +212,11 @@ def complete_file(
     return [CompletionItem(incomplete, type="file")]
 
 
+def tilde(path: str) -> str:
+    """Return what helps who wrote ~ where no shell has replaced it, "" for another path."""
+    return "; a shell replaces ~ only outside of quotes" if path.startswith("~") else ""
+
+
 def complete_directory(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 from jobctl import process, timing
-from jobctl.descriptors import write
+from jobctl.descriptors import gone, write
 from jobctl.errors import CannotWrite, JobctlError, ReaderLeft
 from jobctl.model import Job, State, printable
 
@@ -94,6 +94,15 @@ def out(text: str) -> None:
     """
     with _told():
         write(1, text.encode("utf-8", "surrogateescape"))
+
+
+def pause(seconds: float) -> None:
+    """Wait for a while, for as long as somebody reads standard output.
+
+    :raises ReaderLeft: nobody does any more.
+    """
+    if gone(1, seconds):
+        raise ReaderLeft("the reader of standard output has gone")
 
 
 def ready() -> None:

@@ -377,7 +377,7 @@ def _spec(values: dict[str, Any]) -> JobSpec:
         }
     if script is not None:
         name_of_it = again.script_name if again else script
-        spec |= {"script": _opened(script), "script_name": name_of_it}
+        spec |= {"script": _opened(script, text_helps=True), "script_name": name_of_it}
     if values["stdin"] is not None:
         spec["stdin"] = _opened(values["stdin"])
     if values["after"] or values["after_ok"]:
@@ -458,7 +458,7 @@ def _directory(cwd: str | None) -> str:
         return here
     path = os.path.join(here, cwd)
     if not cwd or not os.path.isdir(path):
-        raise BadUsage(f"--cwd '{printable(cwd)}' is not a directory")
+        raise BadUsage(f"--cwd '{printable(cwd)}' is not a directory{options.tilde(cwd)}")
     if not os.access(path, os.X_OK):
         raise BadUsage(f"--cwd '{printable(cwd)}' cannot be entered")
     return path
@@ -512,9 +512,10 @@ def _input_is_left(values: dict[str, Any]) -> bool:
     return all(event & select.POLLIN for _, event in poll.poll(0))
 
 
-def _opened(path: str) -> int:
+def _opened(path: str, text_helps: bool = False) -> int:
     """Return a file opened for reading; - is standard input.
 
+    :param text_helps: whether shell text can take its place.
     :raises BadUsage: it cannot be.
     """
     if path == "-":
@@ -526,4 +527,9 @@ def _opened(path: str) -> int:
         return fd
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise BadUsage(f"cannot read '{printable(path)}': {why}") from None
+        hint = options.tilde(path)
+        if text_helps and not hint and isinstance(error, FileNotFoundError):
+            from jobctl.runner import advice
+
+            hint = f"; {text}" if (text := advice(path)) else ""
+        raise BadUsage(f"cannot read '{printable(path)}': {why}{hint}") from None
