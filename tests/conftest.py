@@ -187,10 +187,11 @@ def at_rest(process: subprocess.Popen[bytes]) -> None:
     """
     used, since = "0", time.monotonic()
     while time.monotonic() - since < 0.5 or used == "0":
-        try:  # counts in nanoseconds; the count in stat is too coarse for one that was forked
+        try:  # schedstat is exact, as one that was forked needs it; stat counts its threads too
             folder = Path(f"/proc/{process.pid}")
-            now = (folder / "schedstat").read_text().split()[0]
-            sleeps = (folder / "stat").read_text().rpartition(") ")[2].startswith("S")
+            fields = (folder / "stat").read_text().rpartition(") ")[2].split()
+            exact = (folder / "schedstat").read_text().split()[0]
+            now, sleeps = "0" if exact == "0" else f"{exact} {fields[11:13]}", fields[0] == "S"
         except OSError:
             words = ["ps", "-o", "time=", "-p", str(process.pid)]
             now = subprocess.run(words, stdout=subprocess.PIPE, text=True).stdout

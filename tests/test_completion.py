@@ -13,7 +13,7 @@ import click
 import pexpect
 import pytest
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
-from conftest import Jobctl
+from conftest import Jobctl, first_of
 
 from jobctl.cli.main import COMMANDS, cli
 from jobctl.links import Links
@@ -288,7 +288,7 @@ def test_what_is_offered(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("much")
-@pytest.mark.parametrize("lines", [SAMPLE, pytest.param(REST, marks=pytest.mark.long)], ids=len)
+@pytest.mark.parametrize("lines", first_of(SAMPLE, REST), ids=len)
 def test_what_shells_offer(shell: str, lines: Lines, env: dict[str, str]) -> None:
     """The first line is completed twice: in a session, the second time offers the same."""
     again, *found = offered(shell, [next(iter(lines)), *lines], env)

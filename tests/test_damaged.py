@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, living_slots, wait_until
+from conftest import Jobctl, first_of, living_slots, wait_until
 from far import Far
 
 WORDS = "damaged: the folder {} is missing"
 DAMAGE = {
     "mv children x": "children",
+    "mv taken x; : >taken": "taken",
+    "mkdir x; mv children items taken slots x": "",
+}
+"""What an item does, at once, and what is missing then."""
+MORE = {
     "mv children x; : >children": "children",
     "mv items x": "items",
     "mv items x; : >items": "items",
     "mv taken x": "taken",
-    "mv taken x; : >taken": "taken",
     "mv slots x": "slots/",
     "mv slots x; : >slots": "slots/",
-    "mkdir x; mv children items taken slots x": "",
 }
-"""What an item does, at once, and what is missing then."""
+EMPTIED = {"rm -f items/*": "items"}
 COUNT = 300
 """More than one block of items."""
 ITEMS = "".join(f"{number}\n" for number in range(1, COUNT + 1)).encode()
@@ -50,9 +53,10 @@ def check(jobctl: Jobctl, job: str, ran: Path, gone: str) -> None:
     assert not jobctl.folder(job).exists()
 
 
-def test_here(jobctl: Jobctl, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", first_of(DAMAGE, MORE | EMPTIED), ids=len)
+def test_here(jobctl: Jobctl, tmp_path: Path, damage: dict[str, str]) -> None:
     jobs = {}
-    for at, (what, gone) in enumerate([*DAMAGE.items(), ("rm -f items/*", "items")]):
+    for at, (what, gone) in enumerate(damage.items()):
         ran = tmp_path / str(at)
         words = ("--foreach", "-", "-t", "3", "-c", damaging(ran, what))
         # If it is damaged at once, that is told.
@@ -113,9 +117,10 @@ def test_streams_of_items(either: Far) -> None:
     either.run("receive", mine)
 
 
-def test_on_a_host(far: Far, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", first_of(DAMAGE, MORE), ids=len)
+def test_on_a_host(far: Far, tmp_path: Path, damage: dict[str, str]) -> None:
     jobs = {}
-    for at, (what, gone) in enumerate(DAMAGE.items()):
+    for at, (what, gone) in enumerate(damage.items()):
         ran = tmp_path / str(at)
         words = ("--foreach", "-", "--per-host", "2", "-c", damaging(ran, what))
         jobs[far.start(*words, input=ITEMS)] = ran, gone
