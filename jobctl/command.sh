@@ -19,6 +19,24 @@ examine() {
     executable "$jobctl_found"
 }
 
+# Says why the command $1 of somebody who has no job cannot be executed, and ends with its
+# status, if that is so.
+examine_alone() {
+    # shellcheck disable=SC2317  # called by what follows
+    refuse() {
+        printf 'jobctl: ' >&2
+        PATH=$jobctl_tools
+        for_people "$2" >&2
+        exit "$1"
+    }
+    unset PATH
+    [ -z "${caller_path+set}" ] || PATH=$caller_path
+    jobctl_bang='' jobctl_called=$1 jobctl_named=$1 jobctl_depth=0
+    jobctl_newline='
+'
+    findable "$1"
+}
+
 # Ends with status $1 and reason $2 before the command began.
 end_unbegun() {
     umask 077
@@ -129,10 +147,11 @@ kind_of_script() {
 
 # Refuses since the file $1 is not executable.
 denied() {
-    jobctl_why='permission denied'
+    jobctl_why='permission denied' jobctl_where='its file system'
+    [ "$1" != "${jobctl_dir-}/script" ] || jobctl_where='the state directory, where its copy lies,'
     case $(PATH=$jobctl_tools && ls -ldL -- "$1" 2>/dev/null) in
-    -??[xs]??[xs]??[xt]*) jobctl_why='its file system is mounted noexec' ;;
-    -??[xs]*) ! [ -O "$1" ] || jobctl_why='its file system is mounted noexec' ;;
+    -??[xs]??[xs]??[xt]*) jobctl_why="$jobctl_where is mounted noexec" ;;
+    -??[xs]*) ! [ -O "$1" ] || jobctl_why="$jobctl_where is mounted noexec" ;;
     esac
     refuse 126 "cannot execute $jobctl_named: $jobctl_why"
 }
@@ -179,6 +198,11 @@ interpreted() {
     [ -e "$jobctl_interpreter" ] || refuse 127 "command not found: $jobctl_named is not there"
     executable "$jobctl_interpreter"
     case $jobctl_interpreter in */env) by_env "$jobctl_argument" ;; esac
+    case $jobctl_interpreter/$jobctl_argument in
+    */perl*/*) ;;
+    *"$(printf '\r')") refuse 126 "cannot execute $jobctl_called: its interpreter $jobctl_interpreter \
+is given '$jobctl_argument', as the file has the line ends of DOS" ;;
+    esac
 }
 
 # Returns if env(1) will find what its argument $1 has it look for, else refuses.

@@ -12,7 +12,12 @@ lib=$(cd -- "$(dirname -- "$0")" && pwd)
 export JOBCTL_MARK="[$1] " JOBCTL_BIN="$lib/bin" JOBCTL_SH="$lib/bare.sh"
 export PATH="${PATH:-/usr/bin:/bin}:$JOBCTL_BIN"
 # To ask for the permission is not enough: to root, some shells say yes.
-! jobctl --version >/dev/null 2>&1 || JOBCTL_SH=''
+if jobctl --version >/dev/null 2>&1; then
+    JOBCTL_SH=''
+else
+    printf 'jobctl: %s is mounted noexec: only shells find jobctl there, other programs do not; %s\n' \
+        "$lib" 'to have it elsewhere, set JOBCTL_STATE_DIR by SetEnv in ssh_config' >&2
+fi
 cd -- "${HOME:-/}" || cd /
 shell=${SHELL:-/bin/sh}
 umask_before=$(umask)

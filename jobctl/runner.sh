@@ -985,9 +985,9 @@ stop) shift && stop "$@" ;;
 signal) shift && send "$@" ;;
 announce) shift && announce_there "$@" ;;
 cookies) cookies ;;
-advise) load_command_sh && advise "$2" ;;
+advise | examine_alone) load_command_sh && "$1" "$2" ;;
 *)
-    echo 'runner.sh: run, begin, stop, signal, announce, cookies or advise' >&2
+    echo 'runner.sh: run, begin, stop, signal, announce, cookies, advise or examine_alone' >&2
     exit 2
     ;;
 esac

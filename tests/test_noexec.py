@@ -18,6 +18,9 @@ pytest_plugins = ("sshd",)
 __all__ = ["far", "make_far"]
 
 
+COPIED = "cannot execute {}: the state directory, where its copy lies, is mounted noexec"
+
+
 @pytest.fixture(name="noexec")
 def _noexec() -> Iterator[Callable[[Path], Path]]:
     """Give what mounts a file system without programs in a folder."""
@@ -58,8 +61,7 @@ def test_scripts_here(jobctl: Jobctl, tmp_path: Path, noexec: Callable[[Path], P
         job = jobctl.start(*words, input=b"x", status=min(status, 1))
         jobctl.run("wait", job, status=min(status, 1))
         assert jobctl.out("receive", job) == said
-        reason = f"cannot execute {path}: its file system is mounted noexec"
-        assert jobctl.job(job)["reason"] == (reason if status else "")
+        assert jobctl.job(job)["reason"] == (COPIED.format(path) if status else "")
     command = noexec(tmp_path / "mounted") / "w"
     command.write_text("#!/bin/sh\n")
     command.chmod(0o755)
@@ -73,8 +75,7 @@ def test_scripts_on_a_host(far: Far, tmp_path: Path, noexec: Callable[[Path], Pa
         job = far.on("web1", "-f", str(path), "x")
         far.run("wait", job, status=min(status, 1))
         assert far.out("receive", job) == said
-        reason = f"cannot execute {path}: its file system is mounted noexec"
-        assert far.job(job)["reason"] == (reason if status else "")
+        assert far.job(job)["reason"] == (COPIED.format(path) if status else "")
     far.run("session", "new", "web1")
     assert far.out("session", "run", "web1", "--", "jobctl", "start", "-wq", "echo", "a  b") == (
         "a  b\n"
@@ -92,6 +93,7 @@ def test_entered(
     far = with_shell(make_far, make_sshd, shell)
     noexec(far.there)
     child = entered(far)
+    assert "is mounted noexec: only shells find jobctl there" in str(child.before)
     says(child, "jobctl start -w echo 'a  'b", r"a  b\r\n")
     child.sendline("exit")
     assert status_of(child) == 0

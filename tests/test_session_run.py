@@ -159,13 +159,14 @@ def test_words_are_verbatim(web: Far) -> None:
         (("true",), 0, b""),
         (("-c", "exit 77"), 77, b""),
         (("-c", "exit 255"), 255, b""),
-        (("no-such-command",), 127, b"not found"),
+        (("no-such-command",), 127, b"jobctl: command not found: no-such-command\n"),
+        (("cd", "/"), 127, b"jobctl: command not found: cd; use -c for shell text\n"),
         (("echo a; exit",), 127, b"command not found: echo a; exit; use -c for shell text\n"),
         (("true", "|", "wc"), 0, b"'|' is given to true as it is; use -c for shell text\n"),
         (("~/x", "y"), 127, b"command not found: ~/x; use -c for shell text\n"),
         (("a=b", "env"), 127, b"use -e to set a variable, or -c for shell text\n"),
-        (("/etc/passwd",), 126, b"denied"),
-        (("/",), 126, b"denied"),
+        (("/etc/passwd",), 126, b"jobctl: cannot execute /etc/passwd: permission denied\n"),
+        (("/",), 126, b"jobctl: cannot execute /: it is a directory\n"),
         (("-c", "kill -9 $$"), 137, b""),
         (("-c", "kill -TERM $$"), 143, b""),
         (("-c", "kill -SEGV $$"), 139, b""),
@@ -177,6 +178,36 @@ def test_exit_status(web: Far, words: tuple[str, ...], status: int, said: bytes)
     assert said in result.stderr.lower()
     assert bool(said) == bool(result.stderr)
     assert result.stdout == b""
+
+
+def test_a_script_whose_interpreter_is_not_there(web: Far) -> None:
+    """It is named, in one line, as for a job; what only may be wrong is left to the system."""
+    path = web.sshd.home / "w"
+    (web.sshd.home / "bin").mkdir()
+    (web.sshd.home / "bin/found7").symlink_to(path)
+    missing, dos = "command not found: ./w: its interpreter", "cannot execute ./w: its interpreter"
+    for line, status, said in (
+        ("#!/nosuch/sh", 127, f"{missing} /nosuch/sh is not there"),
+        ("#!/bin/sh\r", 127, f"{missing} /bin/sh\\r is not there"),
+        ("#!/usr/bin/env nosuch7\r", 127, f"{missing} nosuch7\\r is not there"),
+        ("#!/bin/sh -e\r", 126, f"{dos} /bin/sh is given '-e\\r', as the file has"),
+        ("#! /bin/sh \r", 126, f"{dos} /bin/sh is given '\\r', as the file has"),
+        ("#!/bin/sh -e", 3, ""),
+    ):
+        path.write_text(f"{line}\nexit 3\n")
+        path.chmod(0o755)
+        for word in ("./w", str(path)):
+            result = web.run("session", "run", "web1", word, status=status)
+            told = f"jobctl: {said}".replace("./w", word) if said else ""
+            assert result.stderr.decode().startswith(told)
+            assert len(result.stderr.splitlines()) == bool(said)
+            job = web.on("web1", word)
+            web.run("wait", job, status=1)
+            assert said.replace("./w", word) in web.job(job)["reason"]
+            assert (web.job(job)["exit_code"] == 3) is not bool(said)
+    path.write_text("#!/nosuch/sh\n")
+    text = "PATH=$PATH:$HOME/bin found7"
+    assert b"found7" in web.run("session", "run", "web1", "-c", text, status=127).stderr
 
 
 def test_bad_usage(far: Far) -> None:

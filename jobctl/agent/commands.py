@@ -63,7 +63,8 @@ class Commands:
         """Have a channel do what a line of sh says; return it, which is to be closed.
 
         $jobctl_exec is `exec` if `jobctl` can be executed there; else it is a function, and
-        $jobctl_given is what makes that in another shell.
+        $jobctl_given is what makes that in another shell. jobctl_check says why a command cannot
+        be executed, as far as that is to be seen beforehand, and then has its status.
 
         :param ask: is asked where that takes a further connection.
         :param environ: of whoever wants it run, some of which may be for the host.
@@ -122,7 +123,12 @@ class Commands:
         return BEGIN.format(self._place, _OBEY)
 
     def _environment(self) -> bytes:
-        return b"jobctl_exec=exec jobctl_given=; "
+        return (
+            b"jobctl_exec=exec jobctl_given=;"
+            b' jobctl_check() { case $1/$(command -v "$1") in */*/*) ;; *) printf'
+            b" 'jobctl: command not found: %s; if it is shell text, use -c\\n' \"$1\" >&2;"
+            b" return 127 ;; esac; }; "
+        )
 
     def alive(self) -> bool:
         """Whether the connection stands, as far as is known."""

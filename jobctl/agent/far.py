@@ -234,6 +234,9 @@ class Far(Commands):
         return (
             b"if command -v jobctl >/dev/null 2>&1; then jobctl_exec=exec jobctl_given=; else"
             b" jobctl_exec= jobctl_given=" + function + b'; eval "$jobctl_given"; fi;'
+            b' jobctl_check() { case $(command -v "$1") in /bin/* | /usr/bin/*) ;; *) /bin/sh '
+            + quoting.quote(folder + b"/runner.sh")
+            + b' examine_alone "$1" ;; esac; };'
             b" PATH=${PATH-/usr/bin:/bin}:" + quoting.quote(folder + b"/bin") + b"; export PATH; "
         )
 

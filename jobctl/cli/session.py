@@ -9,16 +9,13 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from jobctl import links, nodes, quoting, runner, target, timing
+from jobctl import links, nodes, quoting, target, timing
 from jobctl.cli import options, render, terminal
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import Job, check_name, printable
 from jobctl.ops import sessions
 from jobctl.paths import ssh_config, state_dir
 from jobctl.target import Target
-
-_NOT_FOUND = 127
-"""The exit status of a command that is not there."""
 
 
 class _Group(click.Group):
@@ -160,6 +157,8 @@ def run(text: str | None, to: str, words: tuple[str, ...]) -> int:
         begin += b"/bin/sh -c " + given + quoting.quote(os.fsencode(text)) + b" sh "
     elif words[0] == "jobctl":
         begin = b"$jobctl_exec "
+    else:
+        begin = b"jobctl_check " + quoting.quote(os.fsencode(words[0])) + b" || exit; exec "
     command_line = (begin + command_line).replace(b"\n", b"'\"$jobctl_nl\"'")
     # The shell stays, to tell by which signal the command ended, and is itself ended by none.
     # It would also say that, which nobody is to see.
@@ -170,10 +169,7 @@ def run(text: str | None, to: str, words: tuple[str, ...]) -> int:
     )
     if text is None:
         options.tell_of_shell_words(words)
-    status = terminal.run(state_dir(), to, line)
-    if status == _NOT_FOUND and text is None and (advice := runner.advice(words[0])):
-        render.say(f"command not found: {printable(words[0])}; {advice}")
-    return status
+    return terminal.run(state_dir(), to, line)
 
 
 @command.command("enter", epilog="Example: jobctl session enter web1")
