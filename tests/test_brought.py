@@ -64,7 +64,7 @@ def test_where_nothing_can_be_written_commands_run(far: Far, full: Path) -> None
     assert far.outcome(far.on("web1", "true"))[:2] == ("Failed", reason)
     assert far.out("session", "run", "web1", "--", "echo", "beside") == "beside\n"
     running.send_signal(signal.SIGINT)
-    assert running.wait(20) == 130
+    assert running.wait(60) == 130
     wait_until(lambda: not processes_with(nap))
     subprocess.run(["mount", "-o", "remount,rw", str(far.there)], check=True)
     assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"

@@ -38,12 +38,16 @@ def seconds(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
+LATE = 600.0
+"""How late (seconds) a busy machine may read what time it is there; the clocks are hours apart."""
+
+
 def timely(record: dict[str, Any], since: float) -> None:
-    """Fail unless all times of a record are between one and now."""
+    """Fail unless all times of a record are between one and now, as far as can be known."""
     times = [record[key] for key in ("created_at", "began_at", "ended_at") if record[key]]
     assert times
     for text in times:
-        assert since - 1 < seconds(text) < time.time() + 1, record
+        assert since - 1 < seconds(text) < time.time() + LATE, record
     assert times == sorted(times) or seconds(times[-1]) > seconds(times[-2]) - 0.1
 
 
@@ -83,7 +87,7 @@ def test_jobs_on_a_host(make_sshd: MakeSshd, make_far: Make, tmp_path: Path, off
     assert far.out("get", "-q", "--before", "1h").split() == []
     unfinished = [running, both, items]
     assert far.out("get", "-q", "--newest", "4").split() == [last, *unfinished]
-    assert max(elapsed(far, "--children")) < time.time() - since + 1
+    assert max(elapsed(far, "--children")) < time.time() - since + LATE
 
 
 def test_what_is_there(make_sshd: MakeSshd, make_far: Make) -> None:
@@ -101,7 +105,7 @@ def test_what_is_there(make_sshd: MakeSshd, make_far: Make) -> None:
         timely(record, since)
     far.out("remove", "--all", "--older-than", "1h")
     assert far.out("get", "-q").split() == adopted
-    assert max(elapsed(far)) < time.time() - since + 1
+    assert max(elapsed(far)) < time.time() - since + LATE
 
 
 def test_what_ended_while_the_host_was_away(far: Far) -> None:
@@ -112,7 +116,8 @@ def test_what_ended_while_the_host_was_away(far: Far) -> None:
     (far.sshd.home / "go7345").touch()
     wait_until(lambda: (guest / "exit").exists() and (guest / "exit").stat().st_size)
     (far.sshd.home / "go7345").unlink()
-    here = far.out("start", "-q", "true").strip()
+    # How late we read the clock there is how late the job there ended for us.
+    here = far.out("start", "-q", "sleep", "3").strip()
     far.run("wait", here)
     far.run("wait", job)
     assert far.out("get", "-q", "--newest", "1").split() == [here]

@@ -31,7 +31,7 @@ _jobctl_completion "$@"\
 """
 FISH_SPLIT = 'string split "," $completion', 'string split -m 1 "," $completion'
 """Not as Click has it: what is offered may have commas in it."""
-SECONDS = 30
+SECONDS = 60
 ENOUGH_ROOM = (200, 250)
 BASHRC = f"""
 PS1='READY> '

@@ -50,7 +50,7 @@ def _faults_stay_here(jobctl: Jobctl, tmp_path: Path) -> None:
 
 def call(jobctl: Jobctl, *words: str, prefix: tuple[str, ...] = (), **options: Any) -> Result:
     """Run it in some other way, fail if it hangs or has a fault to tell of."""
-    options = {"timeout": 20, **options}
+    options = {"timeout": 120, **options}
     if not prefix:
         return sane(jobctl.run(*words, status=None, **options))
     options = {"env": jobctl.env, "stdin": subprocess.DEVNULL, **options}
@@ -389,7 +389,7 @@ def looked_at(jobctl: Jobctl, harmed: dict[str, tuple[str, str]]) -> dict[str, d
 
 def cleared(jobctl: Jobctl, harmed: dict[str, tuple[str, str]]) -> None:
     """Remove all; afterwards nothing is left."""
-    result = call(jobctl, "remove", "--all", "--force", timeout=60)
+    result = call(jobctl, "remove", "--all", "--force")
     assert (result.returncode, result.stderr) == (0, b"")
     for folder in jobctl.state_dir.glob("jobs/*"):  # no jobs any more, and soon not there
         assert not is_job(*harmed[folder.name])
@@ -440,11 +440,11 @@ def test_harmed_folders_of_running_jobs(jobctl: Jobctl, tmp_path: Path, verb: st
         if harmed[job][0] not in ("exit", "stop"):
             assert record["state"] == "Running", (harmed[job], record)
     if verb == "stop":
-        call(jobctl, "stop", "--all", "--grace", "0.5", timeout=60)
+        call(jobctl, "stop", "--all", "--grace", "0.5")
         for job, harm in harmed.items():
             assert not alive(int(pids[job].read_text())) or not is_job(*harm), harm
     with open(go, "r+b", buffering=0):
-        assert call(jobctl, "wait", "--all", "--timeout", "20", timeout=30).returncode == 1
+        assert call(jobctl, "wait", "--all", "--timeout", "100").returncode == 1
     for record in jobctl.jobs():
         assert record["state"] in ("Completed", "Failed", "Stopped"), record
     wait_until(lambda: not any(alive(int(path.read_text())) for path in pids.values()))
@@ -472,7 +472,7 @@ def test_folders_removed_by_hand(jobctl: Jobctl) -> None:
         for verb in ("receive", "wait", "stop", "remove"):
             assert f"no job {job}" in jobctl.refused(3, verb, job)
     os.kill(pid, signal.SIGTERM)
-    out, err = waiter.communicate(timeout=20)
+    out, err = waiter.communicate(timeout=60)
     assert (waiter.returncode, out) == (124, b"") or b"removed meanwhile" in err
     wait_until(lambda: not alive(runner))
     assert int(jobctl.start("true")) > int(running)
@@ -500,8 +500,8 @@ def test_more_jobs_than_descriptors(jobctl: Jobctl, tmp_path: Path) -> None:
     all_at_once(jobctl, *[("start", "-q", "-c", text)] * 20)
     options: dict[str, Any] = {
         "preexec_fn": limited(resource.RLIMIT_NOFILE, 24),
-        "timeout": 40,
     }
+    wait_until(lambda: all((jobctl.folder(str(n)) / "stdout").read_text() for n in range(1, 21)))
     result = call(jobctl, "wait", "--all", "-q", "--timeout", "1", **options)
     assert (result.returncode, result.stdout, result.stderr) == (124, b"", b"")
     result = call(jobctl, "receive", "--all", "--wait", "--timeout", "1", **options)
@@ -520,5 +520,5 @@ def test_what_the_runner_writes_is_in_the_way(jobctl: Jobctl, kind: str) -> None
     text = f'cd "${{JOBCTL_PROGRESS%/*}}" && rm exit.new && {make} exit.new && exit 3'
     job = jobctl.sh(text)
     assert jobctl.jobs(job)[0]["exit_code"] in (None, 3)
-    jobctl.run("wait", "--timeout", "10", job, status=1)
+    jobctl.run("wait", "--timeout", "100", job, status=1)
     assert jobctl.jobs(job)[0]["exit_code"] == 3

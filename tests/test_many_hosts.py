@@ -185,7 +185,8 @@ def test_node_sets_that_make_no_sense(far: Far) -> None:
 
 
 def test_no_more_hosts_at_once_than_asked_for(far: Far, tmp_path: Path) -> None:
-    text = f"echo + >>{tmp_path}/log; sleep 1; echo - >>{tmp_path}/log"
+    go = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    text = f"echo + >>{tmp_path}/log; {go}; echo - >>{tmp_path}/log"
     job = far.on("web[1-4]", "-t", "2", "-c", text)
 
     def waits() -> bool:
@@ -194,7 +195,11 @@ def test_no_more_hosts_at_once_than_asked_for(far: Far, tmp_path: Path) -> None:
 
     wait_until(waits)
     far.kill_agent()
-    far.run("wait", job)
+    waiter = far.popen("wait", "-q", job, stdout=subprocess.PIPE)
+    far.until(job, "Running")  # the next agent is connected
+    far.until(f"{job}.2", "Running")
+    (tmp_path / "go").touch()
+    assert waiter.communicate()[0].decode() == f"{job}\n"
     running = most = 0
     for sign in (tmp_path / "log").read_text().split():
         running += 1 if sign == "+" else -1
@@ -216,7 +221,7 @@ def test_no_more_hosts_at_once_than_asked_for(far: Far, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_hosts_that_fail_hold_up_nobody_for_ever(far: Far) -> None:
     job = far.on("127.0.0.1:1,web1,127.0.0.1:2,web2,127.0.0.1:3,web3", "-t", "1", "true")
-    far.run("wait", job, "--timeout", "30", status=1)
+    far.run("wait", job, "--timeout", "100", status=1)
     states = [child["state"] for child in far.jobs("--children", job)[1:]]
     assert states == ["Failed", "Completed"] * 3
     assert "connection refused" in far.job(job)["reason"]

@@ -161,7 +161,7 @@ def test_a_reader_that_stalls_holds_up_nobody(jobctl: Jobctl) -> None:
     rest = jobctl.run("receive", job).stdout
     assert len(rest) > 100_000
     stalled.stdout.close()  # what is in the pipe comes back, although others were here since
-    stalled.wait(10)
+    stalled.wait(60)
     assert jobctl.job(job)["has_more_data"] is True
     first = jobctl.run("receive", job).stdout
     assert first + rest == numbered(20_000)
@@ -187,7 +187,7 @@ def test_follows_live(jobctl: Jobctl, tmp_path: Path) -> None:
     assert process.stdout.readline() == b"two\n"
     assert process.poll() is None
     second.write_text("\n")
-    assert process.wait(10) == 5
+    assert process.wait(60) == 5
 
 
 def test_follows_a_lost_job_to_its_end(jobctl: Jobctl) -> None:
@@ -199,7 +199,7 @@ def test_follows_a_lost_job_to_its_end(jobctl: Jobctl) -> None:
     at_rest(process)
     assert process.poll() is None
     os.kill(jobctl.job(job)["pid"], signal.SIGKILL)
-    assert process.wait(10) == 125
+    assert process.wait(60) == 125
     assert process.stderr
     assert process.stderr.read() == b"jobctl: job 1 failed: lost: runner was killed\n"
 
@@ -441,7 +441,7 @@ def test_receivers_at_once_get_whole_tagged_lines(jobctl: Jobctl) -> None:
         readers[-1].start()
     for reader, receiver in zip(readers, receivers, strict=True):
         reader.join()
-        assert receiver.wait(10) == 0
+        assert receiver.wait(60) == 0
     wanted = [b"1 localhost: %05000d" % i for i in range(1, 301)]
     wanted += [b"1 localhost: %0150000d" % i for i in range(1, 5)]
     wanted += [b"1 localhost: %01500000d" % 5]
@@ -579,7 +579,7 @@ def test_order_and_unknown_jobs(jobctl: Jobctl) -> None:
 
 def test_on_a_terminal(jobctl: Jobctl) -> None:
     job = jobctl.start("-c", "echo out; sleep 0.2; echo err >&2; sleep 60")
-    child = pexpect.spawn("jobctl", ["receive", "-w", job], env=jobctl.env, timeout=10)
+    child = pexpect.spawn("jobctl", ["receive", "-w", job], env=jobctl.env, timeout=60)
     child.expect("out\r\nerr\r\n")
     child.sendintr()
     child.expect(pexpect.EOF)
@@ -590,7 +590,7 @@ def test_on_a_terminal(jobctl: Jobctl) -> None:
 
 def test_a_paused_terminal_loses_nothing(jobctl: Jobctl) -> None:
     job = jobctl.done("seq", "100000")
-    child = pexpect.spawn("jobctl", ["receive", job], env=jobctl.env, timeout=10)
+    child = pexpect.spawn("jobctl", ["receive", job], env=jobctl.env, timeout=60)
     child.expect("5000\r\n")
     time.sleep(0.2)
     child.expect("99999\r\n100000\r\n")

@@ -294,7 +294,7 @@ def test_wait_for_several(either: Far, tmp_path: Path) -> None:
 def test_follow(either: Far) -> None:
     job = either.sh("for i in 1 2 3 4 5; do echo $i; sleep 0.1; done; exit 7")
     process = either.popen("receive", "--wait", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (7, b"1\n2\n3\n4\n5\n")
     assert error == f"jobctl: job {job} failed: exit status 7\n".encode()
     assert either.run("receive", "--wait", job, status=7).stdout == b""

@@ -125,7 +125,7 @@ def test_nothing_steers_the_terminal(jobctl: Jobctl) -> None:
 
 def on_terminal(env: dict[str, str], *words: str, columns: int = 80) -> str:
     """Return what the program prints on a terminal."""
-    child = pexpect.spawn("jobctl", list(words), env=env, timeout=10, dimensions=(24, columns))
+    child = pexpect.spawn("jobctl", list(words), env=env, timeout=60, dimensions=(24, columns))
     child.expect(pexpect.EOF)
     output = child.before
     assert isinstance(output, bytes)
@@ -145,7 +145,7 @@ def test_wide_and_narrow_terminals(jobctl: Jobctl) -> None:
 
 def test_watch(jobctl: Jobctl) -> None:
     job = jobctl.start("sleep", "60")
-    child = pexpect.spawn("jobctl", ["get", "--watch"], env=jobctl.env, timeout=10)
+    child = pexpect.spawn("jobctl", ["get", "--watch"], env=jobctl.env, timeout=60)
     child.expect("Running")
     jobctl.run("stop", job)
     child.expect("Stopped")
@@ -284,7 +284,7 @@ def test_watching_what_is_removed(jobctl: Jobctl) -> None:
     assert watch.stdout
     assert watch.stdout.readline() == b"1\n"
     jobctl.run("remove", job)
-    out, err = watch.communicate(timeout=20)
+    out, err = watch.communicate(timeout=60)
     assert (watch.returncode, out) == (3, b"")
     assert [line.split(b";")[0] for line in err.splitlines()] == [
         b"jobctl: no job 77",

@@ -79,7 +79,7 @@ class Served:
         self.process.stdin.close()
         assert self.process.stdout.read() == b""
         self.process.stdout.close()
-        assert self.process.wait(10) in (0, -signal.SIGKILL)
+        assert self.process.wait(60) in (0, -signal.SIGKILL)
         self.limit.cancel()
 
 

@@ -26,7 +26,7 @@ from jobctl import links
 
 pytest_plugins = ("sshd",)
 HEADER = ["Id", "Name", "Transport", "Host", "State", "Availability", "Jobs"]
-SECONDS = 20
+SECONDS = 60
 Make = Callable[[Sshd], Far]
 
 

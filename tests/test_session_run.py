@@ -74,7 +74,7 @@ def test_input_ends_before_output(web: Far) -> None:
         assert process.stdout.readline() == b"got " + word + b"\n"
     process.stdin.close()
     assert process.stdout.read() == b"over\n"
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
 
 
@@ -250,7 +250,7 @@ def test_a_signal_ends_the_command_and_its_children(web: Far, number: str, statu
     assert process.stdout.readline() == b"begun\n"
     wait_until(lambda: len(running(web, nap)) >= 2)
     process.send_signal(getattr(signal, f"SIG{number}"))
-    assert process.wait(20) == status
+    assert process.wait(60) == status
     # Also what sh started in the background, deaf to two of these signals.
     wait_until(lambda: not running(web, nap))
     assert process.stdout.read() == b""
@@ -264,7 +264,7 @@ def test_a_command_may_handle_signals(web: Far) -> None:
     assert process.stdout.readline() == b"begun\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.read() == b"caught\n"
-    assert process.wait(20) == 7
+    assert process.wait(60) == 7
     # Who insists is let go, and the command, which ignores it, loses its terminal and streams.
     text = "trap '' INT; echo begun; while :; do sleep 0.05; done"
     process.stdout.close()
@@ -296,7 +296,7 @@ def test_a_killed_agent_is_told(web: Far) -> None:
     wait_until(lambda: sessions(web)[0]["availability"] == "Busy")
     wait_until(lambda: [w for w in at_home(web.sshd.home).values() if w == "cat "])
     web.kill_agent()
-    assert process.wait(20) == 125
+    assert process.wait(60) == 125
     assert process.stderr is not None
     assert b"the agent was killed" in process.stderr.read()
     wait_until(lambda: not [w for w in at_home(web.sshd.home).values() if w == "cat "])
@@ -385,7 +385,7 @@ def test_login_shells(make_far: Make, make_sshd: MakeSshd, shell: str) -> None:
     process = far.popen("session", "run", "web1", "sleep", "4322")
     wait_until(lambda: running(far, "sleep 4322"))
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     wait_until(lambda: not running(far, "sleep 4322"))
 
 
@@ -420,7 +420,7 @@ def test_the_server_may_go_while_something_runs(web: Far, sshd: Sshd) -> None:
     process = web.popen("session", "run", "web1", "sleep", "4323", stderr=subprocess.PIPE)
     wait_until(lambda: running(web, "sleep 4323"))
     sshd.kill_connections()
-    assert process.wait(20) == 125
+    assert process.wait(60) == 125
     assert process.stderr is not None
     assert b"connection to web1 lost: " in process.stderr.read()
     process.stderr.close()
@@ -458,14 +458,14 @@ def test_only_one_command_is_interrupted_where_the_server_makes_no_groups(
         )
         wait_until(lambda: all(running(far, f"sleep {n} ") for n in (9151, 9152, 9153)))
         first.send_signal(signal.SIGINT)
-        assert first.wait(20) == 130
+        assert first.wait(60) == 130
         wait_until(lambda: not running(far, "sleep 9152 "))
         assert sessions(far, "web1")[0]["state"] == "Opened"
         assert far.job(job)["state"] == "Running"
         # The whole tree of the other one is hit, and nothing else of it is.
         for pid in running(far, "sleep 9153 "):
             os.kill(pid, signal.SIGKILL)
-        assert second.communicate(timeout=20)[0] == b"on\n"
+        assert second.communicate(timeout=60)[0] == b"on\n"
         far.run("stop", job)
     finally:
         far.run("session", "remove", "--all", "--force", status=None)

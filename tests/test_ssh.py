@@ -164,7 +164,7 @@ def test_much_data_both_ways_at_once(web1: Connection) -> None:
     threads = [in_thread(send), in_thread(lambda: errors.append(drain(stream.read_error)))]
     received = drain(stream.read)
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert received == data + bytes(size)
     assert errors == [data]
     assert stream.wait() == 0
@@ -220,7 +220,7 @@ def test_many_commands_at_once(web1: Connection) -> None:
         for n in range(8)
     ]
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert sorted(results) == [b"%d\n" % n for n in range(8)]
 
 
@@ -242,7 +242,7 @@ def test_a_stream_let_go(web1: Connection) -> None:
     reader = in_thread(lambda: stream.read(1))
     time.sleep(0.05)
     stream.close()
-    reader.join(5)
+    reader.join(60)
     assert not reader.is_alive()
     assert stream.read(1) == b""
     assert web1.alive()

@@ -242,7 +242,7 @@ def test_a_job_that_takes_its_time_to_start(jobctl: Jobctl) -> None:
     assert jobctl.out("get", "-q") == "1\n"
     os.write(writer, b"x")
     os.close(writer)
-    assert starting.communicate(timeout=20)[0] == b"2\n"
+    assert starting.communicate(timeout=60)[0] == b"2\n"
     assert jobctl.out("get", "-q") == "1\n2\n"
     assert jobctl.out("get", "-q", "2") == "2\n"
 

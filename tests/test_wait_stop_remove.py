@@ -79,7 +79,7 @@ def test_wait_while_another_removes(jobctl: Jobctl) -> None:
     process = jobctl.popen("wait", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     at_rest(process)
     jobctl.run("remove", "--force", job)
-    out, error = process.communicate(timeout=10)
+    out, error = process.communicate(timeout=60)
     assert (out, error) == (b"", b"jobctl: job 1 was removed meanwhile\n") or b"Stopped" in out
     assert process.returncode == 1
 
@@ -89,7 +89,7 @@ def test_wait_is_interrupted(jobctl: Jobctl) -> None:
     process = jobctl.popen("wait", job, stderr=subprocess.PIPE)
     at_rest(process)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=10)[1] == b""
+    assert process.communicate(timeout=60)[1] == b""
     assert process.returncode == 130
     assert jobctl.state(job) == "Running"
 
@@ -98,7 +98,7 @@ def test_wait_shows_progress_on_a_terminal(jobctl: Jobctl, tmp_path: Path) -> No
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     job = jobctl.sh(f"echo '42 down loading' >$JOBCTL_PROGRESS; read x <{gate}")
-    child = pexpect.spawn("jobctl", ["wait", "-q", job], env=jobctl.env, timeout=10)
+    child = pexpect.spawn("jobctl", ["wait", "-q", job], env=jobctl.env, timeout=60)
     child.expect("42%.*down loading")
     gate.write_text("\n")
     child.expect("100%")
@@ -407,7 +407,7 @@ def test_remove_while_others_look(jobctl: Jobctl) -> None:
         jobctl.popen("get", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(4)
     ]
     for process in (*removers, *lookers):
-        assert process.communicate(timeout=30)[1] == b""
+        assert process.communicate(timeout=60)[1] == b""
         assert process.returncode == 0
     assert list((jobctl.state_dir / "jobs").iterdir()) == []
 
