@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,3 +66,29 @@ def test_an_agent_has_nothing_of_whoever_came_first(far: Far) -> None:
     assert names == {"HOME", "PATH", "JOBCTL_STATE_DIR", "JOBCTL_RUNNER"}
     # What he has goes to nobody else's commands.
     assert far.out("session", "run", "web1", "sh", "-c", 'echo "${FOO-none}"') == "none\n"
+
+
+def test_an_interpreter_that_needs_more_to_start(far: Far, tmp_path: Path) -> None:
+    """An agent is begun with it, and hands it to nobody; where none begins, that is said."""
+    python, library = tmp_path / "python", tmp_path / "library"
+    python.write_text(
+        '#!/bin/sh\n[ "$NEEDED_7391" ] || { echo "libpython7391.so: cannot open" >&2; exit 127; }\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    library.mkdir()
+    (library / "sitecustomize.py").write_text(f"import sys; sys.executable = {str(python)!r}\n")
+    far.env["PYTHONPATH"] = str(library)
+    for words in (("session", "new", "web1"), ("start", "-w", "-H", "web1", "true")):
+        failed = far.run(*words, status=125)
+        said = f"the agent does not start: libpython7391.so: cannot open; see {far.state_dir}/agent"
+        assert said in failed.stderr.decode()
+    with far.sshd.config.open("a") as config:
+        config.write(f'Match exec "env >{tmp_path}/asked"\n  ServerAliveInterval 15\n')
+    environ = far.env | {"NEEDED_7391": "1"}
+    out = far.run("session", "run", "web1", "env", env=environ).stdout.decode()
+    assert len(processes_with(f"jobctl.agent {far.state_dir} ")) == 1
+    for environment in (out, (tmp_path / "asked").read_text()):
+        assert "NEEDED_7391" not in environment
+        assert str(library) not in environment
+    far.out("start", "-w", "-H", "web1", "true")

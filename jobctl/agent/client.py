@@ -23,10 +23,12 @@ from typing import Any
 
 from jobctl.errors import BadUsage, JobctlError, NotFound, Refused, Unreachable
 from jobctl.links import Links, agent_alive
+from jobctl.model import printable
 from jobctl.paths import ssh_config
 from jobctl.transport.sendenv import candidates
 
 _LOCK = 3
+_TAIL = 1000
 _PATIENCE = 20.0
 """Seconds that an agent gets to start."""
 _LONGEST_PATH = 90
@@ -36,8 +38,11 @@ _TOLD = (
     *("USER", "LOGNAME", "SHELL", "TERM", "LANG"),
 )
 """What of a caller's environment says how hosts are reached."""
-_KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR", "PYTHONPATH", "PYTHONHOME")
+KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
 """What of the environment of whoever starts it the agent has: it serves others after him."""
+_FOR_PYTHON = ("PYTHONPATH", "PYTHONHOME")
+"""What its interpreter has besides, to start."""
+_NOT_BEGUN = "the agent does not start"
 ASKED = "JOBCTL_ASKED"
 """The variable in which an agent gets what may be for hosts from whoever starts it, as JSON."""
 _ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
@@ -180,17 +185,18 @@ def sendable(state_dir: str) -> dict[str, str]:
 
 def _connected(state_dir: str) -> socket.socket:
     deadline = time.monotonic() + _PATIENCE
-    spawned = 0.0
+    spawned, log = 0.0, f"{state_dir}/agent.log"
     while True:
         try:
             return _attempt(state_dir)
         except OSError as error:
             now = time.monotonic()
             if now > deadline:
-                raise JobctlError(
-                    f"the agent does not start: {error.strerror}; see {state_dir}/agent.log"
-                ) from None
-            if now > spawned + 2.0 and not agent_alive(state_dir):
+                raise JobctlError(f"{_NOT_BEGUN}: {error.strerror}; see {log}") from None
+            alive = agent_alive(state_dir)
+            if spawned and not alive and (said := _last_line(log)).startswith(_NOT_BEGUN):
+                raise JobctlError(f"{said}; see {log}") from None
+            if now > spawned + 2.0 and not alive:
                 _spawn(state_dir)
                 spawned = now
             time.sleep(0.01)
@@ -245,7 +251,7 @@ def _spawn(state_dir: str) -> None:
 
     If it can be had it holds the lock from now on, by which others know that it is there.
     """
-    environment = {k: v for k, v in os.environ.items() if k in _KEPT}
+    environment = {k: v for k, v in os.environ.items() if k in (*KEPT, *_FOR_PYTHON)}
     environment["JOBCTL_STATE_DIR"] = state_dir
     # Who starts it need not be heard before it connects. It is no environment to be handed down.
     if given := sendable(state_dir):
@@ -273,9 +279,42 @@ def _spawn(state_dir: str) -> None:
                     os.dup2(fd, theirs)
                     os.set_inheritable(theirs, True)
                 os.closerange(_LOCK + 1, 256)
-                os.execve(sys.executable, words, environment)
+                _see_it_begin(words, environment, f"{state_dir}/agent.log")
         finally:
             os._exit(0)
     finally:
         for fd in (null, log, lock):
             os.close(fd)
+
+
+def _see_it_begin(words: list[str], environment: dict[str, str], log: str) -> None:
+    """Start the agent, and stay until it is there.
+
+    An interpreter may need more of our environment to start: then it gets all of it, and the
+    agent hands none of that on. Should that not do either, the log has why.
+    """
+    for environ in (environment, {**os.environ, **environment}):
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.set_inheritable(theirs, True)
+            try:
+                os.execve(sys.executable, [*words, str(theirs)], environ)
+            except OSError as error:
+                os.write(2, f"{sys.executable}: {error.strerror}\n".encode())
+            os._exit(127)
+        os.close(theirs)
+        # It ends well without a word where another one serves already.
+        if os.read(ours, 1) or not os.waitpid(pid, 0)[1]:
+            return
+        os.close(ours)
+    why = _last_line(log)
+    os.write(2, f"{_NOT_BEGUN}: {why or sys.executable}\n".encode("utf-8", "replace"))
+
+
+def _last_line(path: str) -> str:
+    """Return the last line of a file, as people may see it."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        lines = file.read(_TAIL).decode("utf-8", "replace").split("\n")
+    return printable(next((line for line in reversed(lines) if line.strip()), ""))

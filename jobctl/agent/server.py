@@ -19,7 +19,7 @@ from typing import Any
 import jobctl
 from jobctl import __version__, links, process
 from jobctl.agent.caller import Client, People
-from jobctl.agent.client import ASKED, peer_of
+from jobctl.agent.client import ASKED, KEPT, peer_of
 from jobctl.agent.link import Link
 from jobctl.agent.openers import Openers
 from jobctl.agent.passing import run
@@ -37,6 +37,8 @@ _IDLE = 5.0
 """Seconds without anything to do after which the agent ends."""
 _LONGEST_LOG = 1 << 20
 _BEAT = 1.0
+_OWN = {*KEPT, ASKED, "JOBCTL_STATE_DIR", "JOBCTL_RUNNER"}
+"""The variables that an agent has."""
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT
 
 
@@ -338,8 +340,11 @@ def _installed() -> tuple[int, int] | None:
 def main() -> None:
     """Serve the state directory that is the first argument, unless somebody does so.
 
-    The second may be a descriptor of its lock, which may be held already.
+    The second may be a descriptor of its lock, which may be held already; the third one, on which
+    somebody waits to hear that we have begun.
     """
+    for name in set(os.environ) - _OWN:
+        del os.environ[name]  # this interpreter may have needed it; nobody else is to have it
     state_dir = sys.argv[1]
     os.umask(0o077)
     os.chdir(state_dir)
@@ -348,6 +353,9 @@ def main() -> None:
     post = Post(state_dir, lock)
     if not post.take():
         return
+    if len(sys.argv) > 3:
+        with suppress(OSError), open(int(sys.argv[3]), "wb") as waiting:
+            waiting.write(b".")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.excepthook = lambda given: log(f"a thread failed: {given.exc_value!r}")
