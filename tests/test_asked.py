@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import signal
+import socket
+import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pexpect
@@ -22,6 +27,10 @@ from test_session import (
     status_of,
     until,
 )
+
+from jobctl.agent.caller import Client, People
+from jobctl.cli.terminal import _secret
+from jobctl.transport.base import Cancelled
 
 pytest_plugins = ("sshd",)
 __all__ = ["far", "make_far"]
@@ -107,6 +116,45 @@ def test_without_a_terminal_the_reason_names_the_way_out(far: Far) -> None:
     )
     result = far.run("start", "-w", "-H", "web1", "true", status=125, start_new_session=True)
     assert result.stderr.decode().endswith(f"publickey{WAY_OUT}\n")
+
+
+def test_time_is_up_while_somebody_is_asked() -> None:
+    master, terminal = pty.openpty()
+    with open(terminal, "r+b", buffering=0) as file:
+        with pytest.raises(TimeoutError):
+            _secret(file, "password: ", time.monotonic() - 1)
+        assert termios.tcgetattr(file)[3] & termios.ECHO
+        assert os.read(master, 100) == b"password: \r\n"
+    os.close(master)
+
+
+def test_people_who_wait_for_the_same_job() -> None:
+    people, ends = People(), [socket.socketpair() for _ in range(2)]
+    first, second = (Client(ours) for ours, _ in ends)
+    for client in (first, second):
+        people.come(client, ["1", "2"])
+    assert people.who_waits(["1"]) is first
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(first.secret, "?")
+        ends[0][1].recv(1000)  # the question has come
+        ends[0][1].close()
+        first.until_gone(lambda message: None)
+        with pytest.raises(Cancelled):
+            answer.result()
+    assert people.who_waits(["1"]) is second
+    people.leave(first)
+    people.leave(second)  # who was asked nothing
+    gone = people.who_waits(["2", "3"])
+    assert gone
+    with pytest.raises(Cancelled):
+        gone.secret("?")
+    assert people.who_waits(["3"]) is None
+    second.asked = False
+    people.come(second, ["2"])
+    assert people.who_waits(["2"]) is second
+    for client in (first, second):
+        client.close()
+    ends[1][1].close()
 
 
 def test_who_leaves_while_he_is_asked(far: Far) -> None:

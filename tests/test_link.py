@@ -11,13 +11,14 @@ from conftest import wait_until
 
 from jobctl import draft
 from jobctl.agent import link
+from jobctl.agent.caller import Nobody
 from jobctl.carried import Carried
 from jobctl.errors import Unreachable
 from jobctl.folder import Folder
 from jobctl.links import Links
 from jobctl.model import JobSpec, Place
 from jobctl.target import Target
-from jobctl.transport.base import Ask, Connection, Denied, Lost
+from jobctl.transport.base import Ask, Cancelled, Connection, Denied, Lost
 
 WEB1 = Target("web1")
 
@@ -27,6 +28,7 @@ class Company:
 
     def __init__(self) -> None:
         self.held: list[tuple[list[str], str]] = []
+        self.people: list[Ask] = []
 
     def ended(self, job: Carried) -> None:
         """Do nothing."""
@@ -39,8 +41,8 @@ class Company:
         self.held.append(([job.id for job in jobs], reason))
 
     def person(self, jobs: Iterable[Carried]) -> Ask | None:
-        """Return nobody."""
-        return None
+        """Return the first one."""
+        return next(iter(self.people), None)
 
 
 class Refusing:
@@ -52,7 +54,39 @@ class Refusing:
 
     def __call__(self, target: Target, ask: Ask) -> Connection:
         self.attempts += 1
+        ask.secret("?")
         raise self.error
+
+
+class Leaving(Nobody):
+    """Somebody who leaves when he is asked."""
+
+    def __init__(self, people: list[Ask]) -> None:
+        self.people = people
+
+    def secret(self, prompt: str) -> str | None:
+        """Leave."""
+        self.people.remove(self)
+        raise Cancelled("left")
+
+
+class Staying:
+    """Somebody who answers."""
+
+    def __init__(self) -> None:
+        self.questions = 0
+
+    def secret(self, prompt: str) -> str | None:
+        """Answer."""
+        self.questions += 1
+        return "x"
+
+    def confirm(self, question: str, fingerprint: str) -> bool:
+        """Say yes."""
+        return True
+
+    def show(self, text: str) -> None:
+        """Read it."""
 
 
 @pytest.fixture
@@ -113,6 +147,22 @@ def test_a_refusal_is_left_alone_until_somebody_asks(
     wait_until(lambda: to_web1.error)
     assert to_web1.add(sent())
     wait_until(lambda: host.attempts == before + 2)
+
+
+def test_another_one_is_asked_when_one_leaves(
+    to_web1: link.Link, company: Company, sent: Callable[[], Carried]
+) -> None:
+    stays = Staying()
+    company.people.append(Leaving(company.people))
+    company.people.append(stays)
+    assert to_web1.add(sent())
+    wait_until(lambda: company.held[-1:] and company.held[-1][0] == ["1"])
+    assert stays.questions == 1
+    assert company.people == [stays]
+    company.people[0] = Leaving(company.people)
+    to_web1.heed(["1"])
+    wait_until(lambda: company.held[-1][1].startswith("left"))
+    assert company.people == []
 
 
 @pytest.mark.parametrize("error", [Denied("refused"), Lost("broke")])

@@ -164,7 +164,7 @@ class People:
         wanted = frozenset(jobs)
         with self._lock:
             for who, ids in self._waiting.items():
-                if wanted & ids:
+                if wanted & ids and not who.gone():
                     return who
             return Gone() if wanted & self._cancelled else None
 

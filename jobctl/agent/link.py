@@ -22,7 +22,7 @@ from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.links import Links, LinkState
 from jobctl.target import Target
-from jobctl.transport.base import Ask, Connection, Denied, Lost, NoConnection
+from jobctl.transport.base import Ask, Cancelled, Connection, Denied, Lost, NoConnection
 
 _LINGER = 30.0
 """Seconds that a temporary connection is kept when nothing needs it any more."""
@@ -362,9 +362,11 @@ class Link:
     def _failed(self, error: Unreachable) -> None:
         """Tell who waits; jobs that never began and have no session to wait for have failed."""
         with self._change:
-            if self._unheard and not isinstance(self._present(), Nobody):
+            if left := isinstance(error, Cancelled):
+                self._ask = Nobody()
+            if (left or self._unheard) and not isinstance(self._present(), Nobody):
                 self._asked = True
-                return  # who can answer came too late for the question: once more
+                return  # who can answer came too late, or another one is there: once more
             self.error = error
             self._asked = False
             self._note(LinkState.BROKEN, error)

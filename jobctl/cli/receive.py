@@ -225,7 +225,7 @@ def follow(
         for error in _fetched(store, jobs):
             raise error
         with _doubting(ids):
-            ends = Ends(store.jobs, ids, force, terminal.person(), news, render.say)
+            ends = Ends(store.jobs, ids, force, terminal.person(deadline), news, render.say)
             ended = receiver.follow(ends, deadline)
         if auto_remove and len(ended) == len(ids) and not receiver.errors:
             _remove([job.id for job in jobs], manner)
@@ -265,7 +265,7 @@ def _gather(
     nodes.fold(())  # which headers need: a fault of its configuration is told before the wait
     whole = list[Job]()
     for news in finished(
-        store.jobs, ids, deadline, force=force, ask=terminal.person(), tell=render.say
+        store.jobs, ids, deadline, force=force, ask=terminal.person(deadline), tell=render.say
     ):
         whole += [job for _, job in news if job is not None]
     ended = parts(store, whole)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import select
 import signal
 import termios
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,18 +27,22 @@ _PATIENCE = 2
 """Signals that are passed on; who sends one more wants us to end whatever the host does."""
 
 
-def person() -> Asked | None:
-    """Return what asks the person at the terminal, None where we are not what he looks at."""
+def person(deadline: float | None = None) -> Asked | None:
+    """Return what asks the person at the terminal, None where we are not what he looks at.
+
+    :param deadline: when there is no more time for an answer, by time.monotonic().
+    """
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     except OSError:
         return None
     with open(terminal, "rb", buffering=0):
-        return ask if os.tcgetpgrp(terminal) == os.getpgrp() else None
+        ours = os.tcgetpgrp(terminal) == os.getpgrp()
+    return functools.partial(ask, deadline=deadline) if ours else None
 
 
-def ask(question: dict[str, Any]) -> object:
-    """Return what a person says to the agent's question, None where there is no terminal.
+def ask(question: dict[str, Any], deadline: float | None = None) -> object:
+    """Return what a person says to the agent's question, None where there is no terminal or time.
 
     Or show what it has to show, where messages go to a terminal.
     """
@@ -48,12 +55,13 @@ def ask(question: dict[str, Any]) -> object:
     except OSError:
         return None
     text = _lines(question["text"])
-    with open(terminal, "r+b", buffering=0) as file:
+    with open(terminal, "r+b", buffering=0) as file, suppress(TimeoutError):
         if question["ask"] == "confirm":
-            return _confirmed(file, text, str(question["fingerprint"]))
-        answer = _secret(file, text)
+            return _confirmed(file, text, str(question["fingerprint"]), deadline)
+        answer = _secret(file, text, deadline)
         # The end of input is an empty answer, as to ssh.
         return answer.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    return None
 
 
 def _lines(text: object) -> str:
@@ -61,12 +69,12 @@ def _lines(text: object) -> str:
     return "\n".join(printable(line) for line in str(text).split("\n"))
 
 
-def _confirmed(file: FileIO, question: str, fingerprint: str) -> bool:
+def _confirmed(file: FileIO, question: str, fingerprint: str, deadline: float | None) -> bool:
     """Return whether a person trusts a key: says yes, or types its fingerprint, as to ssh."""
     prompt = f"{question} (yes/no/[fingerprint])? "
     while True:
         file.write(prompt.encode())
-        answer = _line(file.fileno()).strip().decode("utf-8", "replace")
+        answer = _line(file.fileno(), deadline).strip().decode("utf-8", "replace")
         if answer.lower() in ("", "no"):
             return False
         if answer == fingerprint or answer.lower() == "yes":
@@ -78,8 +86,8 @@ class _Signal(Exception):
     """A signal that ends or stops a process came while the terminal was silent."""
 
 
-def _secret(file: FileIO, prompt: str) -> bytes:
-    """Return a line that is not shown, b"" at the end of input.
+def _secret(file: FileIO, prompt: str, deadline: float | None) -> bytes:
+    """Return a line that is not shown, b"" at the end of input; raise TimeoutError.
 
     Who goes on after ^Z is asked again.
     """
@@ -87,14 +95,21 @@ def _secret(file: FileIO, prompt: str) -> bytes:
         try:
             with _silent(file):
                 file.write(prompt.encode())
-                return _line(file.fileno())
+                return _line(file.fileno(), deadline)
         except _Signal as caught:
             os.kill(os.getpid(), caught.args[0])
 
 
-def _line(fd: int) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and (piece := read(fd, 4096)):
+def _line(fd: int, deadline: float | None) -> bytes:
+    poll, line = select.poll(), b""
+    poll.register(fd, select.POLLIN)
+    while not line.endswith(b"\n"):
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        if not poll.poll(left):
+            raise TimeoutError
+        piece = read(fd, 4096)
+        if not piece:
+            break
         line += piece
     return line
 

@@ -94,7 +94,7 @@ def _until_finished(
     waited_for = set[str]().union(*left.values())
     bar = _Bar(jobs, folders, waited_for)
     with bar.shown:
-        ask = bar.asking(terminal.person())
+        ask = bar.asking(terminal.person(deadline))
         for ended in finished(folders, sorted(waited_for), deadline, bar.beat, force, ask, bar.say):
             for part, _ in ended:
                 waited_for.discard(part)
