@@ -1,9 +1,9 @@
 """Calls the program without a start of Python for each call, which is most of what a call costs.
 
-For each subcommand there is one process that has imported it, and nothing else of its own
-accord; a call is a fork of it that gets the words, the environment, the folder and the
-standard files of the call, and then does what the program's own script does. What shows
-how a process was started is called as users call it: see can().
+For each subcommand there is one process that has imported it, and what many calls import when
+they come to it (MOST); a call is a fork of it that gets the words, the environment, the folder
+and the standard files of the call, and then does what the program's own script does. What
+shows how a process was started is called as users call it: see can().
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, NoReturn
 
 COMMANDS = ("start", "get", "receive", "wait", "stop", "remove", "session")
+MOST = ("jobctl.store", "jobctl.ops.find", "tabulate", "click._termui_impl", "difflib", "shlex")
 _OPTIONS = {"env", "cwd", "input", "stdin", "stdout", "stderr", "start_new_session", "umask"}
 _READ_AT_START = ("LC_", "LANG", "PYTHON", "COVERAGE_", "LD_")
 """What Python and the loader take from the environment when they start."""
@@ -251,7 +252,8 @@ def _begin(program: str, command: str, way: int) -> None:
     sys.path[0] = os.path.dirname(program)
     sys.argv = [program]
     importlib.import_module("jobctl.__main__")
-    importlib.import_module(f"jobctl.cli.{command}")
+    for module in (f"jobctl.cli.{command}", *MOST):
+        importlib.import_module(module)
     gc.freeze()
     _serve(socket.socket(fileno=way))
 

@@ -104,7 +104,7 @@ def test_words_arrive_byte_for_byte(bare: Bare, jobctl: Jobctl) -> None:
 
 
 def test_many_and_long_words(bare: Bare, jobctl: Jobctl) -> None:
-    words = ["x'" * 2_000, *["y\n" * 10_000] * 9]
+    words = ["x'" * 2_000, *["y\n" * 1_000] * 8, "y\n" * 10_000]
     out = bare.run("start", "-wq", "sh", "-c", 'echo $# "${10}" "$1"', "sh", *words).stdout
     assert out == f"10 {words[9]} {words[0]}\n".encode()
     assert bare.job("1") == jobctl.job("1")
