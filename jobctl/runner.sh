@@ -527,7 +527,7 @@ signal_all() {
     shift
     for job in "$@"; do
         number=${job%%:*}
-        eval "put_line \"\$name\" >>$signals"
+        [ "$number" = 0 ] || eval "put_line \"\$name\" >>$signals"
     done
     for member in $(members "$@"); do
         target=${member#*/} number=${member%%/*}
@@ -547,7 +547,7 @@ signal_all() {
 
 # Takes the last line from file $2 if it is $1.
 without_line() {
-    sed -e "\$ { /^$1\$/d" -e '}' "$2" >"$2.new" && mv -f "$2.new" "$2"
+    [ -f "$2" ] && sed -e "\$ { /^$1\$/d" -e '}' "$2" >"$2.new" && mv -f "$2.new" "$2"
 } 2>/dev/null
 
 # --- run ----------------------------------------------------------------------

@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl, processes_with, sleeper, wait_until
+from conftest import PROGRAM, Jobctl, processes_with, sleeper, wait_until
 from far import Far
+from sshd import MakeSshd
 from test_items import children, each
 
 TIME_OUT = "timed out after 2s"
@@ -195,3 +197,47 @@ def test_a_signal_to_what_has_not_begun(either: Far, tmp_path: Path) -> None:
     either.run("stop", "--grace", "0", gate, *running)
     either.run("wait", *waiting[:2])
     assert {either.state(job) for job in waiting[:2]} == {"Completed"}
+
+
+@pytest.mark.parametrize("where", [(), ("-H", "web1")], ids=["here", "there"])
+def test_items_of_another_user(tmp_path: Path, make_sshd: MakeSshd, where: tuple[str, ...]) -> None:
+    """Stopped by one who may not signal them: no further ones begin, and these end as they do."""
+    if os.getuid() != 0 or sys.platform != "linux":
+        pytest.skip("only root can run commands as two users")
+    bound = ["setpriv", "--bounding-set", "-kill"]
+    server = make_sshd(f'ForceCommand exec {" ".join(bound)} sh -c "$SSH_ORIGINAL_COMMAND"')
+    program = Far(tmp_path / "state", tmp_path, server, *where)
+
+    def told(*words: str, status: int) -> str:
+        command = [*bound, PROGRAM, *words]
+        result = subprocess.run(command, env=program.env, stdin=-3, stdout=-1, stderr=-2)
+        assert result.returncode == status, result
+        return result.stdout.decode()
+
+    gates = Path(tempfile.mkdtemp(dir="/tmp"))
+    gates.chmod(0o755)
+    text = f"until [ -e {gates}/go ]; do sleep 0.1; done; exit {{}}"
+    other = ("setpriv", "--reuid", "65534", "--clear-groups", "sh", "-c", text)
+    slots = ("--per-host" if where else "-t", "2")
+    try:
+        job = each(program, "0\n3\n0\n", *where, *slots, "--retries", "1", *other)
+        for number in (1, 2):
+            program.until(f"{job}.{number}", "Running")
+        wait_until(
+            lambda: len(processes_with(text.format(0))) + len(processes_with(text.format(3))) == 2
+        )
+        missed = told("stop", "--signal", "KILL", job, status=1)
+        assert all(f"job {job}.{n}: signal KILL reached none" in missed for n in (1, 2))
+        assert f"{job}.2: signal TERM" in told("stop", "--signal", "TERM", f"{job}.2", status=1)
+        assert "cannot be ended" in told("stop", "--grace", "0", job, status=125)
+        (gates / "go").touch()
+        program.run("wait", job, "--timeout", "60", status=1)
+        found = [(child["state"], child["exit_code"]) for child in children(program, job)]
+        assert found == [("Completed", 0), ("Failed", 3), ("Stopped", None)]
+        assert program.job(job)["reason"] == "exit status 3"
+        told("remove", job, status=0)
+    finally:
+        (gates / "go").touch()
+        program.close()
+        wait_until(lambda: not processes_with(str(gates)))
+        shutil.rmtree(gates)

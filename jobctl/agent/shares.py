@@ -405,9 +405,10 @@ class Spread:
             except JobctlError as failure:
                 error = str(failure)
                 continue
-            left, reached = left or bool(answer.split()), True
+            some, reached = bool(answer.split()), True
+            left = left or some
             if numbers is None:
-                self._settled(share)
+                self._settled(share, wait=not some)
         if error and numbers is None:
             if reached:
                 error += "; the rest is stopped as soon as it can be"
@@ -420,7 +421,7 @@ class Spread:
         """Stop what a host has that could not be reached when the job was stopped."""
         with suppress(JobctlError):
             share.end_items(far, [0], _GRACE, os.fsdecode(self.task.get("stop").strip()))
-            self._settled(share)
+            self._settled(share, wait=True)
             self.conclude()
 
     def _withdrawn(self, number: int, reason: str) -> bool:
@@ -433,10 +434,10 @@ class Spread:
             self.task.note_end(number, State.STOPPED, reason)
             return True
 
-    def _settled(self, share: Share) -> None:
+    def _settled(self, share: Share, wait: bool) -> None:
         """Wait until what a host had begun has ended here, too; the rest it will not begin."""
         deadline = time.monotonic() + 20.0
-        while time.monotonic() < deadline:
+        while wait and time.monotonic() < deadline:
             running = self._unended[share.number] & self.task.runs_on(share.number)
             if not running:
                 break
