@@ -454,14 +454,17 @@ with_what_lives() {
         last_begun "$slot"
         [ -z "$begun" ] || { cookie "$begun" && jobs="$jobs $begun:$cookie"; }
     done
-    # Of the items of our slots: others of the job may run in another folder of this machine.
+    # Other items of a job on hosts may run in another folder of this machine.
+    share=$(grep -s "^share='1'" spec)
     jobs=$({
         printf '%s\n' "$jobs" | tr ' ' '\n'
-        { journals; cookies | sed 's/^/cookie /'; } |
-            awk -v whole="${instance_id%????????????}" '
-                /^[1-9][0-9]* B / { ours[$1] }
-                /^cookie / && index($3, whole) == 1 { n = substr($3, length(whole) + 1) + 0
-                                                      if (n in ours) print n ":" $3 }'
+        { [ -z "$share" ] || spans; cookies | sed 's/^/cookie /'; } |
+            awk -v share="$share" -v whole="${instance_id%????????????}" '
+                /^[1-9]/ { for (n = $1; n < $1 + $2; n++) ours[n] }
+                /^cookie / && index($3, whole) == 1 {
+                    n = substr($3, length(whole) + 1) + 0
+                    if (share == "" || n in ours) print n ":" $3
+                }'
     } | sort -u | tr '\n' ' ')
 }
 

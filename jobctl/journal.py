@@ -73,7 +73,10 @@ class Journals:
 
     def place(self, slot: str, boot: str) -> Place:
         """Return where a slot was begun."""
-        words = self._self(slot)
+        return self._place(self._self(slot), boot)
+
+    @staticmethod
+    def _place(words: list[bytes], boot: str) -> Place:
         if not words:
             return Place.NOWHERE
         return process.place_of(records.text(words[3]), records.text(words[2]), boot)
@@ -86,8 +89,9 @@ class Journals:
     def elsewhere(self, boot: str) -> str:
         """Return the name of another machine that has slots which have not come to their end."""
         for slot in self._slots():
-            if self.place(slot, boot) is Place.ELSEWHERE and not self._done(slot):
-                return records.text(self._self(slot)[3])
+            words = self._self(slot)
+            if self._place(words, boot) is Place.ELSEWHERE and not self._done(slot):
+                return records.text(words[3])
         return ""
 
     def host(self, slot: str) -> str:
@@ -100,8 +104,10 @@ class Journals:
 
     def keeper(self, slot: str, boot: str) -> Identity | None:
         """Return a slot that lives, None if it does not."""
-        words = self._self(slot)
-        if not words or self.place(slot, boot) is not Place.HERE:
+        return self._keeper(self._self(slot), boot)
+
+    def _keeper(self, words: list[bytes], boot: str) -> Identity | None:
+        if self._place(words, boot) is not Place.HERE:
             return None
         identity = Identity(records.integer(words[0]) or 0, records.text(words[1]), boot)
         return identity if process.alive(identity, boot) else None
@@ -146,15 +152,28 @@ class Journals:
 
         It is the child of its slot or, should that be dead, bears its cookie.
         """
-        if not run.pid or self.place(run.slot, boot) is not Place.HERE:
+        return self._sight(run, self._self(run.slot), cookie, boot)
+
+    def _sight(self, run: Run, words: list[bytes], cookie: str, boot: str) -> Sight | None:
+        if not run.pid or self._place(words, boot) is not Place.HERE:
             return None
         if run.start != "-":
             return process.alive(Identity(run.pid, run.start, boot), boot)
-        sight, keeper = process.look(run.pid), self.keeper(run.slot, boot)
+        sight, keeper = process.look(run.pid), self._keeper(words, boot)
         if keeper and sight and sight.parent == keeper.pid:
             return sight
         orphan = not keeper and process.has_variable(run.pid, cookie)
         return sight if orphan else None
+
+    def deserted(self, run: Run, cookie: str, boot: str) -> bool:
+        """Whether a command has ended whose slot was killed here before.
+
+        What that slot says of itself is read once: its folder may be taken away meanwhile.
+        """
+        words = self._self(run.slot)
+        if self._place(words, boot) is not Place.HERE or self._keeper(words, boot):
+            return False
+        return self._sight(run, words, cookie, boot) is None
 
     def catch_up(self) -> None:
         """Read what the journals say that is not known yet."""

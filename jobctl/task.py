@@ -149,16 +149,12 @@ class Task(Folder):
 
         Returns whether it runs no more.
         """
-        if self._journals.place(run.slot, boot) is not Place.HERE:
-            return False
-        if self._journals.keeper(run.slot, boot):
+        if not self._journals.deserted(run, self._variable(number), boot):
             return False
         self._journals.catch_up()  # the slot may have ended by itself since we looked
         if number in self._journals.ends:
             return True
-        if self._journals.sight(run, self._variable(number), boot):
-            return False
-        state, reason = State.FAILED, _KILLED
+        state, reason = State.FAILED, self._damage(f"slots/{run.slot}") or _KILLED
         if self.has(name := f"children/{number}.stop"):
             state = State.STOPPED
             reason = os.fsdecode(self.get(name).strip()) or "stopped by user"
@@ -379,8 +375,8 @@ class Task(Folder):
             self.put("lost", _REBOOTED.encode() + b"\n")
             self._conclude(boot)
             return 0
-        if gone := next((name for name in _FOLDERS if not os.path.isdir(self.file(name))), ""):
-            self.put("lost", f"damaged: the folder {gone} is missing\n".encode())
+        if damage := self._damage():
+            self.put("lost", damage.encode() + b"\n")
             self._conclude(boot)
             return 0
         living = sum(not self._lost(number, run, boot) for number, run in runs.items())
@@ -388,6 +384,11 @@ class Task(Folder):
         if not left and not living:
             self._conclude(boot)
         return left
+
+    def _damage(self, *more: str) -> str:
+        """Return which folder is missing, if one is, of those that all jobs have and of more."""
+        gone = (name for name in (*_FOLDERS, *more) if not os.path.isdir(self.file(name)))
+        return "".join(f"damaged: the folder {name} is missing" for name in [*gone][:1])
 
     def _give_back(self, runs: dict[int, Run]) -> int:
         """Give back what was taken but never begun; return how many items can be taken."""
