@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import first_of, living_slots, wait_until
+from conftest import first_of, living_slots, processes_with, sleeper, wait_until
 from far import Far
 from sshd import Wire, free_port
 
@@ -151,6 +151,21 @@ def test_so_many_at_once(far: Far) -> None:
     assert "--per-host needs" in far.refused(2, "start", "--per-host", "2", "-H", "web1", "true")
     both = ("--results", "remote", "--foreach", "/dev/null")
     assert "contradict" in far.refused(2, "start", *both, "-H", "web1", "true")
+
+
+def test_an_agent_that_knows_nothing_of_the_job_yet(far: Far) -> None:
+    nap = sleeper()
+    job = each(far, numbers(3), "web1", "--per-host", "3", *nap.split())
+    wait_until(lambda: states(far, job) == {"Running": 3})
+    for words, running in (
+        (("--signal", "CONT", job), 3),
+        ((f"{job}.2",), 2),
+        ((job,), 0),
+    ):
+        far.kill_agent()
+        far.run("stop", *words)
+        assert len(processes_with(nap)) == running
+    assert states(far, job) == {"Stopped": 3}
 
 
 def test_a_host_that_refuses_delays_nobody(far: Far) -> None:

@@ -147,7 +147,8 @@ class Queue:
         self._attend(whole)
         spread = self._spreads.get(task.id)
         if spread is None:
-            if not self._may_begin(whole):
+            given = any(share.folder.has("accepted") for share in Spread.shares_of(task))
+            if not given and not self._may_begin(whole):
                 return
             task.unlink("run")
             spread = Spread(task, self._far_of, self._tell, self._spread_ended)
@@ -378,8 +379,7 @@ class Queue:
     ) -> tuple[bool, str]:
         if task.finished():
             return self._end_leftovers(task, numbers, grace, ask)
-        spread = self._spreads.get(task.id)
-        if spread:
+        if spread := self._spread_of(task, ask):
             return spread.stop(numbers, grace, reason)
         if numbers is None:  # it waits for another job
             self._end_here(Carried(task), reason)
@@ -387,6 +387,22 @@ class Queue:
             for number in numbers:
                 task.note_end(number, State.STOPPED, reason)
         return False, ""
+
+    def _spread_of(self, task: FarTask, ask: Ask | None) -> Spread | None:
+        """Return what shares items out, if that has begun, with its hosts reached if they can be.
+
+        An agent that has just begun may not have come to this job yet.
+        """
+        self.look([task.id])
+        spread = self._spreads.get(task.id)
+        if spread:
+            shares: list[Carried] = [s for s in spread.shares if s.folder.has("accepted")]
+
+            def reach(link: Link, _: list[Carried]) -> None:
+                link.opened(ask)
+
+            self._on_hosts(shares, reach)
+        return spread
 
     def _end_leftovers(
         self, task: FarTask, numbers: set[int] | None, grace: float, ask: Ask | None
@@ -457,7 +473,7 @@ class Queue:
         ids, of_items = self._apart(ids)
         errors = dict[str, str]()
         for task, numbers in of_items.items():
-            if spread := self._spreads.get(task.id):
+            if spread := self._spread_of(task, ask):
                 missed, error = spread.signal(numbers, name)
                 left.extend(missed)
                 if error:
