@@ -252,6 +252,23 @@ def test_a_variable_that_stands_for_an_option(jobctl: Jobctl) -> None:
     assert "Invalid value for '-o'" in jobctl.refused(2, "get", "-o", "xml")
 
 
+def test_watching_more_than_a_screen(jobctl: Jobctl) -> None:
+    jobctl.run("start", "--foreach", "-", "echo", input=b"1\n" * 12)
+    jobctl.run("wait", "1")
+    words = ["get", "--children", "--watch"]
+    child = pexpect.spawn(
+        "jobctl", words, env=jobctl.env, timeout=60, encoding="utf-8", dimensions=(8, 80)
+    )
+    child.expect(r"Command *\r\n… 8 more\r\n1\.8 ")
+    child.expect("\r\n1.12 ")
+    child.setwinsize(40, 80)
+    child.expect(r"Command *\r\n1 .*\r\n1\.1 ")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+
+
 def test_watching_nobody(jobctl: Jobctl) -> None:
     assert "nobody" in jobctl.refused(3, "get", "--watch", "nobody")
 

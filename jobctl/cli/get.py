@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jobctl.ops.find import Found
 
 _REDRAW = 1.0
+_LOWEST = 3
+"""Lines of a terminal that has room for a head, a line of what is left out and a row."""
 
 
 @click.command("get", epilog="Example: jobctl get --state Failed --newest 5 -o wide")
@@ -83,6 +85,15 @@ def _shown(jobs: list[Job], chosen: options.Chosen, children: bool) -> list[Job]
     return sorted(shown.values(), key=lambda job: job.key)
 
 
+def _on_one_screen(text: str) -> str:
+    """Return the head of a table and as many of its last rows as a terminal shows at once."""
+    lines, room = text.splitlines(keepends=True), os.get_terminal_size(1).lines - 1
+    if len(lines) <= room or room < _LOWEST:
+        return text
+    rows = lines[2 - room :]
+    return "".join([lines[0], f"… {len(lines) - 1 - len(rows)} more\n", *rows])
+
+
 def _watched(chosen: options.Chosen, children: bool, form: str) -> Found:
     """Show the jobs each time they have changed, on a terminal in place, until ^C.
 
@@ -94,6 +105,8 @@ def _watched(chosen: options.Chosen, children: bool, form: str) -> Found:
             render.tell_all(found.missing)
         _look_after(found.jobs)
         text = render.rendered(_shown(found.jobs, chosen, children), form)
+        if form in ("table", "wide") and os.isatty(1):
+            text = _on_one_screen(text)
         if text != before:
             render.out(("\x1b[H\x1b[2J" if os.isatty(1) else "") + text)
             before = text
