@@ -185,17 +185,17 @@ def at_rest(process: subprocess.Popen[bytes]) -> None:
 
     One that only waits for a processor is not at rest.
     """
-    used, since = "0", time.monotonic()
-    while time.monotonic() - since < 0.5 or used == "0":
-        try:  # schedstat is exact, as one that was forked needs it; stat counts its threads too
-            folder = Path(f"/proc/{process.pid}")
+    used, began, since = "", False, time.monotonic()
+    while time.monotonic() - since < 0.5 or not began:
+        folder = Path(f"/proc/{process.pid}")
+        try:  # hundredths of a second, of which one that was forked may use none
             fields = (folder / "stat").read_text().rpartition(") ")[2].split()
-            exact = (folder / "schedstat").read_text().split()[0]
-            now, sleeps = "0" if exact == "0" else f"{exact} {fields[11:13]}", fields[0] == "S"
+            now, sleeps = str(fields[11:13]), fields[0] == "S"
+            began = began or (folder / "schedstat").read_text().split()[0] != "0"
         except OSError:
             words = ["ps", "-o", "time=", "-p", str(process.pid)]
             now = subprocess.run(words, stdout=subprocess.PIPE, text=True).stdout
-            sleeps = True
+            began = sleeps = True
         if now != used or not sleeps:
             used, since = now, time.monotonic()
         elif process.poll() is not None:
