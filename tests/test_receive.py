@@ -517,6 +517,10 @@ def test_output_dir_that_cannot_be(jobctl: Jobctl, tmp_path: Path) -> None:
     if os.geteuid() == 0 and os.path.isdir("/sys/kernel"):  # which not even root can write to
         said = jobctl.refused(2, "receive", "--output-dir", "/sys/kernel/x/y", job)
         assert said.endswith(": Operation not permitted")
+    (tmp_path / "out").mkdir()
+    (tmp_path / f"out/{job}.stdout").symlink_to("nowhere/x")
+    said = jobctl.refused(125, "receive", "--output-dir", "out", job, cwd=tmp_path)
+    assert said == f"jobctl: cannot write out/{job}.stdout: it is a link that leads nowhere"
     assert jobctl.out("receive", job) == "o\n"
 
 

@@ -356,6 +356,8 @@ def test_refused_answers(
         waiting.append(interface([method], "right"))
         with pytest.raises(Denied, match="web1 refuses the login of") as caught:
             connect(Target("web1", "me"), person, str(path))
+        # By the name that was given, which tells it from others of the same address.
+        assert all("me@web1" in prompt for prompt in person.prompts)
         assert waiting[-1].attempts.count(method) in (tries, tries or 1)
         assert (f"tried {method}" in str(caught.value)) == bool(tries)
         assert ("'jobctl session new' at a terminal asks" in str(caught.value)) == (not tries)

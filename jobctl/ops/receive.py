@@ -451,7 +451,9 @@ class Receiver:
                 path, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if anew else os.O_APPEND), 0o666
             )
         except OSError as error:
-            raise CannotWrite(f"cannot write {printable(path)}: {error.strerror}") from None
+            nowhere = os.path.islink(path) and not os.path.exists(path)
+            why = "it is a link that leads nowhere" if nowhere else error.strerror
+            raise CannotWrite(f"cannot write {printable(path)}: {why}") from None
         finally:
             os.umask(before)
         self._begun.add(path)
