@@ -921,6 +921,8 @@ carry_all() {
     trap leave PIPE TERM HUP INT
     wakes='' tail='' armed='' listening='' ticker='' serial=0 quiet=0 piece=262144
     while :; do
+        # A runner has its end of the pipe, too: so it may not end with the other process.
+        kill -s 0 "$served" || leave
         # shellcheck disable=SC2086  # without spaces, all of them
         look_at_all $carried
         # Soon again while something comes; then we sleep until the kernel wakes us, but
@@ -936,7 +938,6 @@ carry_all() {
             3) arm && tick_in 0.05 ;;
             4) tick_in 0.2 ;;
             *)
-                kill -s 0 "$served" || leave
                 arm
                 if [ "$wakes" != yes ]; then
                     tick_in 0.2
@@ -947,6 +948,8 @@ carry_all() {
                 fi
                 ;;
             esac
+        elif [ "$ear" = /dev/fd/7 ]; then
+            tick_in 5 # the pipe does not end, as we could write to it
         fi
         hear
     done

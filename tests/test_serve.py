@@ -24,10 +24,11 @@ MOST = 65536
 class Served:
     """`serve.sh control`, spoken to as the agent does."""
 
-    def __init__(self, shell: list[str], state_dir: Path) -> None:
+    def __init__(self, shell: list[str], state_dir: Path, script: Path = SCRIPT) -> None:
         self.state_dir = state_dir
+        self.shell = shell
         self.process = subprocess.Popen(
-            [*shell, str(SCRIPT), "control", str(state_dir), str(MOST)],
+            [*shell, str(script), "control", str(state_dir), str(MOST)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={"PATH": "/usr/bin:/bin", "HOME": str(state_dir), "JOBCTL_RUNNER": "1"},
@@ -204,3 +205,33 @@ def test_both_of_its_processes_end_when_the_first_is_killed(served: Served) -> N
     # Its output ends with the last process that could write it.
     assert served.process.stdout
     assert served.process.stdout.read() == b""
+
+
+def test_so_they_do_while_a_job_keeps_them_busy(served: Served, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    served.accept("1", f"until [ -e {go} ]; do echo more; sleep 0.02; done")
+    served.send("look")
+    while b"out " not in served.line():
+        pass
+    served.process.kill()
+    served.process.wait()
+    assert served.process.stdout
+    assert served.process.stdout.read()
+    go.touch()
+
+
+def test_so_they_do_where_the_pipe_between_them_has_no_end(served: Served, tmp_path: Path) -> None:
+    """As on systems without /proc, where whoever reads it could write to it as well."""
+    for path in SCRIPT.parent.glob("*.sh"):
+        text = path.read_text()
+        (tmp_path / path.name).write_text(text.replace("/proc/self/fd/", "/nowhere/"))
+    other = Served(served.shell, served.state_dir, tmp_path / "serve.sh")
+    other.send("survey", "1")
+    other.frames(b"1 ok")
+    other.send("erase", "2", "guest/none")
+    other.frames(b"2 ok")  # now the second one waits
+    other.process.kill()
+    other.process.wait()
+    assert other.process.stdout
+    assert other.process.stdout.read() == b""
+    other.limit.cancel()
