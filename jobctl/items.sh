@@ -54,7 +54,7 @@ unset jobctl_sourced
 own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now=''
 place='' host_now='' keeper='' short=''
 uptime='' killed='' refusal=''
-jobctl_dir='' jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
+jobctl_dir='' jobctl_tools=${jobctl_tools-} jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
 
 # --- what differs from the runner of one command --------------------------------
@@ -112,7 +112,8 @@ note_begun() {
     JOBCTL_ITEM=$jobctl_item
     JOBCTL_PROGRESS=$jobctl_dir/children/$jobctl_number.progress
     export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
-    put_line "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}" >&5
+    # Without that, it would be given back, and run again, should its slot be killed.
+    note "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}"
     exec 5>&-
     # Who stops it makes one of these, then reads the journal; here it is the other way round.
     if [ -e "$jobctl_dir/stop" ] && [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
@@ -155,7 +156,7 @@ cookie() {
 slots() {
     cd -- "$1" || exit 125
     [ -z "${4-}" ] || kill -s KILL "$4"
-    dir=$PWD jobctl_slot=$2 last=$3
+    dir=$PWD jobctl_dir=$PWD jobctl_slot=$2 last=$3
     make_slot "slots/$2" || exit 125
     exec 3>&1 >/dev/null 2>>"slots/$2/log" 5>>"slots/$2/journal" </dev/null
     trap : HUP INT QUIT TERM
@@ -219,6 +220,7 @@ linger() {
 
 # `:` would end the shell if that cannot be written.
 note_done() {
+    [ -f "slots/$jobctl_slot/journal" ] || go_on_in_another
     true >"slots/$jobctl_slot/done"
 }
 
@@ -359,11 +361,17 @@ run_item() {
     [ "$state" != F ] || [ -d children ] || reason='damaged: the folder children is missing'
     clock
     shorten "$reason"
-    until put_line "$jobctl_number $state $code ${signal:--} $now ${uptime:--} $short" >&5; do
-        [ -f spec ] || exit 1
-        sleep 1 # the disk is full
-    done
+    note "$jobctl_number $state $code ${signal:--} $now ${uptime:--} $short"
     [ -n "$told" ] || { say ended; told=1; }
+}
+
+# Writes line $1 into the journal, as soon as there is room on the disk. What a full one has taken of
+# it ends with a newline of its own.
+note() {
+    put_line "$1" >&5 || until { echo && put_line "$1"; } >&5; do
+        [ -f "$jobctl_dir/spec" ] || exit 1
+        PATH=$jobctl_tools sleep 1
+    done
 }
 
 # To the starter, who wants to hear of the first item only.

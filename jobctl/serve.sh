@@ -62,7 +62,8 @@
 #                                      another machine, which shares this state directory
 #   exit H LENGTH                      the file exit follows, and a newline. All output that
 #                                      there was at the end was sent before. H is free again.
-#   gone H                             the job is not there (any more). H is free again.
+#   gone H [FOLDER]                    the job, with items that folder of it, is not there (any more).
+#                                      H is free again.
 #   much H                             there is MOST or more to be sent. H is free again.
 #   item H N STREAM OFFSET LENGTH      bytes of an item's output follow, and a newline
 #   self H K LENGTH                    what the file self of a slot holds follows, and a newline
@@ -248,12 +249,10 @@ share() {
 
 feed() {
     file=guest/$2/items/$5
-    for folder in items taken children slots; do
-        [ -d "guest/$2/$folder" ] || {
-            answer "$1 no damaged: the folder $folder is missing"
-            return
-        }
-    done
+    if lacks "guest/$2"; then
+        answer "$1 no damaged: the folder $lacking is missing"
+        return
+    fi
     # Who brings it again has not heard of its items for long.
     [ ! -e "$file" ] || sh "$here/items.sh" mend "guest/$2" </dev/null 6>&- 7>&-
     if [ -e "$file" ] || { printf '%s\n' "$6" >"guest/$2/next" && mv -f "guest/$2/next" "$file"; }; then
@@ -263,6 +262,15 @@ feed() {
         why_not "guest/$2/items"
         answer "$1 no cannot write in $state/guest/$2/items: $why"
     fi
+}
+
+# Succeeds if one of the folders in $1, that of a job with items, is none any more, and sets lacking
+# to its name.
+lacks() {
+    for lacking in items taken children slots; do
+        [ -d "$1/$lacking" ] || return 0
+    done
+    return 1
 }
 
 # Succeeds if folder $1 is that of a job with items, whatever became of what is in it.
@@ -704,13 +712,18 @@ look_at_all() {
 # Says $1 of job $2, which ends its being carried.
 end_with() {
     put_line "$1 $2"
-    let_be "$2"
+    let_be "${2%% *}"
 }
 
 # Sends what is new of the items of job $1.
 look_at_items() {
     eval "path=\$path_$1 active=\$active_$1 wanted=\$slots_$1"
     journals='' texts='' ended='' lives='' dead='' at=0 handle=$1
+    # What its slots write down may not come any more. Those that live have had time to say so.
+    if [ "$quiet" -gt 6 ] && lacks "$path"; then
+        end_with "gone" "$1 $lacking"
+        return
+    fi
     for slot in "$path"/slots/[0-9]*; do
         [ ! -f "$slot/journal" ] || journals="$journals $slot/journal"
         # Only when there is time.

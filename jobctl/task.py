@@ -25,7 +25,8 @@ from jobctl.received import PartMarks
 from jobctl.timing import Clocks
 
 _RUNS_ON = "runs on {}, which shares this state directory"
-_FOLDERS = ("children", "items", "taken", "slots")
+FOLDERS = ("children", "items", "taken", "slots")
+MISSING = "damaged: the folder {} is missing"
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
 
@@ -387,8 +388,8 @@ class Task(Folder):
 
     def _damage(self, *more: str) -> str:
         """Return which folder is missing, if one is, of those that all jobs have and of more."""
-        gone = (name for name in (*_FOLDERS, *more) if not os.path.isdir(self.file(name)))
-        return "".join(f"damaged: the folder {name} is missing" for name in [*gone][:1])
+        gone = (name for name in (*FOLDERS, *more) if not os.path.isdir(self.file(name)))
+        return "".join(MISSING.format(name) for name in [*gone][:1])
 
     def _give_back(self, runs: dict[int, Run]) -> int:
         """Give back what was taken but never begun; return how many items can be taken."""

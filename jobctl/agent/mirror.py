@@ -9,6 +9,7 @@ from jobctl.agent.far import Far, NotDone
 from jobctl.agent.shares import Share
 from jobctl.carried import STREAMS, Carried
 from jobctl.incoming import EmptiedThere
+from jobctl.task import FOLDERS, MISSING
 from jobctl.transport.base import Lost
 
 
@@ -155,7 +156,8 @@ class Mirror:
 
     def _share(self, words: list[bytes], job: Share, content: bytes) -> None:
         if words[0] == b"gone":
-            self._gone(words[1], job)
+            names = [name for name in FOLDERS if words[2:] == [name.encode()]]
+            self._gone(words[1], job, *(f"{job.host}: {MISSING.format(name)}" for name in names))
             return
         with self._lock:
             if words[1] not in self._jobs:
@@ -171,10 +173,10 @@ class Mirror:
         job.caught_up.set()
         self._ended(job, first)
 
-    def _gone(self, handle: bytes, job: Carried) -> None:
+    def _gone(self, handle: bytes, job: Carried, why: str = "") -> None:
         self._forget(handle)
         job.gone = True
-        first = job.end("Failed", f"lost: its folder on {job.host} was removed")
+        first = job.end("Failed", why or f"lost: its folder on {job.host} was removed")
         job.caught_up.set()
         self._ended(job, first)
 
