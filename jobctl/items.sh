@@ -114,7 +114,9 @@ note_begun() {
     export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
     # Without that, it would be given back, and run again, should its slot be killed.
     note "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}"
-    exec 5>&-
+    # Who gives it back holds the lock or, on a host, has seen that the slot is dead.
+    kill -s 0 "$$" || exit 1
+    exec 5>&- 9>&-
     # Who stops it makes one of these, then reads the journal; here it is the other way round.
     if [ -e "$jobctl_dir/stop" ] && [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
         read -r jobctl_line <"$jobctl_dir/stop"

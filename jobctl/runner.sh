@@ -752,7 +752,8 @@ caller_has_ended() {
 
 # In a subshell of its own: becomes the command.
 command_itself() {
-    exec 7>&- 9>&-
+    exec 7>&-
+    [ -n "${jobctl_slot-}" ] || exec 9>&- # see note_begun of items.sh
     [ -z "$merge" ] || exec 2>&1
     eval "set -- $argv"
     # shellcheck disable=SC2034  # command.sh uses them

@@ -278,6 +278,29 @@ def test_items_on_a_full_disk(jobctl: Jobctl, disk: Disk) -> None:
     assert jobctl.out("receive", job) == "1\n2\n"
 
 
+def test_an_item_that_cannot_be_written_down(jobctl: Jobctl, disk: Disk, tmp_path: Path) -> None:
+    """It begins when there is room again, or is run by another slot, and nothing runs twice."""
+    for killed in (False, True):
+        ran, gate = tmp_path / f"ran{killed}", tmp_path / f"gate{killed}"
+        text = f"echo {{}} >>{ran}; [ {{}} != 9 ] || until [ -e {gate} ]; do sleep 0.02; done"
+        items = "".join(f"{number}\n" for number in range(1, 121)).encode()
+        job = jobctl.start("--foreach", "-", "-t", "1", "-c", text, input=items)
+        wait_until(lambda ran=ran: ran.exists() and ran.read_text().endswith("9\n"))  # type: ignore[misc]
+        disk.fill()
+        gate.touch()
+        journal = jobctl.folder(job) / "slots/1/journal"
+        wait_until(lambda journal=journal: journal.stat().st_size == os.sysconf("SC_PAGESIZE"))  # type: ignore[misc]
+        if killed:
+            os.kill(int((jobctl.folder(job) / "slots/1/self").read_text().split()[0]), 9)
+        disk.free()
+        call(jobctl, "wait", job)
+        begun = ran.read_text().split()
+        assert len(begun) == len(set(begun))
+        states = {child["state"] for child in jobctl.jobs("--children", job)[1:]}
+        assert states <= ({"Completed", "Failed"} if killed else {"Completed"})
+        assert len(begun) >= 120 - killed
+
+
 def test_start_on_a_full_disk(jobctl: Jobctl, disk: Disk) -> None:
     jobctl.done("true")
     started = []
