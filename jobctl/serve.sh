@@ -94,7 +94,7 @@ export jobctl_sourced=1
 . "$here/runner.sh"
 unset jobctl_sourced
 boot
-size='' skips='' mark='' seen=''
+size='' skips='' since='' mark='' seen=''
 find_leader
 
 # --- requests -----------------------------------------------------------------
@@ -481,7 +481,7 @@ sent_of_item() {
 }
 
 take_items() {
-    eval "path_$1=\$2 slots_$1=\$3 out_$1=items active_$1=\"\${active_$1-}\""
+    eval "path_$1=\$2 slots_$1=\$3 out_$1=items lacks_$1= active_$1=\"\${active_$1-}\""
     carried="$carried $1"
 }
 
@@ -719,10 +719,14 @@ end_with() {
 look_at_items() {
     eval "path=\$path_$1 active=\$active_$1 wanted=\$slots_$1"
     journals='' texts='' ended='' lives='' dead='' at=0 handle=$1
-    # What its slots write down may not come any more. Those that live have had time to say so.
-    if [ "$quiet" -gt 6 ] && lacks "$path"; then
-        end_with "gone" "$1 $lacking"
-        return
+    # What its slots write down may not come any more. Those that live get three seconds to say so.
+    if lacks "$path"; then
+        instant
+        eval "since=\${lacks_$1:=$instant}"
+        if [ $((instant - since)) -ge 300 ]; then
+            end_with "gone" "$1 $lacking"
+            return
+        fi
     fi
     for slot in "$path"/slots/[0-9]*; do
         [ ! -f "$slot/journal" ] || journals="$journals $slot/journal"
