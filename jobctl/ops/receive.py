@@ -428,11 +428,17 @@ class Receiver:
     def _give_back(self, sink: Sink) -> None:
         if self._manner.keep or self._manner.again:
             return
-        for job_id, stream, start, end in sink.lost():
+        lost = sink.lost()
+        for job_id in {origin.job for origin in lost}:
             folder = self._jobs.folder(job_id)
             if folder.exists():
+                # At once, or another receiver would take a piece of a line for a whole one.
                 with folder.receiving() as move:
-                    move(folder.marks().returned(stream, start, end))
+                    marks = folder.marks().released(self._name)
+                    for origin in lost:
+                        if origin.job == job_id:
+                            marks = marks.returned(origin.stream, origin.start, origin.end)
+                    move(marks)
 
     # --- sinks ---
 
