@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import processes_with
 from far import Far
+from sshd import keygen
+from test_ssh_login import add, authorize, key_agent
 
 from jobctl.agent.openers import Openers
 
+__all__ = ("key_agent",)  # a fixture
 SOCKETS = ("first", "second")
 
 
@@ -26,6 +30,7 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name in SOCKETS:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind(name)
+            listener.listen()
         yield
 
 
@@ -54,6 +59,39 @@ def test_whose_agent() -> None:
     assert openers.environ("web1")["SSH_AUTH_SOCK"] == "second"
     openers.forget("web1")
     assert openers.environ("web1")["SSH_AUTH_SOCK"] == "nowhere"
+    openers.asked({"HOME": "/home/me"})
+    assert "SSH_AUTH_SOCK" not in openers.environ("web1")
+
+
+@pytest.mark.usefixtures("at")
+def test_an_agent_that_does_not_answer() -> None:
+    """It is told of to him who names it, and to nobody else."""
+    openers = Openers()
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind("dead")
+    for environ in (of("dead"), of("none"), {}, of("dead"), {}):
+        openers.asked(environ)
+        openers.opens("web1", environ)
+        found = openers.environ("web1")
+        assert {k: found[k] for k in found if k == "SSH_AUTH_SOCK"} == environ
+    openers.opens("web1", of("first"))
+    openers.asked(of("dead"))
+    openers.opens("web1", of("dead"))
+    assert openers.environ("web1")["SSH_AUTH_SOCK"] == "first"
+
+
+def test_the_first_who_comes_is_heard_before_anything_is_done(
+    far: Far, tmp_path: Path, key_agent: Path
+) -> None:
+    """Whoever starts an agent of ours has his ssh-agent asked by it."""
+    key = keygen(tmp_path / "key")
+    authorize(far.sshd, key)
+    add(key_agent, str(key))
+    key.unlink()
+    far.sshd.hosts("Host web*", "IdentitiesOnly no", "IdentityAgent SSH_AUTH_SOCK")
+    env = {**far.env, "SSH_AUTH_SOCK": str(key_agent)}
+    job = far.start("-H", "web[1-2]", "true", env=env)
+    assert far.outcome(job) == ("Completed", "", None)
 
 
 def test_an_agent_has_nothing_of_whoever_came_first(far: Far) -> None:
@@ -62,8 +100,10 @@ def test_an_agent_has_nothing_of_whoever_came_first(far: Far) -> None:
     far.run("session", "new", "web1", env=far.env | marks | dead)
     (pid,) = processes_with(f"jobctl.agent {far.state_dir} ")
     environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    names = {entry.partition(b"=")[0].decode() for entry in environ if entry}
-    assert names == {"HOME", "PATH", "JOBCTL_STATE_DIR", "JOBCTL_RUNNER"}
+    found = dict(entry.decode().split("=", 1) for entry in environ if entry)
+    assert json.loads(found.pop("JOBCTL_ASKED"))["SSH_AUTH_SOCK"] == "/nowhere"
+    assert found.keys() == {"HOME", "PATH", "JOBCTL_STATE_DIR", "JOBCTL_RUNNER"}
+    assert not any(mark in str(environ) for mark in marks)
     # What he has goes to nobody else's commands.
     assert far.out("session", "run", "web1", "sh", "-c", 'echo "${FOO-none}"') == "none\n"
 

@@ -143,7 +143,7 @@ def test_user_certificates(make_sshd: MakeSshd, tmp_path: Path, suffix: str) -> 
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Path]:
+def key_agent(tmp_path: Path) -> Iterator[Path]:
     """Give the socket of an ssh-agent that holds nothing."""
     path = Path("/tmp") / f"jobctl-agent-{os.getpid()}-{tmp_path.name[-12:]}"
     process = subprocess.Popen([program("ssh-agent"), "-D", "-a", str(path)], stdout=-3)
@@ -160,38 +160,38 @@ def add(agent: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
-def test_the_agent(sshd: Sshd, tmp_path: Path, agent: Path, kind: str) -> None:
+def test_the_agent(sshd: Sshd, tmp_path: Path, key_agent: Path, kind: str) -> None:
     key = keygen(tmp_path / "key", kind)
     authorize(sshd, key)
-    add(agent, str(key))
+    add(key_agent, str(key))
     key.unlink()
     sshd.hosts("Host web1", "IdentitiesOnly no", "IdentityAgent SSH_AUTH_SOCK")
-    environ = {**os.environ, "SSH_AUTH_SOCK": str(agent)}
+    environ = {**os.environ, "SSH_AUTH_SOCK": str(key_agent)}
     works(connect(Target("web1"), Person(), str(sshd.config), environ))
-    works(reach(sshd, options=(f"IdentityAgent={agent}",)))
+    works(reach(sshd, options=(f"IdentityAgent={key_agent}",)))
     with pytest.raises(Denied):
         reach(sshd, options=("IdentityAgent=none",))
     with pytest.raises(Denied):
-        reach(sshd, options=(f"IdentityAgent={agent}", "IdentitiesOnly=yes"))
+        reach(sshd, options=(f"IdentityAgent={key_agent}", "IdentitiesOnly=yes"))
     # The public part of a key says which of the agent's is meant.
-    only = ("IdentitiesOnly=yes", f"IdentityAgent={agent}")
+    only = ("IdentitiesOnly=yes", f"IdentityAgent={key_agent}")
     works(reach(sshd, options=only, identities=(f"{key}.pub",)))
 
 
-def test_certificates_in_the_agent(make_sshd: MakeSshd, tmp_path: Path, agent: Path) -> None:
+def test_certificates_in_the_agent(make_sshd: MakeSshd, tmp_path: Path, key_agent: Path) -> None:
     authority = keygen(tmp_path / "ca")
     server = make_sshd(f"TrustedUserCAKeys {authority}.pub")
     server.authorized_keys.write_text("")
     key = keygen(tmp_path / "key", "rsa", "", "-b", "2048")
     sign = [program("ssh-keygen"), "-q", "-s", str(authority), "-I", "me", "-n", server.user]
     subprocess.run([*sign, f"{key}.pub"], check=True)
-    add(agent, str(key))
+    add(key_agent, str(key))
     key.unlink()
     key.with_name("key-cert.pub").unlink()
-    works(reach(server, options=(f"IdentityAgent={agent}", "IdentitiesOnly=no")))
+    works(reach(server, options=(f"IdentityAgent={key_agent}", "IdentitiesOnly=no")))
 
 
-def test_keys_that_are_not_there_are_named(sshd: Sshd, tmp_path: Path, agent: Path) -> None:
+def test_keys_that_are_not_there_are_named(sshd: Sshd, tmp_path: Path, key_agent: Path) -> None:
     def refusal(*options: str, who: Person | None = None) -> str:
         with pytest.raises(Denied) as caught:
             reach(sshd, who, ("IdentityFile=/none", *options))
@@ -214,7 +214,7 @@ def test_keys_that_are_not_there_are_named(sshd: Sshd, tmp_path: Path, agent: Pa
     said = refusal(f"IdentityAgent={tmp_path}/s")
     assert said == user + missing + silent + "connection refused" + takes
     empty = "; the key agent holds no keys, or is locked"
-    assert refusal(f"IdentityAgent={agent}") == user + missing + empty + takes
+    assert refusal(f"IdentityAgent={key_agent}") == user + missing + empty + takes
     for name, text, problem in (
         ("garbage", b"x", "is no private key that can be used"),
         ("putty", b"PuTTY-User-Key-File-3: ssh-ed25519\n", "is a key of PuTTY: puttygen -O "),

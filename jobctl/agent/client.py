@@ -44,7 +44,7 @@ _FOR_PYTHON = ("PYTHONPATH", "PYTHONHOME")
 """What its interpreter has besides, to start."""
 _NOT_BEGUN = "the agent does not start"
 ASKED = "JOBCTL_ASKED"
-"""The variable in which an agent gets what may be for hosts from whoever starts it, as JSON."""
+"""The variable in which an agent gets what it is told of whoever starts it, as JSON."""
 _ERRORS = {kind.status: kind for kind in (BadUsage, NotFound, Refused, Unreachable)}
 
 
@@ -166,15 +166,17 @@ def wake(state_dir: str, *jobs: str) -> None:
 
 
 def _encoded(state_dir: str, request: dict[str, Any]) -> bytes:
-    """Return a request with what the caller's environment says of the way to hosts.
+    """Return a request with what the agent is told of the caller."""
+    return json.dumps({**request, "environ": _told(state_dir)}).encode() + b"\n"
 
-    And with what of it may be sent to them.
-    """
+
+def _told(state_dir: str) -> dict[str, str]:
+    """Return what the caller's environment says of the way to hosts, and what may be for them."""
     told = sendable(state_dir)
     told |= {name: os.environ[name] for name in _TOLD if name in os.environ}
     if config := ssh_config():
         told["JOBCTL_SSH_CONFIG"] = config
-    return json.dumps({**request, "environ": told}).encode() + b"\n"
+    return told
 
 
 def sendable(state_dir: str) -> dict[str, str]:
@@ -254,8 +256,7 @@ def _spawn(state_dir: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k in (*KEPT, *_FOR_PYTHON)}
     environment["JOBCTL_STATE_DIR"] = state_dir
     # Who starts it need not be heard before it connects. It is no environment to be handed down.
-    if given := sendable(state_dir):
-        environment[ASKED] = json.dumps(given)
+    environment[ASKED] = json.dumps(_told(state_dir))
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
     words = [sys.executable, "-X", "utf8", "-m", "jobctl.agent", state_dir, str(_LOCK)]

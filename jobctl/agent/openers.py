@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
+import socket
 import threading
 from collections.abc import Mapping
 
@@ -19,9 +19,15 @@ class Openers:
         self._opened: dict[str, dict[str, str]] = {}
 
     def asked(self, environ: Mapping[str, str]) -> None:
-        """Note who asks for something: what he has no word of stays as it was."""
+        """Note who asks for something: what he has no word of stays as it was.
+
+        But for an ssh-agent that does not answer: whoever has none is not told of that one.
+        """
         with self._lock:
-            self._last = {**self._last, **environ}
+            known = {**self._last, **environ}
+            if _SOCKET not in environ and not _answers(known):
+                known.pop(_SOCKET, None)
+            self._last = known
 
     def opens(self, name: str, environ: Mapping[str, str] | None = None) -> None:
         """Note who has a connection opened, by its name: the first one, and later who can better.
@@ -31,7 +37,7 @@ class Openers:
         with self._lock:
             if environ is None:
                 self._opened.setdefault(name, self._last)
-            elif name not in self._opened or _leads_somewhere(environ):
+            elif name not in self._opened or _answers(environ):
                 self._opened[name] = dict(environ)
 
     def forget(self, name: str) -> None:
@@ -48,14 +54,21 @@ class Openers:
         with self._lock:
             opener = self._opened.get(name, self._last)
             environ = {**os.environ, **opener}
-            if not _leads_somewhere(opener) and _SOCKET in self._last:
-                environ[_SOCKET] = self._last[_SOCKET]
+            if not _answers(opener):
+                environ.pop(_SOCKET, None)
+                if _SOCKET in self._last:
+                    environ[_SOCKET] = self._last[_SOCKET]
             return environ
 
 
-def _leads_somewhere(environ: Mapping[str, str]) -> bool:
-    """Whether there is an ssh-agent, or was: its socket is there."""
-    try:
-        return stat.S_ISSOCK(os.stat(environ.get(_SOCKET, "")).st_mode)
-    except OSError:
-        return False
+def _answers(environ: Mapping[str, str]) -> bool:
+    """Whether there is an ssh-agent: somebody listens at its socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        try:
+            client.connect(environ.get(_SOCKET, ""))
+        except BlockingIOError:
+            return True  # so many ask that it comes to nobody
+        except (OSError, ValueError):
+            return False
+        return True
