@@ -240,23 +240,37 @@ of_this_system() {
 }
 
 # Of the bytes of a file, then "own" and those of a program that runs here, prints "foreign" if
-# the first one is none for this system, else what it names as its interpreter: see elf(5).
-# A system of 64 bits may execute programs of 32 as well.
+# the first one is none for this system, else what it names as its interpreter: see elf(5). A
+# processor of 64 bits may execute the programs of its forerunner of 32, but of no other one. Of
+# another kind are, for the kernel, also object files, and what was cut off within its headers.
 # shellcheck disable=SC2016  # of awk
 jobctl_inspect='
     { for (i = 1; i <= NF; i++) if ($i == "own") { own = 1; size[1] = 0 }
                                 else byte[own + 0, size[own + 0]++] = $i }
     END {
         mine = kind(1); its = kind(0)
-        if (its != mine && !(elf(its) && elf(mine) && byte[0, 4] != byte[1, 4])) print "foreign"
-        else if (elf(its)) print interpreter()
+        if (its != mine || (its ~ /^ELF/ && !is_program())) print "foreign"
+        else if (its ~ /^ELF/) print interpreter()
     }
-    function elf(what) { return what ~ /^127 69 76 70 [12] / }
-    function kind(f,   magic) {
+    function kind(f,   magic, machine) {
         magic = byte[f, 0] " " byte[f, 1] " " byte[f, 2] " " byte[f, 3]
         if (magic ~ /^(202 254 186 190|20[67] 250 237 254)$/) return "Mach-O"
-        if (magic != "127 69 76 70") return "other"
-        return magic " " byte[f, 4] " " byte[f, 5] " " byte[f, 18] " " byte[f, 19]
+        if (magic != "127 69 76 70" || byte[f, 4] !~ /^[12]$/) return "other"
+        machine = byte[f, byte[f, 5] == 2 ? 19 : 18] + 256 * byte[f, byte[f, 5] == 2 ? 18 : 19]
+        return "ELF " byte[f, 5] " " family(machine)
+    }
+    function family(machine) {
+        if (machine == 3) return 62                     # i386 and x86-64
+        if (machine == 40) return 183                   # ARM and AArch64
+        if (machine == 20) return 21                    # PowerPC
+        if (machine == 2 || machine == 18) return 43    # SPARC
+        return machine
+    }
+    function is_program(   wide, type, each, many) {
+        wide = byte[0, 4] == 2
+        type = number(16, 2); each = number(wide ? 54 : 42, 2); many = number(wide ? 56 : 44, 2)
+        return (type == 2 || type == 3) && each == (wide ? 56 : 32) && many > 0 &&
+            (size[0] == 4096 || number(wide ? 32 : 28, wide ? 8 : 4) + each * many <= size[0])
     }
     function number(at, count,   k, n) {
         for (k = 0; k < count; k++)

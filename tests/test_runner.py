@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,25 @@ def test_what_cannot_be_executed(run: Run) -> None:
         assert job.pid is None
 
 
+def elf(wide: bool, machine: int, order: str = "<", type_of_it: int = 2, size: int = 32) -> bytes:
+    """Return the headers of a program, and room for what tells its one segment."""
+    start = b"\x7fELF" + bytes((1 + wide, 1 + (order == ">"), 1)) + bytes(9)
+    word, length, each = ("Q", 64, 56) if wide else ("I", 52, size)
+    start += struct.pack(f"{order}HHI3{word}", type_of_it, machine, 1, 0x8048054, length, 0)
+    return start + struct.pack(f"{order}I6H", 0, length, each, 1, 0, 0, 0) + bytes(each)
+
+
+def no_programs(native: bytes) -> list[bytes]:
+    """Return what a shell would read, as the kernel of this machine will have none of it."""
+    order, wide = "<>"[native[5] - 1], native[4] == 2
+    own = int.from_bytes(native[18:20], "little" if order == "<" else "big")
+    foreign = [elf(wide, machine=0xCAFE, order=other) for wide in (False, True) for other in "<>"]
+    if own in (3, 62):  # x86
+        foreign += [elf(False, 40), elf(False, 8, ">"), elf(True, 183), elf(False, 3, size=8)]
+    damaged = [elf(wide, own, order, type_of_it=1), elf(wide, own, order)[:-1], native[:100]]
+    return foreign + damaged
+
+
 def test_what_cannot_be_executed_for_what_is_in_it(run: Run, tmp_path: Path) -> None:
     echo = bytearray(Path("/bin/echo").read_bytes())
     other = bytes(echo[:18]) + b"\xfe\xca" + bytes(echo[20:])
@@ -250,6 +271,7 @@ def test_what_cannot_be_executed_for_what_is_in_it(run: Run, tmp_path: Path) -> 
         b"\x7fELF\0\0": foreign,
         b"\xcf\xfa\xed\xfe\7\0\0\1": foreign,
         b"\1\2\3": foreign,
+        **dict.fromkeys(no_programs(bytes(echo)), foreign),
     }.items():
         (tmp_path / "w").write_bytes(contents)
         (tmp_path / "w").chmod(0o700)
@@ -277,6 +299,19 @@ def test_what_can_be_executed_whatever_is_in_it(run: Run, tmp_path: Path) -> Non
         ran = run("./w", "x")
         assert ran.end().state is State.COMPLETED, ran.job()
         assert ran.output() == output
+
+
+def test_a_program_of_the_forerunner_of_this_processor(run: Run, tmp_path: Path) -> None:
+    program = tmp_path / "w"
+    segment = struct.pack("<8I", 1, 0, 0x8048000, 0x8048000, 96, 96, 5, 4096)
+    exit_7 = bytes.fromhex("b801000000 bb07000000 cd80")
+    program.write_bytes(elf(False, machine=3)[:-32] + segment + exit_7)
+    program.chmod(0o700)
+    try:
+        subprocess.run([program], check=False)
+    except OSError:
+        pytest.skip("this system executes no programs of i386")
+    assert run("./w").end().reason == "exit status 7"
 
 
 def test_what_turns_out_not_to_be_executable(run: Run, tmp_path: Path) -> None:
