@@ -186,7 +186,10 @@ def at_rest(process: subprocess.Popen[bytes]) -> None:
     One that only waits for a processor is not at rest.
     """
     used, began, since = "", False, time.monotonic()
+    deadline = since + PATIENCE
     while time.monotonic() - since < 0.5 or not began:
+        if time.monotonic() > deadline:
+            pytest.fail(f"process {process.pid} is never at rest")
         folder = Path(f"/proc/{process.pid}")
         try:  # hundredths of a second, of which one that was forked may use none
             fields = (folder / "stat").read_text().rpartition(") ")[2].split()

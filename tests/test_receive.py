@@ -656,7 +656,9 @@ def test_what_another_reader_gives_back_while_nothing_new_comes(jobctl: Jobctl) 
             leaves.stdout.close()
             got = b""
             while len(taken + got) < len(numbered(2000)):
-                got += os.read(stays.stdout.fileno(), 1 << 16)
+                piece = os.read(stays.stdout.fileno(), 1 << 16)
+                assert piece, "it has ended"
+                got += piece
             assert taken + got == numbered(2000)
             assert jobctl.state(job) == "Running"
             jobctl.run("stop", job)
