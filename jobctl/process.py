@@ -15,6 +15,7 @@ import re
 import select
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -93,6 +94,30 @@ def was_given(name: str) -> bool:
             return any(pair.startswith(f"{name}=".encode()) for pair in file.read().split(b"\0"))
     except OSError:
         return True
+
+
+def words_given() -> list[bytes]:
+    """Return the words that this process was started with, the interpreter and its options too.
+
+    :raises UnicodeEncodeError: see as_given().
+    """
+    try:
+        with open("/proc/self/cmdline", "rb") as file:
+            kept = file.read()
+    except OSError:
+        kept = b""
+    return as_given(kept, sys.orig_argv)
+
+
+def as_given(kept: bytes, decoded: Sequence[str]) -> list[bytes]:
+    """Return the words of a process, byte for byte.
+
+    :param kept: what proc_pid_cmdline(5) has of them: some systems cut it off, or have none.
+    :param decoded: what Python made of them. From some encodings that does not lead back.
+    :raises UnicodeEncodeError: they are not kept, and it does not lead back.
+    """
+    *words, rest = kept.split(b"\0")
+    return words if not rest and len(words) == len(decoded) else [*map(os.fsencode, decoded)]
 
 
 def uptime() -> float | None:

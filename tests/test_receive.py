@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pexpect
 import pytest
 from conftest import PROGRAM, Jobctl, at_rest, wait_until
 
-from jobctl import quoting
+from jobctl import process, quoting
 
 NUMBERED = 'i=0; while [ $i -lt {n} ]; do i=$((i+1)); echo "line $i of the output"; done'
 
@@ -571,6 +572,26 @@ def test_names_are_the_same_in_every_locale(jobctl: Jobctl) -> None:
     jobctl.done("-n", "naïve", "echo", "ü", env=other)
     job = jobctl.job("naïve")
     assert (job["name"], job["argv"]) == ("naïve", ["echo", "ü"])
+
+
+def test_words_are_the_same_in_every_locale(jobctl: Jobctl, tmp_path: Path) -> None:
+    made = ["localedef", "-i", "ja_JP", "-f", "EUC-JP", str(tmp_path / "ja_JP.EUC-JP")]
+    if not shutil.which("localedef") or subprocess.run(made, check=False).returncode > 1:
+        pytest.skip("no such locale can be made here")
+    other = {**jobctl.env, "LOCPATH": str(tmp_path), "LC_ALL": "ja_JP.EUC-JP"}
+    words = ["名", "~\\", "", "a\nb", os.fsdecode(b"\xff\x90\xa4")]
+    result = jobctl.run("start", "-w", "-q", "-n", "名", "printf", "%s|", *words, env=other)
+    assert result.stdout == os.fsencode("".join(f"{word}|" for word in words))
+    assert jobctl.job("名")["argv"][2:] == words
+
+
+def test_words_as_they_were_given() -> None:
+    kept = b"sh\0\xe5\x90\0\0"
+    assert process.as_given(kept, ["sh", "?", ""]) == [b"sh", b"\xe5\x90", b""]
+    for of_no_use in (b"", b"sh\0\xe5\x90", b"sh\0\xe5\0"):
+        assert process.as_given(of_no_use, ["sh", "é", ""]) == [b"sh", "é".encode(), b""]
+    with pytest.raises(UnicodeEncodeError):
+        process.as_given(b"", ["\ud800"])
 
 
 def test_order_and_unknown_jobs(jobctl: Jobctl) -> None:
