@@ -94,6 +94,11 @@ class Carried:
         """Whether somebody asked for output that was to stay there, and not all has come."""
         return self.wanted and self.folder.stays_there()
 
+    @property
+    def removed_there(self) -> str:
+        """The reason for its end, or that of what it is to do, when the host has it no more."""
+        return f"lost: its folder on {self.host} was removed"
+
     def exists(self) -> bool:
         """Whether it was not removed."""
         return self.folder.exists()

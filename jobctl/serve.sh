@@ -22,8 +22,12 @@
 #
 #   accept TAG ID SPEC ENV ODD H OUT ERR   start a job, unless that was done already, and carry
 #                                      it: see there
-#   share TAG ID SPEC ENV ODD          be ready for items of a job; prints how many CPUs there are
-#   feed TAG ID SLOTS COUNT N LINE     take so many items from the Nth on, as items.sh has them
+#   share TAG ID SPEC ENV ODD          be ready for items of a job; prints how many CPUs there are.
+#                                      Is not to be asked again once it was answered: where the
+#                                      folder has gone since, some may have begun
+#   feed TAG ID SLOTS COUNT N LINE     take so many items from the Nth on, as items.sh has them;
+#                                      the REASON is "gone" where share has not been, or its folder
+#                                      was removed
 #   end_items TAG FOLDER GRACE REASON ITEM...   stop items, as items.sh names them; prints those of
 #                                      which something is left
 #   signal_items TAG FOLDER NAME ITEM...        send them a signal; prints those not reached
@@ -249,6 +253,10 @@ share() {
 
 feed() {
     file=guest/$2/items/$5
+    if [ ! -f "guest/$2/spec" ]; then
+        answer "$1 no gone"
+        return
+    fi
     if lacks "guest/$2"; then
         answer "$1 no damaged: the folder $lacking is missing"
         return
@@ -308,7 +316,7 @@ end_items() {
         {
             tag=$1 folder=$2 grace=$3 reason=$4
             shift 4
-            cd "$folder" || exit
+            cd "$folder" || { answer "$tag ok"; exit; }
             find_elsewhere "$@"
             if [ "$away" ]; then
                 answer "$tag no $away"

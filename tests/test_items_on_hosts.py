@@ -16,6 +16,8 @@ from conftest import first_of, living_slots, processes_with, sleeper, wait_until
 from far import Far
 from sshd import Wire, free_port
 
+from jobctl import quoting
+
 
 def each(far: Far, items: bytes | str, hosts: str, *words: str, status: int = 0) -> str:
     """Start a job with items on hosts; return its id."""
@@ -374,6 +376,41 @@ def test_the_folder_there_is_removed(far: Far) -> None:
     (share / "spec").unlink()
     far.run("wait", "--timeout", "30", job, status=1)
     assert "was removed" in far.job(job)["reason"]
+
+
+@pytest.mark.parametrize("what", ["connection", "agent"])
+def test_the_folder_there_is_removed_while_nobody_looks(
+    far: Far, tmp_path: Path, what: str
+) -> None:
+    """What the host was given may have begun: no host gets it. Others get the rest."""
+    ran, go = tmp_path / "ran", tmp_path / "go"
+    text = f"cat; echo {{}} >>{ran}; until [ -e {go} ]; do sleep 0.05; done"
+    (tmp_path / "in").touch()
+    words = ("--per-host", "1", "--stdin", str(tmp_path / "in"), "-c", text)
+    job = each(far, numbers(5), "web1,web2", *words)
+    wait_until(lambda: states(far, job)["Running"] == 2)
+    if what == "connection":
+        far.sshd.stop()
+    else:
+        far.kill_agent()
+    lost = next(child for child in children(far, job) if child["location"] == "web1")
+    given = (far.folder(job) / "hosts/1/given").read_text()
+    share = quoting.load((far.folder(job) / "hosts/1/spec").read_bytes())["instance_id"]
+    shutil.rmtree(far.there / "guest" / share.decode())
+    if what == "connection":
+        far.sshd.start()
+    wait_until(lambda: far.job(lost["id"])["state"] == "Failed")
+    go.touch()
+    far.run("wait", "--timeout", "60", job, status=1)
+    reason = "lost: its folder on web1 was removed"
+    assert far.job(lost["id"])["reason"] == reason
+    records = children(far, job)
+    assert {record["reason"] for record in records} == {"", reason}
+    assert states(far, job)["Failed"] == sum(int(line.split()[1]) for line in given.splitlines())
+    begun = ran.read_text().split()
+    assert len(begun) == len(set(begun))
+    assert set(begun) >= {record["item"] for record in records if record["location"] == "web2"}
+    assert not (far.there / "guest" / share.decode()).exists()
 
 
 @pytest.mark.parametrize("count", first_of(60, 500))

@@ -475,6 +475,8 @@ class Link:
             self.drop(job.id)  # it was removed meanwhile
         else:
             if not followed:
+                if isinstance(job, Share):
+                    job.go_on(far)
                 self._mirror.follow(far, job)
 
     def _give_up(self, job: Carried, reason: str) -> None:

@@ -176,7 +176,7 @@ class Mirror:
     def _gone(self, handle: bytes, job: Carried, why: str = "") -> None:
         self._forget(handle)
         job.gone = True
-        first = job.end("Failed", why or f"lost: its folder on {job.host} was removed")
+        first = job.end("Failed", why or job.removed_there)
         job.caught_up.set()
         self._ended(job, first)
 

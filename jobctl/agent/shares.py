@@ -34,6 +34,8 @@ _BEAT = 0.5
 _SILENCE = 10.0
 """Seconds without any news from a host that has items, after which it is told of them again."""
 _GRACE = 10.0
+_GONE = "gone"
+"""What a host says that has no folder of the job."""
 _UNLIMITED = 1 << 31
 
 
@@ -71,11 +73,18 @@ class Share(Carried):
         self.place.note_clocks(clocks)
 
     def hand_over(self, far: Far) -> None:
-        """Have the host be ready for items."""
+        """Have the host be ready for items, for the first time and never again.
+
+        If it loses the folder that it makes now, what it was given may have begun.
+        """
         spec, environment, odd = self.parts(far.differing)
         cpus = far.request("share", self.instance_id.encode(), spec, environment, odd).strip()
-        self.slots = self.spread.per_host or (int(cpus) if cpus.isdigit() else 1) or 1
         self.folder.put("accepted", cpus)
+
+    def go_on(self, far: Far) -> None:
+        """Have the host be given items over this connection."""
+        cpus = self.folder.get("accepted")
+        self.slots = self.spread.per_host or (int(cpus) if cpus.isdigit() else 1) or 1
         self.doubt()
         if self.task.has("stop"):
             threading.Thread(target=self.spread.stop_there, args=(self, far)).start()
@@ -121,8 +130,8 @@ class Share(Carried):
 
     @property
     def begun(self) -> bool:
-        """Whether the host has told that it has it: asked each time, as it tells its CPUs."""
-        return False
+        """Whether the host has told that it has it."""
+        return self.folder.has("accepted")
 
     # --- giving ---
 
@@ -354,11 +363,12 @@ class Spread:
         try:
             share.feed(far, numbers[0], [self.task.item(number) for number in numbers])
         except NotDone as error:
-            block, reason = (numbers[0], len(numbers)), f"{share.host}: {error}"
-            if again and str(error).startswith("damaged"):
+            gone, damaged = str(error) == _GONE, str(error).startswith("damaged")
+            reason = share.removed_there if gone else f"{share.host}: {error}"
+            if not (again and (gone or damaged)):
+                self._take_back(share, reason, [(numbers[0], len(numbers))])
+            if gone or (again and damaged):
                 self.fail(share, reason)  # it may have begun some, and nobody knows which
-            else:
-                self._take_back(share, reason, [block])
 
     def _take(self, room: int) -> list[int]:
         """Return the next items, no more than there is room for, in a row."""
