@@ -602,6 +602,7 @@ choose() {
     [ $# -gt 0 ] || chosen=$(numbers)
     for selector in "$@"; do
         if [ "$selector" = - ]; then
+            check_input
             while read -r line; do [ -z "$line" ] || choose_by "$line"; done
         else
             choose_by "$selector"
@@ -883,6 +884,14 @@ check_file() {
     { [ -r "$2" ] && [ ! -d "$2" ]; } || bad "cannot read '$2', which $1 names"
 }
 
+# Ends unless standard input, which a word - means, can be read.
+check_input() {
+    if ! (exec 9<&0) 2>/dev/null || grep -q '^flags:.*1$' /proc/self/fdinfo/0 2>/dev/null; then
+        bad "cannot read '-': standard input is not open for reading"
+    fi
+    [ ! -d /dev/stdin ] || bad "cannot read '-': Is a directory"
+}
+
 # Succeeds if standard input has something that a person may take the job to read. A file of
 # which somebody has read a part is that of a loop, say, which goes on with it.
 input_is_left() {
@@ -945,6 +954,7 @@ do_start() {
     case ${opt_cwd-} in /*) directory=$opt_cwd ;; ?*) directory=$PWD/$opt_cwd ;; esac
     { [ -d "$directory" ] && [ -x "$directory" ] && [ -n "${opt_cwd-x}" ]; } ||
         bad "'${opt_cwd-$PWD}' is not a directory that can be entered; give one with --cwd"
+    case ${opt_script-}/${opt_stdin-} in -/* | */-) check_input ;; esac
     (exec 9<&0) 2>/dev/null || exec </dev/null # it is closed
     case ${opt_script-} in
     -)

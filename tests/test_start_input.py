@@ -11,6 +11,8 @@ import pytest
 from conftest import Jobctl, at_rest
 from far import Far
 
+from jobctl import runner
+
 TOLD = b"jobctl: standard input is not read by the job; to give it to it, use --stdin -\r\n"
 
 
@@ -42,6 +44,28 @@ def test_one_reads_it(jobctl: Jobctl, words: tuple[str, ...], both: str) -> None
     said = jobctl.refused(2, "start", *words, input=b"true\n")
     assert said == f"jobctl: {both} contradict each other; one can read a file"
     assert not (jobctl.state_dir / "jobs").exists()
+
+
+@pytest.mark.parametrize("redirection", ["<&-", "0>there"])
+@pytest.mark.parametrize("python", [True, False])
+def test_input_that_cannot_be_read(
+    jobctl: Jobctl, tmp_path: Path, redirection: str, python: bool
+) -> None:
+    program = "jobctl" if python else f"sh {os.path.dirname(runner.SCRIPT)}/bare.sh"
+    for words in (
+        "start -w -f -",
+        "start --stdin - cat",
+        "start --foreach - echo" if python else "start -f - x",
+        "get -",
+        "stop -",
+    ):
+        text = f"{program} {words} {redirection}"
+        result = subprocess.run(["sh", "-c", text], env=jobctl.env, cwd=tmp_path, stderr=-1)
+        said = b"jobctl: cannot read '-': standard input is not open for reading"
+        assert (result.returncode, result.stderr.strip().partition(b";")[0]) == (2, said), text
+    assert jobctl.out("get", "-q") == ""
+    text = f"{program} start -w -q echo x {redirection}"
+    assert subprocess.check_output(["sh", "-c", text], env=jobctl.env, cwd=tmp_path) == b"x\n"
 
 
 def test_input_that_nobody_reads(jobctl: Jobctl, tmp_path: Path) -> None:

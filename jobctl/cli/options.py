@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -199,10 +201,27 @@ class Chosen:
 def _with_standard_input(words: Iterable[str]) -> Iterable[str]:
     for word in words:
         if word == "-":
-            lines = os.fsdecode(b"".join(iter(lambda: read(0), b""))).split("\n")
+            piece = partial(read, standard_input())
+            lines = os.fsdecode(b"".join(iter(piece, b""))).split("\n")
             yield from (line.strip() for line in lines if line.strip())
         else:
             yield word
+
+
+def standard_input() -> int:
+    """Return the descriptor that a word - of the command line means.
+
+    :raises BadUsage: nothing can be read there: our caller has closed it, say.
+    """
+    try:
+        os.read(0, 0)
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        closed = error.errno == errno.EBADF
+        why = "standard input is not open for reading" if closed else error.strerror
+        raise BadUsage(f"cannot read '-': {why}") from None
+    return 0
 
 
 def complete_file(

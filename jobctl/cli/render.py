@@ -46,11 +46,14 @@ def open_standard_files() -> None:
     """Put something behind descriptors 0 to 2 where our caller closed them.
 
     Else the next file opened would get one of these numbers, and what is printed with it.
-    Opened for reading only, so that writing fails, as it should.
+    Each is opened for what is not done with it, so that using it fails, as it should.
     """
-    while (fd := os.open(os.devnull, os.O_RDONLY)) <= 2:
-        pass
-    os.close(fd)
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # It gets the lowest number that is free: this one.
+            os.open(os.devnull, os.O_RDONLY if fd else os.O_WRONLY)
     # What libraries print goes the same way as what we do.
     sys.stdout, sys.stderr = _stream(1), _stream(2)
 

@@ -519,7 +519,7 @@ def _opened(path: str, text_helps: bool = False) -> int:
     :raises BadUsage: it cannot be.
     """
     if path == "-":
-        return 0
+        return options.standard_input()
     try:
         fd = os.open(path, os.O_RDONLY)
         if os.path.isdir(path):
