@@ -18,7 +18,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import PROGRAM, at_home, nothing_left, processes_with, wait_until
+from conftest import PROGRAM, at_home, at_rest, nothing_left, processes_with, wait_until
 from far import Far
 from sshd import MakeSshd, Sshd, free_port, keygen, program
 
@@ -458,6 +458,18 @@ def test_a_socket_that_nobody_serves_any_more_does_not_matter(far: Far) -> None:
     far.kill_agent()
     assert (far.state_dir / "agent.sock").is_socket()
     assert far.out("session", "run", "web1", "echo", "hi") == "hi\n"
+
+
+def test_an_agent_is_killed_before_it_hears_what_is_asked_for(far: Far) -> None:
+    far.run("session", "new", "web1")
+    agent = far.agent()
+    assert agent
+    os.kill(agent, signal.SIGSTOP)
+    with far.popen("session", "run", "web1", "echo", "hi", stdout=-1) as asking:
+        at_rest(asking)
+        os.kill(agent, signal.SIGKILL)
+        assert asking.stdout
+        assert asking.stdout.read() == b"hi\n"
 
 
 @pytest.mark.parametrize("deleted", ["agent.sock", "agent.lock", "agent.[sl]*", "*", ""])

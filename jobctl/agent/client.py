@@ -42,6 +42,10 @@ KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
 """What of the environment of whoever starts it the agent has: it serves others after him."""
 _FOR_PYTHON = ("PYTHONPATH", "PYTHONHOME")
 """What its interpreter has besides, to start."""
+_RETIRED = b'{"retired"'
+"""What an agent begins with that leaves a request to another one."""
+_MOST_LOSSES = 3
+"""Agents that are killed before they read a request, until it is given up."""
 _NOT_BEGUN = "the agent does not start"
 ASKED = "JOBCTL_ASKED"
 """The variable in which an agent gets what it is told of whoever starts it, as JSON."""
@@ -67,7 +71,8 @@ class Talk:
 
     def _ask_for_it(self) -> None:
         self.socket = _connected(self._state_dir)
-        self.socket.sendall(self._request)
+        with suppress(BrokenPipeError, ConnectionResetError):  # then so does the first read
+            self.socket.sendall(self._request)
         self._lines = self.socket.makefile("rb")
 
     def say(self, message: dict[str, Any]) -> None:
@@ -81,14 +86,26 @@ class Talk:
             socket.send_fds(self.socket, [b"{}\n"], list(fds))
 
     def answers(self) -> Iterator[dict[str, Any]]:
-        """Yield what the agent says, one thing after the other."""
-        while line := self._lines.readline():
-            answer = json.loads(line)
-            if "retired" in answer:
+        """Yield what the agent says, one thing after the other, to its end."""
+        heard, losses = False, 0
+        while True:
+            try:
+                line = self._lines.readline()
+            except ConnectionResetError:
+                # It was killed, and had not read what we ask for.
+                losses += 1
+                again = not heard and losses <= _MOST_LOSSES
+                line = b""
+            else:
+                again = line.startswith(_RETIRED)
+            if again:
                 self.close()
                 self._ask_for_it()
+            elif line:
+                heard = True
+                yield json.loads(line)
             else:
-                yield answer
+                return
 
     def pending(self) -> list[dict[str, Any]] | None:
         """Return what has come, once there is something to read; None if the agent has gone."""
