@@ -125,7 +125,7 @@ class Commands:
     def _environment(self) -> bytes:
         return (
             b"jobctl_exec=exec jobctl_given=;"
-            b' jobctl_check() { case $1/$(command -v "$1") in */*/*) ;; *) printf'
+            b' jobctl_check() { case $1/$(command -v "$1") in */?*) ;; *) printf'
             b" 'jobctl: command not found: %s; if it is shell text, use -c\\n' \"$1\" >&2;"
             b" return 127 ;; esac; }; "
         )
