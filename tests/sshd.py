@@ -444,6 +444,8 @@ def sshd(sshd_session: Sshd) -> Sshd:
     sshd_session.hosts()
     for gate in sshd_session.home.glob("go*"):  # what another test's jobs have waited for
         gate.unlink()
+    for name in ("guest", "jobs"):  # what it has left
+        shutil.rmtree(sshd_session.home / ".local/state/jobctl" / name, ignore_errors=True)
     sshd_session.authorized_keys.write_bytes(sshd_session.key.with_suffix(".pub").read_bytes())
     return sshd_session
 

@@ -94,13 +94,11 @@ def test_without_tools(
 ) -> None:
     library = tmp_path / "library"
     shutil.copytree(os.path.dirname(jobctl.__file__), library / "jobctl")
-    for script in ("runner.sh", "serve.sh"):
-        path = library / "jobctl" / script
-        text = path.read_text()
-        for name in missing:
-            assert f"bin/{name}" in text or name == "perl"
-            text = text.replace(f"bin/{name}", f"bin/no-such-{name}")
-        path.write_text(text)
+    scripts = [library / "jobctl" / name for name in ("runner.sh", "serve.sh", "items.sh")]
+    for name in missing:
+        assert f"bin/{name}" in scripts[0].read_text()
+        for path in scripts:
+            path.write_text(path.read_text().replace(f"bin/{name}", f"bin/no-such-{name}"))
     far = make_far(sshd)
     far.env["PYTHONPATH"] = str(library)
     works(far, tmp_path)
