@@ -1011,11 +1011,13 @@ do_start() {
 warn_of_emptying() {
     text=${opt_text-}$newline${opt_init-}
     [ -n "${opt_text+set}${opt_script+set}" ] || text=$*$newline$text
-    case $text${opt_script+/fd/1} in */dev/std* | */fd/[12]*) ;; *) return 0 ;; esac
+    looked=''
+    [ -n "${opt_text+set}" ] || script_in "$@"
+    case $text${looked:+/fd/1} in */dev/std* | */fd/[12]*) ;; *) return 0 ;; esac
     found=$(
         {
             put_line "$text"
-            [ -z "${opt_script+set}" ] || dd bs=65536 count=1 <"$number/script" | tr -d '\000'
+            [ -z "$looked" ] || dd bs=65536 count=1 <"$looked" | tr -d '\000'
         } 2>/dev/null | LC_ALL=C awk '
             BEGIN { name = "(/dev/std(out|err)|/dev/fd/[12]|/proc/self/fd/[12])" }
             function look(before, word,   text) {
@@ -1030,6 +1032,27 @@ warn_of_emptying() {
     )
     [ -z "$found" ] || say "'$found' empties what the job has written so far; write >&1 or >&2, \
 or open it with >> (tee -a)"
+}
+
+# Sets looked to the script of the job with the words $@, be it the command itself or what that has a
+# shell read; to nothing where there is none. Nobody can mend what the system brings.
+# shellcheck disable=SC2154  # runner.sh sets the variables
+script_in() {
+    program=${1-} sign=''
+    case ${opt_script+copied}/${program##*/} in
+    copied/*) looked=$PWD/$number/script ;;
+    /ash | /bash | /dash | /ksh | /mksh | /sh | /zsh) case ${2--} in [-+]*) ;; *) looked=$2 ;; esac ;;
+    *)
+        PATH=${caller_path-/usr/bin:/bin}
+        locate_program "$1"
+        PATH=$jobctl_tools sign='#!'
+        known_good "$jobctl_found" || looked=$jobctl_found
+        ;;
+    esac
+    case $looked in '' | /*) ;; *) looked=$directory/$looked ;; esac
+    { [ -f "$looked" ] && [ -r "$looked" ] && { [ -z "$sign" ] || [ -x "$looked" ]; } &&
+        case $(dd bs=2 count=1 <"$looked" 2>/dev/null | tr -d '\000') in "$sign"*) ;; *) false ;; esac; } ||
+        looked=''
 }
 
 # Sets chosen to the jobs that the words $@ mean, of those of one name the newest, and ends if

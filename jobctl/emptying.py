@@ -11,6 +11,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from jobctl.quoting import SHELLS
+
 _NAME = r"/dev/std(?:out|err)|/dev/fd/[12]|/proc/(?:self|thread-self|\$\$)/fd/[12]"
 _OUT = ("out", "/1")
 """How the names of standard output end."""
@@ -30,7 +32,6 @@ _OPENED = {
 _KEPT = {"tee": r" (?:--a|-\w*a)", "dd": r" conv=\S*notrunc| oflag=\S*append"}
 """How they are told to leave in it what there is."""
 _PROGRAM = re.compile(rf"(?:^|(?<=[\s;&|(`/]))({'|'.join(_OPENED)})((?:[ \t]+[^\s;&|()<>`]+)+)")
-_SHELL = re.compile(r"(?:ba|da|a|k|mk|z)?sh")
 
 
 def in_text(text: str) -> str:
@@ -51,7 +52,7 @@ def in_words(words: Sequence[str]) -> str:
     program = words[0].rpartition("/")[2] if words else ""
     if _opened(program, words[1:]):
         return shlex.join(words)
-    texts = words[1:] if _SHELL.fullmatch(program) else ()
+    texts = words[1:] if program in SHELLS else ()
     return next((found for text in texts if (found := in_text(text))), "")
 
 

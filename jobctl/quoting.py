@@ -11,6 +11,8 @@ _ENTRY = re.compile(rb"^([a-z_]{1,32})='([^']*(?:'\\''[^']*)*)'\n", re.MULTILINE
 _WORD = re.compile(rb"'([^']*(?:'\\''[^']*)*)'")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+SHELLS = frozenset("ash bash dash ksh mksh sh zsh".split())
+"""Programs that read shell text."""
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 

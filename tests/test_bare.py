@@ -330,7 +330,16 @@ def test_a_job_that_empties_its_output(bare: Bare) -> None:
 def test_what_empties_its_own_output_is_warned_of(bare: Bare, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\necho two > /dev/fd/2\n")
+    script.chmod(0o700)
+    (tmp_path / "program").write_bytes(Path("/bin/echo").read_bytes())
+    (tmp_path / "program").chmod(0o700)
     for words, told in (
+        ([str(script), "x"], "> /dev/fd/2"),
+        (["-C", str(tmp_path), "./script"], "> /dev/fd/2"),
+        (["-C", str(tmp_path), "sh", "script"], "> /dev/fd/2"),
+        (["sh", "-c", ":", str(script)], ""),
+        (["sh"], ""),
+        ([str(tmp_path / "program"), str(script)], ""),
         (["-c", "echo one; echo two >/dev/stdout"], ">/dev/stdout"),
         (["-c", "echo one | tee /dev/stderr"], "tee /dev/stderr"),
         (["--init", "echo >|/proc/self/fd/1", "true"], ">|/proc/self/fd/1"),

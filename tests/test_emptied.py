@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,42 @@ def test_who_starts_what_empties_its_output_is_warned(jobctl: Jobctl, tmp_path: 
         b"jobctl: 'tee /d"
     )
     assert jobctl.run("start", "-c", "echo >/dev/null 2>>/dev/stderr").stderr == b""
+
+
+def test_a_script_that_is_the_command_is_looked_at(jobctl: Jobctl, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script, other = folder / "w8", folder / "w9"
+    script.write_text("#!/bin/sh\necho one\necho two >/dev/stderr\n")
+    script.chmod(0o700)
+    other.write_text("echo two >/dev/stderr\n")
+    found = ("-e", f"PATH={folder}:/usr/bin:/bin")
+    for words in (
+        [str(script)],
+        ["-C", str(folder), "./w8", "x"],
+        [*found, "w8"],
+        ["--foreach", "/etc/hostname", str(script)],
+        ["sh", str(other)],
+        ["-C", str(folder), "/bin/sh", "w9", "x"],
+    ):
+        said = jobctl.run("start", "-q", *words).stderr
+        assert said.startswith(b"jobctl: '>/dev/stderr' empties what"), words
+    (folder / "ls").write_bytes(script.read_bytes())
+    other.chmod(0o700)
+    (folder / "push").write_bytes(Path("/bin/echo").read_bytes())
+    (folder / "push").chmod(0o700)
+    os.mkfifo(folder / "pipe", 0o700)
+    for words in (
+        [str(other)],
+        ["-e", f"PATH=/usr/bin:/bin:{folder}", "ls"],
+        ["echo", str(script)],
+        [str(folder / "push"), str(script)],
+        ["sh", "-c", ":", str(other)],
+        ["sh", str(folder / "pipe")],
+        ["sh"],
+        ["-H", "nohost.invalid", str(script)],
+    ):
+        assert jobctl.run("start", "-q", *words).stderr == b"", words
 
 
 @pytest.mark.parametrize("now", ["", "x\n", "two\n", "longer than that was\n"])

@@ -6,14 +6,14 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from jobctl import items, paths, process
+from jobctl import items, paths, process, quoting, records
 from jobctl.cli import options, render
 from jobctl.errors import BadUsage, CannotWrite, JobctlError
 from jobctl.jobs import Jobs
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _MOST_RETRIES = 1_000_000
 _LOOKED_THROUGH = 1 << 16
 """Bytes of a script."""
+_SYSTEM = ("/bin", "/sbin", "/usr/bin", "/usr/sbin")
 _NOT_INHERITED = {"PWD", "JOBCTL_ITEM", "JOBCTL_PROGRESS", "JOBCTL_RUNNER"}
 """What the runner sets, or what belongs to the job that called us."""
 
@@ -289,6 +290,8 @@ def _warn_of_emptying(spec: JobSpec, folder: Folder) -> None:
     if spec.script is not None:
         texts.append(folder.head("script", _LOOKED_THROUGH).decode("utf-8", "replace"))
     words = spec.argv if not spec.text and spec.script is None else ()
+    if words and not spec.places:
+        texts.append(_script_in(words, spec.cwd, spec.env.get("PATH", os.defpath)))
     if not any(mark in text for mark in ("/dev/std", "/fd/") for text in (*texts, *words)):
         return
     if sys.platform != "linux" and not spec.places:
@@ -298,6 +301,30 @@ def _warn_of_emptying(spec: JobSpec, folder: Folder) -> None:
     found = [emptying.in_words(words), *map(emptying.in_text, texts)]
     if piece := next(filter(None, found), ""):
         render.say(emptying.advice(piece))
+
+
+def _script_in(words: Sequence[str], cwd: str, path: str) -> str:
+    """Return the beginning of the script that a command is, or has a shell read, else ""."""
+    if os.path.basename(words[0]) in quoting.SHELLS:
+        script = "".join(words[1:2])
+        return "" if script[:1] in ("", "-", "+") else _beginning(os.path.join(cwd, script))
+    folders = path.split(":") if "/" not in words[0] else [""]
+    for program in (os.path.join(cwd, folder, words[0]) for folder in folders):
+        if os.path.isfile(program) and os.access(program, os.X_OK):
+            # Nobody can mend what the system brings.
+            mine = os.path.dirname(program) not in _SYSTEM
+            return _beginning(program, b"#!") if mine else ""
+    return ""
+
+
+def _beginning(path: str, sign: bytes = b"") -> str:
+    """Return the beginning of a file, "" where there is none that starts with the sign."""
+    try:
+        with open(path, "rb", opener=records.opened) as file:
+            more = _LOOKED_THROUGH if file.read(len(sign)) == sign else 0
+            return file.read(more).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _why_not(state_dir: str, job: Job) -> str:
