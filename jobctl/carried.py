@@ -193,7 +193,8 @@ class Carried:
     def note_run(self, content: bytes) -> None:
         """Write down who runs it there."""
         told = {key: value for key, value in quoting.load(content).items() if key in _RUN}
-        self.folder.replace("run", quoting.dump(self._ours(told, "began")))
+        if "runner" in told:  # else it was deleted there, or damaged
+            self.folder.replace("run", quoting.dump(self._ours(told, "began")))
 
     def note_progress(self, content: bytes) -> None:
         """Write down what it last told of its progress."""

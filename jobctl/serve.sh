@@ -467,6 +467,23 @@ note_loss() {
     [ "$fate" != lost ] || settle_for "$1" Failed "$because"
 }
 
+# Succeeds if nothing of job $1, in folder $2, has been seen for some seconds. Of it a file is missing
+# or damaged, to which because is set, so that no record tells whether it lives.
+forsaken() {
+    instant
+    eval "since=\${alone_$1:=$instant}"
+    waited=$((instant - since))
+    [ "$waited" -ge 300 ] || return 1
+    if held "$2" || cookies | grep -q " ${2##*/}\$"; then
+        eval "alone_$1=$instant"
+        return 1
+    fi
+    because='damaged: the file run cannot be read'
+    [ -f "$2/spec" ] || because='damaged: the file spec cannot be read'
+    # Its last act may have been to write down its end: one more look.
+    [ "$waited" -ge 600 ]
+}
+
 # The numbers of the jobs carried, $carried, name variables: path_H, out_H and err_H (bytes
 # sent), run_H and progress_H (sizes seen) and letter_H.
 carried='' path='' out='' err='' run='' progress=''
@@ -476,7 +493,7 @@ carried='' path='' out='' err='' run='' progress=''
 growing='' handle='' active='' wanted=''
 
 take_up() {
-    eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1= stuck_out_$1= stuck_err_$1="
+    eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1= alone_$1= stuck_out_$1= stuck_err_$1="
     carried="$carried $1"
 }
 
@@ -695,13 +712,13 @@ look_at_all() {
         eval "path=\$path_$h out=\$out_$h"
         if [ "$out" = items ]; then
             if [ -f "$path/spec" ]; then look_at_items "$h"; else end_with "gone" "$h"; fi
-        elif [ -f "$path/spec" ]; then
+        elif [ -d "$path" ]; then
             # What there is once it has ended is all there will be.
             ended=''
             [ ! -s "$path/exit" ] || ended=1
             looked="$looked $h:$ended"
             files="$files $path/stdout $path/stderr $path/run $path/progress"
-        elif [ ! -d "$path" ] || [ ! -f "$path/run" ]; then
+        else
             end_with "gone" "$h"
         fi
     done
@@ -863,6 +880,7 @@ look_at() {
         # To ask ps takes long: only when there is time.
         [ -r /proc/self/stat ] || [ "$quiet" -gt 3 ] || return 0
         note_loss "$path"
+        case $fate in ended | unknown) ! forsaken "$1" "$path" || settle_for "$path" Failed "$because" ;; esac
         letter=''
         ! alive "$pid" "$ticks" "$place" || letter=$condition
         case $fate/$letter in elsewhere/*) letter=E ;; */[Tt]) ;; *) letter=R ;; esac

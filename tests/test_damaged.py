@@ -1,4 +1,4 @@
-"""A job with items that loses a part of its folder: it ends, says why, and runs nothing twice."""
+"""A job that loses a part of its folder: it ends, says why, and runs nothing twice."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, first_of, living_slots, wait_until
+from conftest import Jobctl, first_of, living_slots, processes_with, sleeper, wait_until
 from far import Far
+
+from jobctl.quoting import load
 
 WORDS = "damaged: the folder {} is missing"
 DAMAGE = {
@@ -115,6 +117,61 @@ def test_streams_of_items(either: Far) -> None:
         assert either.outcome(job)[:2] == ("Completed", "")
     assert either.run("receive", others).stdout == b"a\n" * 7
     either.run("receive", mine)
+
+
+RECORDS = (["spec"], ["run"], ["spec", "run"])
+"""Files of a job on a host without which it is not known who runs it, or that it is one."""
+
+
+def delete(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).unlink()
+
+
+def test_records_of_a_command_on_a_host(far: Far, tmp_path: Path) -> None:
+    """It goes on, and its own end and output come; it can be stopped."""
+    text = f"echo one; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo two; exit 3"
+    jobs = [far.start("-c", text) for _ in (*RECORDS, ["stdout", "stderr", "progress"])]
+    nap = sleeper()
+    stopped = [far.start(*nap.split()) for _ in RECORDS]
+    for job in (*jobs, *stopped):
+        far.until(job, "Running")
+    wait_until(lambda: all(far.output(job) == "one\n" for job in jobs))
+    for several in (jobs, stopped):
+        for job, names in zip(several, (*RECORDS, ["stdout", "stderr", "progress"]), strict=False):
+            delete(far.guest(job), names)
+    far.run("stop", *stopped)
+    assert not processes_with(nap)
+    for job in stopped:
+        assert far.outcome(job)[:2] == ("Stopped", "stopped by user")
+    for job in jobs:
+        record = far.job(job)
+        assert (record["state"], bool(record["pid"])) == ("Running", True), record
+    (tmp_path / "go").touch()
+    for job in jobs:
+        assert far.outcome(job) == ("Failed", "exit status 3", 3)
+    for job in jobs[:-1]:
+        assert far.output(job) == "one\ntwo\n"
+
+
+def test_records_of_a_killed_command_on_a_host(far: Far) -> None:
+    """Nobody will write down its end: it has one all the same, also after a new connection."""
+    nap = sleeper()
+    jobs = [far.start("-c", f"echo one; exec {nap}") for _ in RECORDS]
+    for job in jobs:
+        far.until(job, "Running")
+    for job, names in zip(jobs, RECORDS, strict=True):
+        runner = load((far.guest(job) / "run").read_bytes())["runner"]
+        delete(far.guest(job), names)
+        os.kill(int(runner), signal.SIGKILL)
+    far.kill_agent()
+    assert {far.state(job) for job in jobs} <= {"Running", "Disconnected"}
+    for pid in processes_with(nap):
+        os.kill(pid, signal.SIGKILL)
+    for job, names in zip(jobs, RECORDS, strict=True):
+        reason = f"damaged: the file {names[0]} cannot be read"
+        assert far.outcome(job)[:2] == ("Failed", reason)
+        assert far.output(job) == "one\n"
 
 
 @pytest.mark.parametrize("damage", first_of(DAMAGE, MORE), ids=len)
