@@ -385,7 +385,9 @@ def test_a_host_that_lies_later(far: Far, make_sshd: MakeSshd, frames: str, reas
     liar(
         far,
         make_sshd,
-        f"""echo jobctl-ready 1; echo have /x; echo serving boot spares 1795804318.25 - m host
+        # Another connection hears nothing, and so takes nothing back.
+        f"""mkdir {far.state_dir}.lied || {STAY}
+        echo jobctl-ready 1; echo have /x; echo serving boot spares 1795804318.25 - m host
         read verb tag rest; echo "${{tag#"'"}}" | sed "s/'.*/ ok/"
         printf {shlex.quote(frames)}; {end}""",
     )
