@@ -67,13 +67,21 @@ def wait_until(predicate: Callable[[], object], seconds: float = PATIENCE) -> An
     It looks for a third of the time at most, as looking may be dear.
     """
     began = looked = time.monotonic()
-    while not (result := predicate()):
+    while not (result := _found(predicate)):
         now = time.monotonic()
         if now > began + seconds:
             pytest.fail(f"still {result!r} after {seconds} s")
         time.sleep(max(0.01, 2 * (now - looked)))
         looked = time.monotonic()
     return result
+
+
+def _found(predicate: Callable[[], object]) -> object:
+    """Return what predicate returns; False if the file that it reads is not there yet."""
+    try:
+        return predicate()
+    except FileNotFoundError:
+        return False
 
 
 class Jobctl:
