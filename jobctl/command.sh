@@ -231,13 +231,36 @@ of_this_system() {
         [ -e "$jobctl_why" ] || refuse 127 "command not found: $jobctl_named is not there"
         ;;
     foreign)
-        for jobctl_part in /proc/sys/fs/binfmt_misc/*; do
-            case $jobctl_part in */register | */status | */\*) ;; *) return ;; esac
-        done
+        ! registered "$1" /proc/sys/fs/binfmt_misc || return 0
         refuse 126 "cannot execute $jobctl_named: exec format error: it is not a program for this system"
         ;;
     esac
 }
+
+# Succeeds if the kernel has been told, as folder $2 shows, of what executes files that begin as $1
+# does, or whose names end so (binfmt_misc). A byte that is compared in part counts as equal.
+registered() (
+    PATH=$jobctl_tools
+    grep -q '^enabled' "$2/status" && {
+        od -An -v -tx1 -N 256 <"$1" | tr -d ' \n'
+        put_line " .${1##*.}"
+        cat "$2"/*
+    } | LC_ALL=C awk '
+        NR == 1 { bytes = $1; sub(/^[^ ]* /, ""); ending = $0; next }
+        /^(enabled|disabled)$/ { judge(); on = $1 == "enabled"; at = 0; magic = mask = "" }
+        $1 == "offset" { at = $2 }
+        $1 == "magic" { magic = $2 }
+        $1 == "mask" { mask = $2 }
+        on && $0 == "extension " ending { found = 1 }
+        END { judge(); exit !found }
+        function judge(   k, kept) {
+            for (k = 1; k < length(magic); k += 2) {
+                kept = substr(mask, k, 2)
+                if ((kept == "" || kept == "ff") && substr(magic, k, 2) != substr(bytes, 2 * at + k, 2)) return
+            }
+            if (on && magic != "") found = 1
+        }'
+) 2>/dev/null
 
 # Of the bytes of a file, then "own" and those of a program that runs here, prints "foreign" if
 # the first one is none for this system, else what it names as its interpreter: see elf(5). A

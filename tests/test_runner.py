@@ -283,6 +283,48 @@ def test_what_cannot_be_executed_for_what_is_in_it(run: Run, tmp_path: Path) -> 
     assert run("./w").job().reason == "cannot execute ./w: it is not a file"
 
 
+QEMU = """enabled
+interpreter /usr/bin/qemu-arm
+flags: OCF
+offset 0
+magic 7f454c4601010100000000000000000002002800
+mask ffffffffffffff00fffffffffffffffffeffffff
+"""
+
+
+@pytest.mark.parametrize("shell", ONE_SHELL)
+def test_what_the_kernel_was_told_to_execute(tmp_path: Path, shell: str) -> None:
+    formats = {
+        "status": "enabled\n",
+        "qemu-arm": QEMU,
+        "x": "enabled\ninterpreter /x\nflags: \nextension .x y\n",
+        "inner": "enabled\ninterpreter /x\nflags: \noffset 2\nmagic cafe\n",
+        "zz": "disabled\ninterpreter /x\nflags: \nextension .z\n",
+    }
+    folder = tmp_path / "formats"
+    folder.mkdir()
+    for name, text in formats.items():
+        (folder / name).write_text(text)
+    scripts = Path(runner.SCRIPT).parent
+    text = f"""jobctl_sourced=1
+        . {scripts}/runner.sh; . {scripts}/command.sh; registered "$1" {folder}"""
+
+    def registered(content: bytes, name: str = "w") -> bool:
+        (tmp_path / name).write_bytes(content)
+        words = [*shell_words(shell), "-c", text, f"{scripts}/sh", str(tmp_path / name)]
+        return subprocess.run(words).returncode == 0
+
+    assert registered(elf(False, 40))
+    assert registered(elf(False, 40, type_of_it=3))
+    assert registered(b"ab\xca\xfe")
+    assert registered(b"", "w.x y")
+    for other in (elf(False, 8, ">"), elf(True, 183), b"\xca\xfe", b"", elf(False, 40)[:19]):
+        assert not registered(other)
+    assert not registered(b"", "w.z")
+    (folder / "status").write_text("disabled\n")
+    assert not registered(elf(False, 40))
+
+
 def test_what_can_be_executed_whatever_is_in_it(run: Run, tmp_path: Path) -> None:
     for contents, output in {
         b"#!/bin/sh -u\necho $1": b"x\n",
