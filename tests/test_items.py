@@ -399,6 +399,7 @@ def test_with_parent(jobctl: Jobctl) -> None:
 
 def test_suspend_and_go_on(jobctl: Jobctl) -> None:
     job = each(jobctl, "0.5\n60\n", "-t", "2", "sleep")
+    wait_until(lambda: jobctl.job(f"{job}.2")["state"] == "Running")
     jobctl.run("stop", "--signal", "STOP", f"{job}.2")
     wait_until(lambda: jobctl.job(f"{job}.2")["state"] == "Suspended")
     wait_until(lambda: jobctl.job(f"{job}.1")["state"] == "Completed")
