@@ -205,14 +205,16 @@ is given '$jobctl_argument', as the file has the line ends of DOS" ;;
     esac
 }
 
-# Returns if env(1) will find what its argument $1 has it look for, else refuses.
+# Returns if env(1) will find what its argument $1 has it look for, and can execute it, else refuses.
 by_env() {
     set -- "${1#-S}"
     set -- "${1#"${1%%[!"$jobctl_blank"]*}"}"
     set -- "${1%%["$jobctl_blank"]*}"
     case $1 in '' | -* | *=* | *[\\\'\"\$]*) return ;; esac
     locate_program "$1"
-    [ -e "$jobctl_found" ] || refuse 127 "command not found: $jobctl_called: its interpreter $1 is not there"
+    jobctl_named="$jobctl_called: its interpreter $1"
+    [ -e "$jobctl_found" ] || refuse 127 "command not found: $jobctl_named is not there"
+    executable "$jobctl_found"
 }
 
 # Returns if this system executes the binary file $1, else refuses: setsid would have a shell

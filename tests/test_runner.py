@@ -256,6 +256,8 @@ def test_what_cannot_be_executed_for_what_is_in_it(run: Run, tmp_path: Path) -> 
     foreign = "cannot execute ./w: exec format error: it is not a program for this system"
     (tmp_path / "bad").write_text("#!nosuch\n")
     (tmp_path / "bad").chmod(0o700)
+    (tmp_path / "other").write_bytes(other)
+    (tmp_path / "other").chmod(0o700)
     for contents, reason in {
         b"#!/bin/sh\r\necho\r\n": absent.format("/bin/sh\\r"),
         b"#! \t/no/such -x": absent.format("/no/such"),
@@ -264,6 +266,9 @@ def test_what_cannot_be_executed_for_what_is_in_it(run: Run, tmp_path: Path) -> 
         b"#!/usr/bin/env nosuch\r\n": absent.format("nosuch\\r"),
         b"#!/usr/bin/env -S nosuch -u": absent.format("nosuch"),
         b"#!%s/bad\n" % os.fsencode(tmp_path): absent.format("nosuch"),
+        b"#!/usr/bin/env %s/other\n" % os.fsencode(tmp_path): foreign.replace(
+            "./w", f"./w: its interpreter {tmp_path}/other"
+        ),
         b"#!/\n": "cannot execute ./w: its interpreter /: it is a directory",
         b"#!/etc/passwd": "cannot execute ./w: its interpreter /etc/passwd: permission denied",
         other: foreign,
