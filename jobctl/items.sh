@@ -543,7 +543,9 @@ mend() {
             }
             clock
             mkdir -p slots/0
-            put_line "$begun $letter - - $now ${uptime:--} $reason" >>slots/0/journal
+            # Else, on a full disk, it is tried again.
+            { echo && put_line "$begun $letter - - $now ${uptime:--} $reason"; } >>slots/0/journal ||
+                continue
         fi
         : >"$slot/done"
     done

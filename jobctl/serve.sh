@@ -493,7 +493,7 @@ carried='' path='' out='' err='' run='' progress=''
 growing='' handle='' active='' wanted=''
 
 take_up() {
-    eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1= alone_$1= stuck_out_$1= stuck_err_$1="
+    eval "path_$1=\$2 out_$1=\$3 err_$1=\$4 run_$1=0 progress_$1=0 letter_$1= alone_$1= asked_$1= stuck_out_$1= stuck_err_$1="
     carried="$carried $1"
 }
 
@@ -506,7 +506,7 @@ sent_of_item() {
 }
 
 take_items() {
-    eval "path_$1=\$2 slots_$1=\$3 out_$1=items lacks_$1= active_$1=\"\${active_$1-}\""
+    eval "path_$1=\$2 slots_$1=\$3 out_$1=items lacks_$1= asked_$1= active_$1=\"\${active_$1-}\""
     carried="$carried $1"
 }
 
@@ -740,6 +740,15 @@ end_with() {
     let_be "${2%% *}"
 }
 
+# Succeeds if more than $1 looks found nothing new, or if job $2 was not looked into for two seconds,
+# as others may always have something new.
+has_time() {
+    instant
+    eval "since=\${asked_$2:=$instant}"
+    [ "$quiet" -gt "$1" ] || [ $((instant - since)) -ge 200 ] || return 1
+    eval "asked_$2=$instant"
+}
+
 # Sends what is new of the items of job $1.
 look_at_items() {
     eval "path=\$path_$1 active=\$active_$1 wanted=\$slots_$1"
@@ -753,10 +762,11 @@ look_at_items() {
             return
         fi
     fi
+    due=''
+    ! has_time 4 "$1" || due=1
     for slot in "$path"/slots/[0-9]*; do
         [ ! -f "$slot/journal" ] || journals="$journals $slot/journal"
-        # Only when there is time.
-        if [ "$quiet" -gt 4 ] && [ ! -e "$slot/done" ] &&
+        if [ "$due" ] && [ ! -e "$slot/done" ] &&
             slot_self "$slot"
         then
             [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place" || dead=1
@@ -877,8 +887,8 @@ look_at() {
         unsent=$((unsent + rest))
     fi
     if [ -z "$2" ]; then
-        # To ask ps takes long: only when there is time.
-        [ -r /proc/self/stat ] || [ "$quiet" -gt 3 ] || return 0
+        # To ask ps takes long.
+        [ -r /proc/self/stat ] || has_time 3 "$1" || return 0
         note_loss "$path"
         case $fate in ended | unknown) ! forsaken "$1" "$path" || settle_for "$path" Failed "$because" ;; esac
         letter=''

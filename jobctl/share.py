@@ -6,6 +6,7 @@ the journal of slot K of the Hth host into `slots/H.K/`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -294,7 +295,10 @@ class ShareFolder(Folder):
         """
         fd = records.opened(self.file("given"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         with open(fd, "wb", buffering=0) as file:
-            file.write(b"%d %d\n" % (first, count))
+            size, line = os.fstat(fd).st_size, b"%d %d\n" % (first, count)
+            if file.write(line) != len(line):
+                os.ftruncate(fd, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def keep_given(self, blocks: list[tuple[int, int]]) -> None:
         """Write down that the host has got these, and no others."""

@@ -365,6 +365,36 @@ def test_slots_there_are_killed(far: Far, tmp_path: Path) -> None:
     assert set(done) >= {int(r["item"]) for r in records if r["state"] == "Completed"}
 
 
+def test_slots_there_are_killed_while_another_job_writes(far: Far) -> None:
+    """What is lost is told also on a connection that is never idle."""
+    beside = far.on("web1", "-c", "while :; do echo noise; sleep 0.02; done")
+    nap = sleeper()
+    job = each(far, "a\nb\n", "web1", "--per-host", "1", "-c", f"[ {{}} = b ] || exec {nap}")
+    wait_until(lambda: states(far, job)["Running"] == 1)
+    for pid in (*slots(far), *processes_with(nap)):
+        os.kill(pid, signal.SIGKILL)
+    far.run("wait", "--timeout", "30", job, status=1)
+    reasons = [record["reason"] for record in children(far, job)]
+    assert reasons == ["lost: runner was killed", ""]
+    far.run("stop", beside)
+
+
+def test_it_cannot_be_written_here_what_a_host_is_given(far: Far, tmp_path: Path) -> None:
+    """As on a full disk; it goes on when it can be."""
+    job = each(far, numbers(4), "web1", "--per-host", "1", "-c", f"{gated(tmp_path)}; echo {{}}")
+    wait_until(lambda: states(far, job)["Running"] == 1)
+    given = far.folder(job) / "hosts/1/given"
+    given.rename(tmp_path / "given")
+    given.mkdir()
+    (tmp_path / "go").touch()
+    wait_until(lambda: states(far, job)["Completed"] == 1)
+    wait_until(lambda: not slots(far))  # as it was given none for seconds
+    given.rmdir()
+    (tmp_path / "given").rename(given)
+    far.run("wait", "--timeout", "60", job)
+    assert far.out("receive", job) == numbers(4)
+
+
 def test_the_folder_there_is_removed(far: Far) -> None:
     job = each(far, numbers(4), "web1", "--per-host", "2", "-c", "exec sleep 60")
     wait_until(lambda: states(far, job)["Running"] == 2)

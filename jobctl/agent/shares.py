@@ -276,11 +276,11 @@ class Spread:
     def fail(self, share: Share, reason: str) -> None:
         """Fail all items that a host was given, as it has forgotten them."""
         with self._change:
-            numbers, self._unended[share.number] = self._unended[share.number], set()
             self._abandon(share, reason)
-        for number in sorted(numbers):
-            if not self.task.ended(number):
-                self.task.note_end(number, State.FAILED, reason)
+            for number in sorted(self._unended[share.number]):
+                if not self.task.ended(number):
+                    self.task.note_end(number, State.FAILED, reason)
+            self._unended[share.number].clear()
         self.conclude()
         self._fail_if_alone()
 
@@ -322,7 +322,7 @@ class Spread:
             try:
                 if far and not self.task.has("stop") and self._give(share, far):
                     continue
-            except (Unreachable, BrokenPipeError):
+            except (Unreachable, OSError):  # the disk here may be full
                 time.sleep(_BEAT)
             with self._change:
                 if self._over:
@@ -354,7 +354,11 @@ class Spread:
             numbers = self._take(room)
             if not numbers:
                 return False
-            share.place.give(numbers[0], len(numbers))
+            try:
+                share.place.give(numbers[0], len(numbers))
+            except OSError:
+                self._returned.extendleft(reversed(numbers))
+                raise
             self._unended[share.number].update(numbers)
         self._send(share, far, numbers)
         return True
