@@ -527,7 +527,7 @@ def test_output_dir_that_cannot_be(jobctl: Jobctl, tmp_path: Path) -> None:
 
 def test_output_that_is_not_blocking(jobctl: Jobctl) -> None:
     """Whoever called us may have left a descriptor so: then what writes waits for room."""
-    jobctl.sh("exit 3", "-n", "x" * 200)
+    jobctl.done("-n", "x" * 200, "-c", "exit 3")
     whole = {form: jobctl.run("get", "-o", form).stdout for form in ("json", "table")}
     help_ = jobctl.run("start", "--help").stdout
     job = jobctl.done("-c", "exit 4")

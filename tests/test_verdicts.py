@@ -63,12 +63,11 @@ def test_a_program_of_ones_own(either: Far, tmp_path: Path) -> None:
     assert either.job(job)["state"] == "Stopped"
 
 
-def foreign(tmp_path: Path) -> tuple[Jobctl, list[str]]:
+def foreign() -> tuple[Jobctl, list[str]]:
     """Return the program of one user, and words by which that one runs a command as root."""
     if os.getuid() != 0:
         pytest.skip("only root can run commands as two users")
-    home = Path("/tmp") / f"jobctl-{tmp_path.parent.name}-{tmp_path.name}"
-    home.mkdir(mode=0o700)
+    home = Path(tempfile.mkdtemp(prefix="jobctl-", dir="/tmp"))  # where any user comes
     become = shutil.which("setpriv")
     assert become, "setpriv is not installed; tests/run.sh installs it"
     setuid = home / "become"
@@ -78,8 +77,8 @@ def foreign(tmp_path: Path) -> tuple[Jobctl, list[str]]:
     return Jobctl(home / "state", home), [str(setuid), "--reuid", "0", "--clear-groups"]
 
 
-def test_a_command_of_another_user(tmp_path: Path) -> None:
-    program, as_root = foreign(tmp_path)
+def test_a_command_of_another_user() -> None:
+    program, as_root = foreign()
     home = program.state_dir.parent
     package = home / "lib"
     shutil.copytree(Path(__file__).parent.parent / "jobctl", package / "jobctl")
