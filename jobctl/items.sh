@@ -52,7 +52,7 @@ export jobctl_sourced=1
 unset jobctl_sourced
 # Set by functions of runner.sh, and by the spec.
 own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now=''
-place='' host_now='' keeper='' short=''
+place='' host_now='' keeper='' keeper_ticks='' short=''
 uptime='' killed='' refusal=''
 jobctl_dir='' jobctl_tools=${jobctl_tools-} jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
@@ -101,7 +101,7 @@ itself() {
 sessions_of() {
     [ "$1" = 0 ] || return 0
     for slot in slots/[1-9]*; do
-        slot_self "$slot" && [ "$place" = here ] && put_line "session 0 $keeper $ticks"
+        slot_self "$slot" && [ "$place" = here ] && put_line "session 0 $keeper $keeper_ticks"
     done
 }
 
@@ -419,7 +419,7 @@ finish() {
     for slot in slots/[1-9]*; do
         [ ! -e "$slot/done" ] || continue
         slot_self "$slot" || exit 0 # it is about to begin
-        if [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place"; then exit 0; fi
+        if [ "$place" = elsewhere ] || alive "$keeper" "$keeper_ticks" "$place"; then exit 0; fi
         # It was killed. What it ran may go on: jobctl will notice.
         last_begun "$slot"
         [ -z "$begun" ] || exit 0
@@ -530,7 +530,7 @@ mend() {
     for slot in slots/[1-9]*; do
         [ ! -e "$slot/done" ] || continue
         slot_self "$slot" || continue
-        if [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place"; then continue; fi
+        if [ "$place" = elsewhere ] || alive "$keeper" "$keeper_ticks" "$place"; then continue; fi
         last_begun "$slot"
         if [ -n "$begun" ]; then
             letter=F reason='lost: runner was killed'

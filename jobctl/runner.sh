@@ -283,12 +283,14 @@ judge_fate() {
     esac
 }
 
-# Sets keeper, ticks, boot and host to what slot $1 of a job with items says of itself, and place
-# to where that was; fails where it has said nothing.
+# Sets keeper, keeper_ticks, keeper_boot and keeper_host to what slot $1 of a job with items says of
+# itself, and place to where that was; fails where it has said nothing. Of a command, which is what
+# pid and ticks name, it says nothing.
 # shellcheck disable=SC2034
 slot_self() {
-    [ -f "$1/self" ] && read -r keeper ticks boot host _ 2>/dev/null <"$1/self" || return 1
-    place_of "$host" "$boot"
+    [ -f "$1/self" ] &&
+        read -r keeper keeper_ticks keeper_boot keeper_host _ 2>/dev/null <"$1/self" || return 1
+    place_of "$keeper_host" "$keeper_boot"
 }
 
 # Sets begun, found and started to the number of the item that slot $1 runs, pid and start.
@@ -393,6 +395,8 @@ members() {
           if ($1 "/" $6 in known) of[$1] = known[$1 "/" $6]
           if ($3 in root) of[$1] = root[$3]
           if ($4 in root) of[$1] = root[$4]
+          # What a slot has for itself is a child of it, as its command is: a watch over the time.
+          if (!($1 in of) && $2 == $4 && $4 in session) of[$1] = "none"
           if ($4 in session) { if ($1 != $4) orphan[$1] = $4; else if ($6 != led[$4]) stale[$4] = 1 } }
         # More is known of what has an ancestor than of what only is in the same session.
         END { descend()
@@ -400,7 +404,7 @@ members() {
                   if (!(p in of) && !(orphan[p] in stale) && start[p] + 0 >= led[orphan[p]] + 0)
                       of[p] = session[orphan[p]]
               descend()
-              for (p in of) if (p in parent) print of[p] "/" p "/" start[p] }
+              for (p in of) if (p in parent && of[p] != "none") print of[p] "/" p "/" start[p] }
         function descend(  more, p) {
             do { more = 0
                  for (p in parent)
@@ -539,7 +543,8 @@ signal_all() {
     done
     for job in "$@"; do
         number=${job%%:*}
-        case $reached in *" $number "*) continue ;; esac
+        # What items left is a part of the whole job, of which something was reached then.
+        case $number/$reached in 0/?* | *" $number "*) continue ;; esac
         eval "without_line \"\$name\" $signals"
         case " $missed " in *" $number "*) put_line "$number" ;; esac
     done

@@ -90,7 +90,7 @@ given_umask=${jobctl_exports##*"$nl"} jobctl_exports=${jobctl_exports%"$nl"*}
 here=${0%/*}
 # Set by functions of runner.sh, or for them.
 ear=/dev/fd/7 runner='' runner_ticks='' pid='' ticks='' condition='' instant='' boot_now='' own=''
-place='' fate='' host='' host_now='' because='' keeper=''
+place='' fate='' host_now='' because='' keeper='' keeper_ticks='' keeper_host=''
 # shellcheck disable=SC2034
 born='' told_time='' now='' uptime=''
 export jobctl_sourced=1
@@ -295,7 +295,7 @@ more_slots() {
         [ "$number" -le "$highest" ] || highest=$number
         [ ! -e "$slot/done" ] || continue
         slot_self "$slot" || continue
-        if [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place"; then
+        if [ "$place" = elsewhere ] || alive "$keeper" "$keeper_ticks" "$place"; then
             living=$((living + 1))
         fi
     done
@@ -335,7 +335,7 @@ find_elsewhere() {
         if [ -e "$slot/done" ] || ! slot_self "$slot" || [ "$place" != elsewhere ]; then continue; fi
         last_begun "$slot"
         case " $*" in *" 0:"* | *" ${begun:-none}:"*) ;; *) continue ;; esac
-        away="it runs on $host, which shares the state directory"
+        away="it runs on $keeper_host, which shares the state directory"
     done
 }
 
@@ -769,7 +769,7 @@ look_at_items() {
         if [ "$due" ] && [ ! -e "$slot/done" ] &&
             slot_self "$slot"
         then
-            [ "$place" = elsewhere ] || alive "$keeper" "$ticks" "$place" || dead=1
+            [ "$place" = elsewhere ] || alive "$keeper" "$keeper_ticks" "$place" || dead=1
         fi
     done
     if [ -n "$dead" ]; then

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, Jobctl, processes_with, sleeper, wait_until
+from conftest import PROGRAM, Jobctl, living_slots, processes_with, sleeper, wait_until
 from far import Far
 from sshd import MakeSshd
 from test_items import children, each
@@ -26,6 +26,8 @@ ENDINGS = {
     "exec sleep 7423": ("Failed", TIME_OUT, None),
 }
 """Shell text that is given two seconds, and how it ends."""
+BOUND = ("setpriv", "--bounding-set", "-kill,-sys_ptrace,-sys_admin,-cap_38")
+"""Has root signal no other user, and, without the latter three, read nobody's environment."""
 
 
 def test_the_same_verdict_everywhere(either: Far) -> None:
@@ -160,6 +162,22 @@ def test_what_items_leave_in_the_session_of_their_slot(either: Far) -> None:
     assert processes_with(nap) == []
 
 
+def test_items_without_a_cookie(either: Far) -> None:
+    """Each is found by its slot, whichever that is of several."""
+    nap = sleeper()
+    slots = ("--per-host" if either.remote else "-t", "3")
+    words = ("env", "-i", "sh", "-c", f"[ $1 = 1 ] || exec {nap}", "sh", "{#}")
+    job = each(either, "a\nb\nc\nd\n", *either.where, *slots, *words)
+    wait_until(lambda: len(processes_with(nap)) == 3)
+    for number, left, how in [(2, 2, ["--signal", "KILL"]), (3, 1, []), (4, 0, ["--grace", "0"])]:
+        either.run("stop", *how, f"{job}.{number}")
+        either.until(f"{job}.{number}", "Stopped")
+        assert len(processes_with(nap)) == left
+    either.run("wait", job, status=1)
+    found = [child["state"] for child in children(either, job)]
+    assert found == ["Completed", "Stopped", "Stopped", "Stopped"]
+
+
 def test_what_is_run_at_the_end_of_items_is_no_part_of_them(jobctl: Jobctl, tmp_path: Path) -> None:
     nap = sleeper()
     job = each(jobctl, "a\nb\n", "--on-finish", f"{nap} & exit 0", "true")
@@ -203,36 +221,48 @@ def test_items_of_another_user(tmp_path: Path, make_sshd: MakeSshd, where: tuple
     """Stopped by one who may not signal them: no further ones begin, and these end as they do."""
     if os.getuid() != 0 or sys.platform != "linux":
         pytest.skip("only root can run commands as two users")
-    bound = ["setpriv", "--bounding-set", "-kill"]
-    server = make_sshd(f'ForceCommand exec {" ".join(bound)} sh -c "$SSH_ORIGINAL_COMMAND"')
+    server = make_sshd(f'ForceCommand exec {" ".join(BOUND)} sh -c "$SSH_ORIGINAL_COMMAND"')
     program = Far(tmp_path / "state", tmp_path, server, *where)
 
     def told(*words: str, status: int) -> str:
-        command = [*bound, PROGRAM, *words]
+        command = [*BOUND, PROGRAM, *words]
         result = subprocess.run(command, env=program.env, stdin=-3, stdout=-1, stderr=-2)
         assert result.returncode == status, result
         return result.stdout.decode()
 
+    def below_slots() -> set[str]:
+        pids = living_slots(program.there if where else program.folder(job))
+        files = [Path(f"/proc/{pid}/task/{pid}/children") for pid in pids]
+        return {pid for file in files for pid in file.read_text().split()}
+
     gates = Path(tempfile.mkdtemp(dir="/tmp"))
     gates.chmod(0o755)
-    text = f"until [ -e {gates}/go ]; do sleep 0.1; done; exit {{}}"
-    other = ("setpriv", "--reuid", "65534", "--clear-groups", "sh", "-c", text)
-    slots = ("--per-host" if where else "-t", "2")
+    # The first one ends before the others, and the next one in its slot runs.
+    text = f"[ $1 = 1 ] || until [ -e {gates}/go ]; do sleep 0.1; done; exit {{}}"
+    other = ("setpriv", "--reuid", "65534", "--clear-groups", "sh", "-c", text, "sh", "{#}")
+    slots = ("--per-host" if where else "-t", "3")
     try:
-        job = each(program, "0\n3\n0\n", *where, *slots, "--retries", "1", *other)
-        for number in (1, 2):
+        options = ("--retries", "1", "--timeout", "10m")
+        job = each(program, "0\n0\n3\n0\n0\n", *where, *slots, *options, *other)
+        for number in (2, 3, 4):
             program.until(f"{job}.{number}", "Running")
-        wait_until(
-            lambda: len(processes_with(text.format(0))) + len(processes_with(text.format(3))) == 2
-        )
-        missed = told("stop", "--signal", "KILL", job, status=1)
-        assert all(f"job {job}.{n}: signal KILL reached none" in missed for n in (1, 2))
-        assert f"{job}.2: signal TERM" in told("stop", "--signal", "TERM", f"{job}.2", status=1)
+        wait_until(lambda: len(processes_with(f"[ $1 = 1 ] || until [ -e {gates}")) == 3)
+        before = below_slots()
+        for number in (2, 3, 4):
+            missed = told("stop", "--signal", "KILL", f"{job}.{number}", status=1)
+            assert f"job {job}.{number}: signal KILL reached none" in missed
+            assert missed.count("\n") == 1
+        missed = told("stop", "--signal", "TERM", job, status=1)
+        assert all(f"job {job}.{n}: signal TERM reached none" in missed for n in (2, 3, 4))
+        assert missed.count("\n") == 3
+        # Nor does it reach what slots have for themselves, whose time it is to tell.
+        assert below_slots() == before
         assert "cannot be ended" in told("stop", "--grace", "0", job, status=125)
         (gates / "go").touch()
         program.run("wait", job, "--timeout", "60", status=1)
         found = [(child["state"], child["exit_code"]) for child in children(program, job)]
-        assert found == [("Completed", 0), ("Failed", 3), ("Stopped", None)]
+        done = ("Completed", 0)
+        assert found == [done, done, ("Failed", 3), done, ("Stopped", None)]
         assert program.job(job)["reason"] == "exit status 3"
         told("remove", job, status=0)
     finally:
@@ -240,3 +270,27 @@ def test_items_of_another_user(tmp_path: Path, make_sshd: MakeSshd, where: tuple
         program.close()
         wait_until(lambda: not processes_with(str(gates)))
         shutil.rmtree(gates)
+
+
+def test_a_signal_to_items_of_which_one_left_another_users(jobctl: Jobctl, tmp_path: Path) -> None:
+    """That it does not reach what was left is no reason to say that it reached nothing."""
+    if os.getuid() != 0 or sys.platform != "linux":
+        pytest.skip("only root can run commands as two users")
+    nap, left, up = sleeper(), sleeper(), tmp_path / "up"
+    leave = f"setpriv --reuid 65534 --clear-groups {left} & exit 0"
+    stay = f"trap 'echo x; exit 0' USR1; echo >{up}; while :; do {nap} & wait; done"
+    text = f"[ {{#}} = 2 ] || {{ {leave}; }}; {stay}"
+    job = each(jobctl, "a\nb\n", "-c", text)
+    jobctl.until(f"{job}.1", "Completed")
+    wait_until(up.exists)
+
+    def foreign_ones() -> list[int]:
+        return [pid for pid in processes_with(left) if Path(f"/proc/{pid}").stat().st_uid == 65534]
+
+    wait_until(foreign_ones)
+    subprocess.run([*BOUND, PROGRAM, "stop", "--signal", "USR1", job], env=jobctl.env, check=True)
+    jobctl.run("wait", job)
+    assert jobctl.out("receive", f"{job}.2") == "x\n"
+    assert foreign_ones()
+    jobctl.run("stop", "--grace", "0", job)
+    assert not foreign_ones()
