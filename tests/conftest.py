@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -82,6 +83,19 @@ def _found(predicate: Callable[[], object]) -> object:
         return predicate()
     except FileNotFoundError:
         return False
+
+
+def shown(leader: int) -> bytes:
+    """Return what a terminal shows, to the end of a line.
+
+    The kernel hands over in pieces what was written at once.
+    """
+    text, deadline = b"", time.monotonic() + PATIENCE
+    while not text.endswith(b"\n"):
+        if not select.select([leader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            pytest.fail(f"a terminal shows {text!r}, and no end of a line")
+        text += os.read(leader, 4096)
+    return text
 
 
 class Jobctl:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import wait_until
+from conftest import shown, wait_until
 from far import Far
 from sshd import MakeSshd, keygen
 from test_session import (
@@ -124,7 +124,7 @@ def test_time_is_up_while_somebody_is_asked() -> None:
         with pytest.raises(TimeoutError):
             _secret(file, "password: ", time.monotonic() - 1)
         assert termios.tcgetattr(file)[3] & termios.ECHO
-        assert os.read(master, 100) == b"password: \r\n"
+        assert shown(master) == b"password: \r\n"
     os.close(master)
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ONE_SHELL, SHELLS, Jobctl, processes_with, shell_words, sleeper, wait_until
+from conftest import (
+    ONE_SHELL,
+    SHELLS,
+    Jobctl,
+    processes_with,
+    shell_words,
+    shown,
+    sleeper,
+    wait_until,
+)
 
 from jobctl import runner
 
@@ -204,16 +213,16 @@ def test_standard_input(bare: Bare, tmp_path: Path) -> None:
     leader, terminal = pty.openpty()
     bare.run("start", "-wq", "cat", input=b"lost", stderr=terminal)
     told = b"jobctl: standard input is not read by the job; to give it to it, use --stdin -\r\n"
-    assert os.read(leader, 4096) == told
+    assert shown(leader) == told
     with open(tmp_path / "lines", "rb", buffering=0) as lines:
         bare.run("start", "-wq", "cat", stdin=lines, stderr=terminal)
-        assert os.read(leader, 4096) == told
+        assert shown(leader) == told
         lines.readline()
         bare.run("start", "-wq", "cat", stdin=lines, stderr=terminal)
     bare.run("start", "-wq", "--stdin", "-", "cat", input=b"x", stderr=terminal)
     bare.run("start", "-wq", "cat", stderr=terminal)
     bare.run("start", "-wq", "nosuch", stderr=terminal, status=127)
-    assert os.read(leader, 4096).startswith(b"jobctl: job 7 failed")
+    assert shown(leader).startswith(b"jobctl: job 7 failed")
     os.close(leader)
     os.close(terminal)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import WEIRD, Jobctl, first_of, processes_with, sleeper, wait_until
+from conftest import WEIRD, Jobctl, first_of, processes_with, shown, sleeper, wait_until
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -162,7 +162,7 @@ def test_outlives_its_terminal(jobctl: Jobctl) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve("/bin/sh", ["sh", "-c", "jobctl start -q sleep 60; read x"], jobctl.env)
-    assert b"1\r\n" in os.read(terminal, 100)
+    assert shown(terminal) == b"1\r\n"
     os.close(terminal)  # the terminal hangs up
     os.waitpid(pid, 0)
     assert jobctl.state("1") == "Running"

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl, at_rest
+from conftest import Jobctl, at_rest, shown
 from far import Far
 
 from jobctl import runner
@@ -103,10 +103,10 @@ def test_input_that_nobody_reads(jobctl: Jobctl, tmp_path: Path) -> None:
 def test_a_pipe_that_nobody_reads(jobctl: Jobctl) -> None:
     leader, terminal = pty.openpty()
     jobctl.run("start", "-q", "sh", input=b"echo x\n" * 20_000, stderr=terminal)
-    assert os.read(leader, 4096) == TOLD
+    assert shown(leader) == TOLD
     jobctl.run("start", "-q", "sh", input=b"", stderr=terminal)
     jobctl.run("start", "-q", "no such", status=1, stderr=terminal)
-    assert os.read(leader, 4096).startswith(b"jobctl: job 3 failed")
+    assert shown(leader).startswith(b"jobctl: job 3 failed")
     os.close(leader)
     os.close(terminal)
 
