@@ -222,7 +222,7 @@ linger() {
 
 # `:` would end the shell if that cannot be written.
 note_done() {
-    [ -f "slots/$jobctl_slot/journal" ] || go_on_in_another
+    recorded || go_on_in_another
     true >"slots/$jobctl_slot/done"
 }
 
@@ -285,7 +285,7 @@ serve_items() {
             if take; then
                 run_item
                 jobctl_judged=$same_command
-                [ -f "slots/$jobctl_slot/journal" ] || go_on_in_another
+                recorded || go_on_in_another
             elif [ -n "$lacking" ]; then
                 # shellcheck disable=SC2119
                 spans | fail_unrecorded "$lacking"
@@ -299,13 +299,27 @@ serve_items() {
     [ -n "$share" ] || [ "$expected" -gt "$children" ] || spans | fail_unrecorded items
 }
 
+# Succeeds if what this slot writes down is found: its folder may have gone, and another slot have
+# made one of the same name.
+recorded() {
+    [ -f "slots/$jobctl_slot/journal" ] || return 1
+    jobctl_line=$itself_line
+    read -r jobctl_line <"slots/$jobctl_slot/self"
+    [ "$jobctl_line" = "$itself_line" ]
+} 2>/dev/null
+
 # The folder of this slot is gone, and with it what it has written down. The new one has a number
 # that none had: of the journals of others, part may have been sent to another computer.
 go_on_in_another() {
     [ -f spec ] || exit 1 # the job was removed
     gone=slots/$jobctl_slot
+    [ -d slots ] || make_slot slots
     jobctl_slot=$((jobctl_slot + 1000))
-    make_slot "slots/$jobctl_slot" && put_line "$itself_line" >"slots/$jobctl_slot/self" || exit 1
+    until mkdir "slots/$jobctl_slot" 2>/dev/null; do
+        [ -d "slots/$jobctl_slot" ] || exit 1
+        jobctl_slot=$((jobctl_slot + 1))
+    done
+    put_line "$itself_line" >"slots/$jobctl_slot/self" || exit 1
     exec 5>>"slots/$jobctl_slot/journal"
     for taken in taken/*; do
         put_line "${taken#taken/} 1"

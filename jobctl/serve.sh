@@ -289,6 +289,9 @@ with_items() {
 # Starts slots of the job in folder $1 until $2 live, but no more than $3.
 more_slots() {
     living=0 highest=0
+    # Also of those whose folders are gone: part of what they wrote was sent under their numbers.
+    [ ! -s "$1/highest" ] || read -r highest <"$1/highest"
+    case $highest in '' | *[!0-9]*) highest=0 ;; esac
     for slot in "$1"/slots/[1-9]*; do
         number=${slot##*/}
         case $number in *[!0-9]*) continue ;; esac
@@ -308,7 +311,7 @@ more_slots() {
         made="$made $1/slots/$highest"
     done
     # shellcheck disable=SC2086  # without spaces
-    mkdir $made && beside detached items.sh slots "$PWD/$1" "$first" "$last"
+    put_line "$last" >"$1/highest" && mkdir $made && beside detached items.sh slots "$PWD/$1" "$first" "$last"
 }
 
 end_items() {

@@ -332,7 +332,8 @@ def test_so_many_at_once(jobctl: Jobctl, tmp_path: Path) -> None:
 
 def test_start_returns_before_the_items_are_run(jobctl: Jobctl) -> None:
     job = each(jobctl, "\n".join(map(str, range(3000))), "-t", "2", "-c", "sleep 600")
-    assert Counter(r["state"] for r in children(jobctl, job))["NotStarted"] == 2998
+    counted = {"Running": 2, "NotStarted": 2998}
+    wait_until(lambda: Counter(r["state"] for r in children(jobctl, job)) == counted)
     jobctl.run("stop", job)
     states = Counter(r["state"] for r in children(jobctl, job))
     assert states == {"Stopped": 3000}
