@@ -209,6 +209,8 @@ def test_a_signal_to_what_has_not_begun(either: Far, tmp_path: Path) -> None:
         assert either.state(job) == "NotStarted"
     running = [items, both] if either.remote else [items]
     wait_until(lambda: len(up.read_text()) == len(running))
+    for job in running:
+        either.until(f"{job}.1", "Running")  # a host's news comes a little later
     either.run("stop", "--signal", "USR1", *running)
     wait_until(lambda: said.exists() and len(said.read_text()) == len(running))
     either.run("stop", "--grace", "0", gate, *running)
