@@ -14,6 +14,7 @@ import pytest
 from conftest import PROGRAM, Jobctl, at_home, at_rest, processes_with, sleeper, wait_until
 
 from jobctl.cli.render import cells
+from jobctl.process import Identity, alive, boot_id, look
 
 # --- wait ---
 
@@ -283,10 +284,13 @@ def test_a_reused_pid_is_left_alone(jobctl: Jobctl) -> None:
     job = jobctl.start("sleep", "60")
     run = jobctl.folder(job) / "run"
     pids = [jobctl.runner_pid(job), jobctl.job(job)["pid"]]
+    boot, sights = boot_id(), map(look, pids)
+    killed = [Identity(p, s.start, boot) for p, s in zip(pids, sights, strict=True) if s]
     text = run.read_text()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
         text = text.replace(f"'{pid}'", f"'{innocent.pid}'")
+    wait_until(lambda: not any(alive(known, known.boot) for known in killed))
     run.write_text(text)  # as if both numbers had come round
     try:
         assert jobctl.job(job)["reason"] == "lost: runner was killed"
