@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 from conftest import ENDS, Jobctl, at_rest, living_slots, sleeper, wait_until
+
+from jobctl.jobs import Jobs
+from jobctl.ops.wait import Ends
 
 LONGEST = 131_059
 
@@ -788,3 +792,19 @@ def test_the_index_counts(jobctl: Jobctl) -> None:
     (jobctl.state_dir / "index.db").unlink()
     assert "2 completed, 1 failed of 3" in jobctl.out("get", "-o", "wide", job)
     assert json.loads(jobctl.out("get", "-o", "jsonl", job))["children"] == ["1.1", "1.2", "1.3"]
+
+
+def test_who_followed_the_last_item_finds_the_whole_finished(jobctl: Jobctl) -> None:
+    """The slot lives and has yet to write that down: it is as if it were slow."""
+    job = jobctl.done("--foreach", "-", "echo", input=b"a\n")
+    folder = jobctl.folder(job)
+    end = (folder / "exit").read_bytes()
+    for file in ("exit", "concluded", "slots/1/done"):
+        (folder / file).unlink()
+    ends = Ends(Jobs(str(jobctl.state_dir)), [f"{job}.1"])
+    with (folder / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert ends.wait(0.1) == []
+        (folder / "exit").write_bytes(end)
+    assert [job_id for job_id, _ in ends.wait(0.1)] == [f"{job}.1"]
+    assert not ends.unfinished

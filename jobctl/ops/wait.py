@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _AGAIN = 0.2
 """Seconds until the next look at a job that no process tells about."""
+_ENDING = 0.02
+"""The same where all items of a job have ended."""
 _NEWS = "news"
 Tell = Callable[[str], None]
 """Says something to people, a line at a time."""
@@ -55,6 +57,8 @@ class Ends:
         self._items: dict[Task, set[int]] = {}
         """The items that were not told yet, of which there may be many."""
         self._told: dict[Task, int] = {}
+        self._ending = False
+        """Whether all items of a job have ended, and its own end is about to be written down."""
         self._others = set[str]()
         self._folders = dict[str, Folder]()
         """Of all but items, until they are told."""
@@ -95,7 +99,8 @@ class Ends:
         ended = self._look()
         if not ended and self.unfinished:
             soon = self._others or self._items
-            keys = self._watch.wait(min(timeout, _AGAIN) if soon else timeout)
+            again = _ENDING if self._ending else _AGAIN
+            keys = self._watch.wait(min(timeout, again) if soon else timeout)
             if _NEWS in keys and self._news:
                 # What happened before we were heard is seen by one more look.
                 changed = self._news.changed(self._watch)
@@ -115,7 +120,7 @@ class Ends:
         return self._book is not None and bool(folder.session)
 
     def _look_at_items(self) -> list[tuple[str, Job | None]]:
-        ended = list[tuple[str, Job | None]]()
+        ended, self._ending = list[tuple[str, Job | None]](), False
         for task in list(self._items):
             wanted = self._items[task]
             resume(task)
@@ -124,8 +129,13 @@ class Ends:
                 numbers = sorted(wanted)
             else:
                 # Each is in here once; those that ended before we looked first too.
-                news = task.ended_since(self._told.get(task, 0))
-                self._told[task] = self._told.get(task, 0) + len(news)
+                told = self._told.get(task, 0)
+                news = task.ended_since(told)
+                if told + len(news) == task.count:
+                    # Who is told of the last one is to find the whole job finished.
+                    self._ending = True
+                    continue
+                self._told[task] = told + len(news)
                 numbers = sorted(wanted.intersection(news))
             ended += ((f"{task.id}.{n}", task.part(n, self._boot)) for n in numbers)
             wanted.difference_update(numbers)
