@@ -202,6 +202,21 @@ class Jobctl:
         return int(line.removeprefix("runner='").removesuffix("'"))
 
 
+def false_clock(offset: str) -> dict[str, str]:
+    """Return the variables that have programs see another time, earlier or later by offset.
+
+    faketime tells. It fails if one of the same process id was killed, whose memory is still there.
+    """
+    words = ["faketime", "-f", offset, "printenv", "LD_PRELOAD"]
+    for _ in range(100):
+        told = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        if not told.returncode:
+            library = told.stdout.strip()
+            known = {"LD_PRELOAD": library, "FAKETIME": offset}
+            return {**known, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    pytest.fail(f"{words} always fails")
+
+
 def at_rest(process: subprocess.Popen[bytes]) -> None:
     """Wait until a process has begun and does nothing any more but wait, for half a second.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import first_of, wait_until
+from conftest import false_clock, first_of, wait_until
 from far import Far
 from sshd import MakeSshd
 from test_session import Make, make_far
@@ -24,10 +23,7 @@ __all__ = ["make_far"]
 
 def at_other_time(make_far: Make, make_sshd: MakeSshd, offset: str) -> Far:
     """Return a computer, and a host where it is another time."""
-    words = ["faketime", "-f", offset, "printenv", "LD_PRELOAD"]
-    library = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    wrong = {"LD_PRELOAD": library, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    program = make_far(make_sshd(environ=wrong))
+    program = make_far(make_sshd(environ=false_clock(offset)))
     there = float(program.out("session", "run", "web1", "--", "date", "+%s"))
     assert abs(there - time.time()) > 10_000
     return program

@@ -13,7 +13,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import Jobctl, wait_until
+from conftest import Jobctl, false_clock, wait_until
 
 from jobctl.cli import render
 
@@ -182,11 +182,7 @@ def test_states_come_from_the_processes(jobctl: Jobctl) -> None:
 
 def test_a_clock_that_jumps(jobctl: Jobctl) -> None:
     first = jobctl.done("true")
-    env = jobctl.env | {"FAKETIME": "-400d"}
-    # When faketime ends, what it preloads has programs fail that begin then.
-    text = "jobctl start -q sleep 0.3 && env -u LD_PRELOAD jobctl wait %+ >&2"
-    prefix = ["faketime", "-f", "-400d", "sh", "-c", text]
-    second = subprocess.run(prefix, env=env, stdout=subprocess.PIPE, text=True).stdout.strip()
+    second = jobctl.start("sleep", "0.3", env=jobctl.env | false_clock("-400d"))
     jobctl.run("wait", second)
     assert ids(jobctl, "--newest", "1") == [int(second)]
     assert ids(jobctl) == [int(first), int(second)]
