@@ -313,7 +313,7 @@ recorded() {
 go_on_in_another() {
     [ -f spec ] || exit 1 # the job was removed
     gone=slots/$jobctl_slot
-    [ -d slots ] || make_slot slots
+    make_slot slots
     jobctl_slot=$((jobctl_slot + 1000))
     until mkdir "slots/$jobctl_slot" 2>/dev/null; do
         [ -d "slots/$jobctl_slot" ] || exit 1
