@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,11 +77,6 @@ class Far(Jobctl):
         wait_until(lambda: self.agent() is None)
         return pid
 
-    def clear_host(self) -> None:
-        """Leave no jobs on the host."""
-        for name in ("guest", "jobs"):
-            shutil.rmtree(self.there / name, ignore_errors=True)
-
     def close(self) -> None:
         """End all that this computer started."""
         if self.state_dir.is_dir():
@@ -102,7 +96,6 @@ def far(tmp_path: Path, sshd: Sshd) -> Iterator[Far]:
     yield program
     program.close()
     nothing_left(tmp_path, sshd.home, but=before)
-    program.clear_host()
 
 
 @pytest.fixture
@@ -122,4 +115,3 @@ def either(request: pytest.FixtureRequest, tmp_path: Path, sshd: Sshd) -> Iterat
     yield program
     program.close()
     nothing_left(tmp_path, sshd.home, but=before)
-    program.clear_host()
