@@ -188,7 +188,7 @@ def test_what_start_takes(bare: Bare, tmp_path: Path) -> None:
     assert bare.run("receive", job).stdout == b"got 1\ngot 2\n"
     job = bare.done("--retries", "2", "-c", "echo x; exit 4")
     assert bare.run("receive", job, status=0).stdout == b"x\n" * 3
-    job = bare.done("--timeout", "0.2s", "sleep", "60")
+    job = bare.done("--timeout", "0.2s", "sleep", "600")
     assert bare.job(job)["reason"] == "timed out after 0.2s"
 
 
@@ -297,7 +297,7 @@ def test_live_and_in_pieces(bare: Bare) -> None:
     assert seen[0] == seen[1][: len(seen[0])] != ""
     seen += [bare.out("receive", "-f", job, status=5)]
     assert "".join(seen[1:]) == "123"
-    assert bare.run("receive", "--wait", "--timeout", "0.2", bare.sh("sleep 60"), status=124)
+    assert bare.run("receive", "--wait", "--timeout", "0.2", bare.sh("sleep 600"), status=124)
 
 
 def test_what_is_not_written_is_not_received(bare: Bare) -> None:
@@ -418,7 +418,7 @@ def test_both_print_the_same(bare: Bare, jobctl: Jobctl) -> None:
     bare.run("start", "--wait", "-c", "printf '\\033[1mé\\n'\n# \x1b[1m\x9b", "a", status=None)
     bare.run("start", "--wait", "-c", "kill -9 $$", status=137)
     jobctl.run("start", "--wait", "sh", "-c", "exit 7", status=7)
-    bare.start("sleep", "60")
+    bare.start("sleep", "600")
     for form in ("table", "jsonl", "ids"):
         ours, theirs = bare.out("get", "-o", form), jobctl.out("get", "-o", form)
         if form == "jsonl":
@@ -431,7 +431,7 @@ def test_both_print_the_same(bare: Bare, jobctl: Jobctl) -> None:
 
 
 def test_wait(bare: Bare) -> None:
-    slow, fast = bare.start("sleep", "60"), bare.start("sleep", "0.2")
+    slow, fast = bare.start("sleep", "600"), bare.start("sleep", "0.2")
     assert bare.out("wait", "--any", slow, fast, "-q") == f"{fast}\n"
     assert bare.out("wait", "--timeout", "0.2", slow, fast, "-q", status=124) == f"{fast}\n"
     waiting = bare.popen("wait", slow, stdout=subprocess.DEVNULL)
@@ -455,7 +455,7 @@ def test_stop_reaches_all(bare: Bare) -> None:
 
 
 def test_signals(bare: Bare) -> None:
-    job = bare.start("sleep", "60")
+    job = bare.start("sleep", "600")
     for name, state in (("SIGSTOP", "Suspended"), ("cont", "Running"), ("10", "Stopped")):
         bare.run("stop", "--signal", name, job)
         bare.until(job, state)
@@ -464,7 +464,7 @@ def test_signals(bare: Bare) -> None:
 
 
 def test_a_job_that_calls_jobctl(bare: Bare) -> None:
-    job = bare.start(*bare.words, "start", "-q", "sleep", "60")
+    job = bare.start(*bare.words, "start", "-q", "sleep", "600")
     bare.run("wait", job)
     inner = bare.out("receive", job).strip()
     bare.run("remove", job)
@@ -475,7 +475,7 @@ def test_a_job_that_calls_jobctl(bare: Bare) -> None:
 
 
 def test_remove(bare: Bare) -> None:
-    done, running = bare.done("true"), bare.start("sleep", "60")
+    done, running = bare.done("true"), bare.start("sleep", "600")
     result = bare.run("remove", done, running, "99", status=3)
     assert result.stderr.count(b"\n") == 2
     assert not bare.folder(done).exists()
@@ -485,7 +485,7 @@ def test_remove(bare: Bare) -> None:
 
 
 def test_a_lost_job(bare: Bare, jobctl: Jobctl) -> None:
-    job = bare.start("sleep", "60")
+    job = bare.start("sleep", "600")
     os.kill(bare.runner_pid(job), signal.SIGKILL)
     assert bare.state(job) == "Running"
     os.kill(bare.job(job)["pid"], signal.SIGKILL)
@@ -508,7 +508,7 @@ def test_a_lost_job(bare: Bare, jobctl: Jobctl) -> None:
 
 def test_either_finds_the_jobs_of_the_other(bare: Bare, jobctl: Jobctl) -> None:
     for one, other in ((bare, jobctl), (jobctl, bare)):
-        job = one.start("-n", "it's", "-c", "echo out; echo err >&2; exec sleep 60")
+        job = one.start("-n", "it's", "-c", "echo out; echo err >&2; exec sleep 600")
         stderr = one.folder(job) / "stderr"
         wait_until(stderr.read_bytes)
         assert other.job(job) == one.job(job)

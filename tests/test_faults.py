@@ -132,7 +132,7 @@ def test_cut_again_and_again(far: Far, wire: Wire) -> None:
 
 
 def test_cut_is_seen(far: Far, wire: Wire) -> None:
-    job = far.start("sleep", "60")
+    job = far.start("sleep", "600")
     far.until(job, "Running")
     far.sshd.stop()
     wire.cut()
@@ -335,7 +335,7 @@ def liar(far: Far, make_sshd: MakeSshd, script: str, seconds: int = 60) -> None:
 
 
 STAY = "exec cat >/dev/null"
-SILENT = "cannot connect to liar: its login shell does not answer within 4 seconds"
+SILENT = "cannot connect to liar: its login shell does not answer within 8 seconds"
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ SILENT = "cannot connect to liar: its login shell does not answer within 4 secon
     ],
 )
 def test_a_host_that_lies_at_first(far: Far, make_sshd: MakeSshd, script: str, reason: str) -> None:
-    liar(far, make_sshd, script, 4 if reason == SILENT else 60)
+    liar(far, make_sshd, script, 8 if reason == SILENT else 60)
     far.on("liar,web1", "echo", "x")
     assert far.outcome("1.2") == ("Completed", "", 0)
     state, why, _ = far.outcome("1.1")

@@ -101,7 +101,7 @@ def test_what_is_made_is_private(jobctl: Jobctl, tmp_path: Path) -> None:
     job = jobctl.start("-e", "a-b=c", "--stdin", "/dev/null", "echo", "x", umask=0)
     jobctl.run("wait", job, umask=0)
     jobctl.run("receive", job, umask=0)
-    jobctl.start("sleep", "60", umask=0)
+    jobctl.start("sleep", "600", umask=0)
     assert state.stat().st_mode & 0o777 == 0o700
     for path in state.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
@@ -109,7 +109,7 @@ def test_what_is_made_is_private(jobctl: Jobctl, tmp_path: Path) -> None:
 
 def test_one_that_cannot_be_written(jobctl: Jobctl) -> None:
     job = jobctl.done("-c", "echo out; exit 3")
-    lost = jobctl.start("sleep", "60")
+    lost = jobctl.start("sleep", "600")
     record = jobctl.job(lost)
     os.kill(jobctl.runner_pid(lost), signal.SIGKILL)
     os.kill(record["pid"], signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_symbolic_links(jobctl: Jobctl, tmp_path: Path) -> None:
         jobctl.refused(125, *words)
     assert not (tmp_path / "real").exists()
     (tmp_path / "real").mkdir(mode=0o700)
-    job = jobctl.sh("echo x; sleep 60")
+    job = jobctl.sh("echo x; sleep 600")
     wait_until(lambda: jobctl.out("receive", job) == "x\n")
     jobctl.run("stop", job)
     assert jobctl.state(job) == "Stopped"
@@ -178,7 +178,7 @@ def test_symbolic_links(jobctl: Jobctl, tmp_path: Path) -> None:
 def test_paths_that_must_be_quoted(jobctl: Jobctl, tmp_path: Path, name: bytes) -> None:
     move(jobctl, tmp_path / os.fsdecode(name) / "state")
     hook = tmp_path / "hook"
-    text = "echo '42 x' >$JOBCTL_PROGRESS; echo out; setsid sleep 60"
+    text = "echo '42 x' >$JOBCTL_PROGRESS; echo out; setsid sleep 600"
     job = jobctl.sh(text, "--on-finish", f"echo $JOBCTL_STATE >{hook}", "-e", "a-b=c")
     wait_until(lambda: jobctl.job(job)["progress"])
     assert jobctl.state(job) == "Running"
@@ -324,8 +324,8 @@ def test_a_disk_that_gets_full_while_a_job_runs(jobctl: Jobctl, disk: Disk, tmp_
     go = tmp_path / "go"
     text = f"echo out; until [ -e {go} ]; do sleep 0.02; done; echo more; exit 3"
     job = jobctl.sh(text)
-    stopped = jobctl.sh("echo out; sleep 60")
-    timed = jobctl.sh("sleep 60", "--timeout", "0.3")
+    stopped = jobctl.sh("echo out; sleep 600")
+    timed = jobctl.sh("sleep 600", "--timeout", "0.3")
     wait_until(lambda: jobctl.folder(stopped).joinpath("stdout").stat().st_size)
     disk.fill()
     go.touch()
@@ -484,7 +484,7 @@ def alive(pid: int) -> bool:
 
 
 def test_folders_removed_by_hand(jobctl: Jobctl) -> None:
-    finished, running = jobctl.done("true"), jobctl.start("sleep", "60")
+    finished, running = jobctl.done("true"), jobctl.start("sleep", "600")
     pid = jobctl.job(running)["pid"]
     runner = jobctl.runner_pid(running)
     waiter = jobctl.popen("wait", running, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

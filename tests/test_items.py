@@ -346,9 +346,9 @@ def test_start_returns_before_the_items_are_run(jobctl: Jobctl) -> None:
 
 
 def test_timeout_and_retries(jobctl: Jobctl, tmp_path: Path) -> None:
-    job = each(jobctl, "0\n600\n", "--timeout", "2", "sleep", "{}")
+    job = each(jobctl, "0\n600\n", "--timeout", "5", "sleep", "{}")
     jobctl.run("wait", job, status=1)
-    assert [r["reason"] for r in children(jobctl, job)] == ["", "timed out after 2s"]
+    assert [r["reason"] for r in children(jobctl, job)] == ["", "timed out after 5s"]
     text = "echo x >>{}; [ $(wc -l <{}) -ge 3 ]"
     job = each(jobctl, "a\nb\n", "--retries", "2", "-C", str(tmp_path), "-c", text)
     jobctl.run("wait", job)
@@ -375,7 +375,7 @@ def test_after_and_after_ok(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_stopping_one_that_waits(jobctl: Jobctl) -> None:
-    first = jobctl.start("sleep", "60")
+    first = jobctl.start("sleep", "600")
     job = each(jobctl, "1\n2\n", "--after", first, "echo")
     jobctl.run("stop", job)
     assert jobctl.job(job)["state"] == "Stopped"
@@ -393,7 +393,7 @@ def test_on_finish(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_with_parent(jobctl: Jobctl) -> None:
-    text = "jobctl start -q --with-parent --foreach - -t 2 -c 'sleep 60'; sleep 0.5"
+    text = "jobctl start -q --with-parent --foreach - -t 2 -c 'sleep 600'; sleep 0.5"
     words, items = ["sh", "-c", text], b"a\nb\nc\n"
     result = subprocess.run(words, env=jobctl.env, input=items, capture_output=True)
     job = result.stdout.decode().strip()
@@ -417,7 +417,7 @@ def test_suspend_and_go_on(jobctl: Jobctl) -> None:
 
 
 def test_stopping_one_child(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", "sleep 60 & echo {}; [ {} = 2 ] || wait")
+    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", "sleep 600 & echo {}; [ {} = 2 ] || wait")
     wait_until(lambda: jobctl.job(f"{job}.1")["state"] == "Running")
     jobctl.run("stop", "--reason", "not this", f"{job}.3")
     record = jobctl.job(f"{job}.3")
@@ -434,7 +434,7 @@ def test_stopping_one_child(jobctl: Jobctl) -> None:
 
 
 def test_removing(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n", "sleep", "60")
+    job = each(jobctl, "1\n2\n", "sleep", "600")
     assert "is a part of job" in jobctl.refused(4, "remove", f"{job}.1")
     assert "is Running" in jobctl.refused(4, "remove", job)
     cookies = [record["instance_id"] for record in children(jobctl, job)]
@@ -542,7 +542,7 @@ def test_gather_and_output_dir(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_progress(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n", "-c", "echo 42 half >$JOBCTL_PROGRESS; sleep 60")
+    job = each(jobctl, "1\n2\n", "-c", "echo 42 half >$JOBCTL_PROGRESS; sleep 600")
     record = wait_until(lambda: jobctl.job(f"{job}.1")["progress"])
     assert record == {"percent": 42.0, "message": "half"}
     jobctl.run("stop", job)
@@ -638,7 +638,7 @@ def test_killed_while_somebody_waits(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_a_reboot(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", "[ {} = 1 ] || exec sleep 60")
+    job = each(jobctl, "1\n2\n3\n", "-t", "1", "-c", "[ {} = 1 ] || exec sleep 600")
     wait_until(lambda: jobctl.job(f"{job}.2")["state"] == "Running")
     command = jobctl.job(f"{job}.2")["pid"]
     for pid in slots(jobctl, job):
@@ -698,7 +698,7 @@ def test_one_slot_killed_is_found_out_at_once(jobctl: Jobctl, tmp_path: Path) ->
 
 
 def test_stopping_one_whose_slot_was_killed(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n", "-t", "2", "-c", "exec sleep 60")
+    job = each(jobctl, "1\n2\n", "-t", "2", "-c", "exec sleep 600")
     kill_the_first_slot(jobctl, job)
     jobctl.run("stop", f"{job}.1")
     assert jobctl.job(f"{job}.1")["reason"] == "stopped by user"
@@ -708,7 +708,7 @@ def test_stopping_one_whose_slot_was_killed(jobctl: Jobctl) -> None:
 
 def test_to_stop_begins_nothing(jobctl: Jobctl, tmp_path: Path) -> None:
     job = each(
-        jobctl, "1\n2\n3\n4\n", "-t", "2", "-c", f"echo {{}} >>{tmp_path}/ran; exec sleep 60"
+        jobctl, "1\n2\n3\n4\n", "-t", "2", "-c", f"echo {{}} >>{tmp_path}/ran; exec sleep 600"
     )
     wait_until(lambda: len(slots(jobctl, job)) == 2)
     wait_until(lambda: len((tmp_path / "ran").read_text().split()) == 2)
@@ -722,7 +722,7 @@ def test_to_stop_begins_nothing(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_stopping_with_a_slot_that_is_suspended(jobctl: Jobctl) -> None:
-    job = each(jobctl, "1\n2\n", "-t", "1", "-c", "sleep 60")
+    job = each(jobctl, "1\n2\n", "-t", "1", "-c", "sleep 600")
     wait_until(lambda: len(slots(jobctl, job)) == 1)
     os.kill(slots(jobctl, job)[0], signal.SIGSTOP)
     jobctl.run("stop", job)
@@ -739,7 +739,7 @@ def test_records_of_wait_are_whole(jobctl: Jobctl) -> None:
 
 
 def test_a_child_that_is_stopped_begins_nothing(jobctl: Jobctl) -> None:
-    first = jobctl.start("sleep", "60")
+    first = jobctl.start("sleep", "600")
     job = each(jobctl, "1\n2\n3\n", "--after", first, "true")
     jobctl.run("stop", f"{job}.2")
     whole, *records = jobctl.jobs("--children", job)

@@ -128,9 +128,9 @@ def test_output_comes_while_it_runs(far: Far, tmp_path: Path) -> None:
 
 
 def test_timeout_and_retries(far: Far) -> None:
-    job = each(far, "0\n600\n", "web1", "--timeout", "2", "sleep")
+    job = each(far, "0\n600\n", "web1", "--timeout", "5", "sleep")
     far.run("wait", job, status=1)
-    assert [record["reason"] for record in children(far, job)] == ["", "timed out after 2s"]
+    assert [record["reason"] for record in children(far, job)] == ["", "timed out after 5s"]
     text = "echo x; [ $(wc -l <${JOBCTL_PROGRESS%.progress}.stdout) -ge 3 ]"
     job = each(far, "a\n", "web1", "--retries", "2", "-c", text)
     far.run("wait", job)
@@ -187,7 +187,7 @@ def test_no_host_can_be_reached(far: Far) -> None:
 
 
 def test_stopping(far: Far) -> None:
-    job = each(far, numbers(50), "web[1-2]", "--per-host", "2", "-c", "sleep 60 & wait")
+    job = each(far, numbers(50), "web[1-2]", "--per-host", "2", "-c", "sleep 600 & wait")
     wait_until(lambda: states(far, job)["Running"] == 4)
     far.run("stop", f"{job}.1", f"{job}.50")
     records = children(far, job)
@@ -201,7 +201,7 @@ def test_stopping(far: Far) -> None:
 
 
 def test_signals(far: Far) -> None:
-    job = each(far, numbers(2), "web1", "--per-host", "2", "-c", "exec sleep 60")
+    job = each(far, numbers(2), "web1", "--per-host", "2", "-c", "exec sleep 600")
     wait_until(lambda: states(far, job) == {"Running": 2})
     far.run("stop", "--signal", "INT", f"{job}.1")
     wait_until(lambda: far.job(f"{job}.1")["state"] == "Stopped")
@@ -212,7 +212,7 @@ def test_signals(far: Far) -> None:
 
 
 def test_removing(far: Far) -> None:
-    job = each(far, numbers(10), "web[1-2]", "-c", "sleep 60")
+    job = each(far, numbers(10), "web[1-2]", "-c", "sleep 600")
     wait_until(lambda: states(far, job)["Running"] >= 2)
     assert "is Running" in far.refused(4, "remove", job)
     assert guests(far)
@@ -396,7 +396,7 @@ def test_it_cannot_be_written_here_what_a_host_is_given(far: Far, tmp_path: Path
 
 
 def test_the_folder_there_is_removed(far: Far) -> None:
-    job = each(far, numbers(4), "web1", "--per-host", "2", "-c", "exec sleep 60")
+    job = each(far, numbers(4), "web1", "--per-host", "2", "-c", "exec sleep 600")
     wait_until(lambda: states(far, job)["Running"] == 2)
     (share,) = guests(far)
     running = slots(far)

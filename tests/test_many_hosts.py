@@ -18,8 +18,8 @@ from sshd import MakeSshd, free_port
 
 def test_filters_reach_children(far: Far) -> None:
     far.run("session", "new", "web1")
-    job = far.on("web1,web2", "sleep", "60")
-    alone = far.on("web3", "sleep", "60")
+    job = far.on("web1,web2", "sleep", "600")
+    alone = far.on("web3", "sleep", "600")
     far.until(job, "Running")
     assert far.out("get", "-q", "--location", "web2") == f"{job}.2\n"
     assert far.out("get", "-q", "--session", "web1") == f"{job}.1\n"
@@ -206,7 +206,7 @@ def test_no_more_hosts_at_once_than_asked_for(far: Far, tmp_path: Path) -> None:
         most = max(most, running)
     assert (running, most) == (0, 2)
     assert (tmp_path / "log").read_text().count("+") == 4
-    job = far.on("web[1-4]", "-t", "1", "sleep", "60")
+    job = far.on("web[1-4]", "-t", "1", "sleep", "600")
     far.until(f"{job}.1", "Running")
     far.run("stop", f"{job}.3")
     far.run("stop", f"{job}.1")
@@ -227,7 +227,7 @@ def test_hosts_that_fail_hold_up_nobody_for_ever(far: Far) -> None:
     assert "connection refused" in far.job(job)["reason"]
     counts = "3 completed, 3 failed of 6: cannot connect to 127.0.0.1:1: connection refused"
     assert far.out("get", "-o", "wide", job).splitlines()[1].endswith(counts)
-    job = far.on("web1,web2", "sleep", "60")
+    job = far.on("web1,web2", "sleep", "600")
     far.until(job, "Running")
     far.run("stop", f"{job}.1")
     assert far.out("get", "-o", "wide", job).rstrip().endswith("1 running, 1 stopped of 2")

@@ -31,7 +31,7 @@ def works(far: Far, tmp_path: Path) -> None:
     assert result.stdout == data.read_bytes() + home.encode()
     assert result.stderr == f"err\njobctl: job {job} failed: exit status 3\n".encode()
     assert far.job(job)["progress"] == {"percent": 50.0, "message": "half"}
-    late = far.on("web1", "--timeout", "0.5", "sleep", "60")
+    late = far.on("web1", "--timeout", "0.5", "sleep", "600")
     assert far.outcome(late) == ("Failed", "timed out after 0.5s", None)
     long = far.on("web1", "-c", "sleep 71 & (sleep 72 &); env -i sleep 73 & sleep 74")
     far.until(long, "Running")
@@ -148,7 +148,7 @@ def test_what_the_login_exports_and_its_umask(make_far: Make, make_sshd: MakeSsh
 def test_much_output_and_little(make_far: Make, sshd: Sshd, size: int) -> None:
     far = make_far(sshd)
     far.run("session", "new", "web1")
-    text = f"echo begin; head -c {size} /dev/zero; echo end; sleep 60"
+    text = f"echo begin; head -c {size} /dev/zero; echo end; sleep 600"
     much = [far.on("web1", "sh", "-c", text) for _ in range(3)]
     small = far.on("web1", "echo", "hi")
     assert far.outcome(small) == ("Completed", "", 0)

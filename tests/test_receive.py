@@ -192,7 +192,7 @@ def test_follows_live(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 def test_follows_a_lost_job_to_its_end(jobctl: Jobctl) -> None:
-    job = jobctl.sh("echo x; exec sleep 60")
+    job = jobctl.sh("echo x; exec sleep 600")
     process = jobctl.popen("receive", "-w", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == b"x\n"
@@ -221,7 +221,7 @@ def test_follow_statuses(jobctl: Jobctl) -> None:
 
 def test_who_waited_is_not_told_that_all_is_well(jobctl: Jobctl) -> None:
     text = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
-    job = jobctl.sh(text, "--timeout", "2")
+    job = jobctl.sh(text, "--timeout", "5")
     jobctl.run("receive", "-w", job, status=1)
     record = jobctl.job(job)
     assert (record["state"], record["exit_code"]) == ("Failed", 0)
@@ -322,7 +322,7 @@ def test_a_long_line_that_comes_by_and_by(jobctl: Jobctl, tmp_path: Path) -> Non
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     job = jobctl.sh(
-        f"printf '%090000d' 1; read x <{gate}; printf '%090000d\\n' 2; echo >{gate}; sleep 61.7"
+        f"printf '%090000d' 1; read x <{gate}; printf '%090000d\\n' 2; echo >{gate}; sleep 601.7"
     )
     receiver = jobctl.popen("receive", "-w", "--tag", job, stdout=subprocess.PIPE)
     assert receiver.stdout
@@ -603,7 +603,7 @@ def test_order_and_unknown_jobs(jobctl: Jobctl) -> None:
 
 
 def test_on_a_terminal(jobctl: Jobctl) -> None:
-    job = jobctl.start("-c", "echo out; sleep 0.2; echo err >&2; sleep 60")
+    job = jobctl.start("-c", "echo out; sleep 0.2; echo err >&2; sleep 600")
     child = pexpect.spawn("jobctl", ["receive", "-w", job], env=jobctl.env, timeout=60)
     child.expect("out\r\nerr\r\n")
     child.sendintr()

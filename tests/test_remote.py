@@ -19,7 +19,7 @@ from jobctl.jobs import Jobs
 from jobctl.model import JobSpec, Place
 from jobctl.target import Target
 
-IGNORES_TERM = "trap '' TERM; echo ready; sleep 60 & wait; sleep 60; sleep 60"
+IGNORES_TERM = "trap '' TERM; echo ready; sleep 600 & wait; sleep 600; sleep 600"
 
 
 # --- the same wherever a job runs ---
@@ -225,7 +225,7 @@ def test_timeout_and_retries(either: Far) -> None:
 
 
 def test_progress(either: Far) -> None:
-    job = either.sh("echo '42 down loading' >$JOBCTL_PROGRESS; sleep 60")
+    job = either.sh("echo '42 down loading' >$JOBCTL_PROGRESS; sleep 600")
     shown = wait_until(lambda: either.job(job)["progress"])
     assert shown == {"percent": 42.0, "message": "down loading"}
 
@@ -256,15 +256,15 @@ def test_signals(either: Far) -> None:
     either.until(job, "Running")
     either.run("stop", "--signal", "SIGUSR1", job)
     wait_until(lambda: either.output(job) == "ready\ngot\n")
-    other = either.start("sleep", "60")
+    other = either.start("sleep", "600")
     either.until(other, "Running")
     either.run("stop", "--signal", "KILL", other)
     assert either.outcome(other) == ("Stopped", "stopped by user: signal KILL", None)
 
 
 def test_singleton(either: Far) -> None:
-    job = either.start("-n", "one", "--singleton", "sleep", "60")
-    assert either.start("-n", "one", "--singleton", "sleep", "60") == job
+    job = either.start("-n", "one", "--singleton", "sleep", "600")
+    assert either.start("-n", "one", "--singleton", "sleep", "600") == job
     either.run("stop", job)
     assert either.start("-n", "one", "--singleton", "true") != job
 
@@ -282,7 +282,7 @@ def test_start_and_wait(either: Far) -> None:
 
 
 def test_wait_for_several(either: Far, tmp_path: Path) -> None:
-    long = either.start("sleep", "60")
+    long = either.start("sleep", "600")
     first = either.sh(f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done")
     second = either.sh("sleep 0.2; exit 1")
     assert either.out("wait", "-q", "--any", long, first, second, status=1) == f"{second}\n"
@@ -312,9 +312,9 @@ def test_what_is_done_at_the_end(either: Far, tmp_path: Path) -> None:
 
 
 def test_with_parent(either: Far, tmp_path: Path) -> None:
-    words = ["jobctl", "start", "-q", *either.where, "--with-parent", "sleep", "60"]
+    words = ["jobctl", "start", "-q", *either.where, "--with-parent", "sleep", "600"]
     parent = subprocess.Popen(
-        ["sh", "-c", '"$@"; sleep 60', "sh", *words], env=either.env, stdout=subprocess.PIPE
+        ["sh", "-c", '"$@"; sleep 600', "sh", *words], env=either.env, stdout=subprocess.PIPE
     )
     assert parent.stdout
     job = parent.stdout.readline().decode().strip()
@@ -333,7 +333,7 @@ def test_with_parent(either: Far, tmp_path: Path) -> None:
 
 
 def test_starting_does_not_wait_for_the_host(far: Far) -> None:
-    job = json.loads(far.out("start", "-H", "web1", "-o", "jsonl", "sleep", "60"))
+    job = json.loads(far.out("start", "-H", "web1", "-o", "jsonl", "sleep", "600"))
     assert (job["type"], job["location"], job["state"]) == ("RemoteJob", "web1", "NotStarted")
     assert job["reason"]
     far.until("1", "Running")
@@ -349,7 +349,7 @@ def test_output_comes_by_itself(far: Far) -> None:
 
 
 def test_removing(far: Far) -> None:
-    done, long = far.done("-c", "setsid sleep 60 >/dev/null 2>&1 &"), far.start("sleep", "60")
+    done, long = far.done("-c", "setsid sleep 600 >/dev/null 2>&1 &"), far.start("sleep", "600")
     far.until(long, "Running")
     guests = [far.guest(done), far.guest(long)]
     assert all(guest.is_dir() for guest in guests)
@@ -359,11 +359,11 @@ def test_removing(far: Far) -> None:
     far.run("remove", "--force", long)
     assert far.out("get", "-q") == ""
     assert not any(guest.exists() for guest in guests)
-    assert "sleep 60 " not in at_home(far.sshd.home).values()
+    assert "sleep 600 " not in at_home(far.sshd.home).values()
 
 
 def test_removing_while_the_host_is_away(far: Far) -> None:
-    done, long, other = far.done("true"), far.start("sleep", "60"), far.start("sleep", "61")
+    done, long, other = far.done("true"), far.start("sleep", "600"), far.start("sleep", "601")
     far.until(other, "Running")
     guest = far.guest(other)
     far.sshd.stop()
@@ -459,7 +459,7 @@ def test_two_hosts(far: Far, tmp_path: Path) -> None:
 
 
 def test_one_child_is_stopped(far: Far) -> None:
-    job = far.on("web1,web2", "sleep", "60")
+    job = far.on("web1,web2", "sleep", "600")
     far.until(job, "Running")
     wait_until(lambda: [part["state"] for part in far.jobs("1.1", "1.2")] == ["Running"] * 2)
     far.run("stop", "1.2")
@@ -506,7 +506,7 @@ def test_one_after_the_other(far: Far, tmp_path: Path) -> None:
         job = far.out("start", "-q", *where, "--after-ok", failed, "true").strip()
         reason = f"not begun: job {failed} did not complete"
         assert far.outcome(job) == ("Stopped", reason, None)
-    waits = far.start("--after", far.start("sleep", "60"), "true")
+    waits = far.start("--after", far.start("sleep", "600"), "true")
     assert far.state(waits) == "NotStarted"
     far.run("stop", "--reason", "why", waits)
     assert far.outcome(waits) == ("Stopped", "stopped by user: why", None)
@@ -566,7 +566,7 @@ def test_what_is_on_a_host_is_listed_in_order(far: Far) -> None:
 
 
 def test_an_adopted_job_is_controlled(far: Far, second: Far) -> None:
-    far.run("start", "-H", "web1,web2", "sleep", "60")
+    far.run("start", "-H", "web1,web2", "sleep", "600")
     far.until("1.1", "Running")
     far.until("1.2", "Running")
     assert far.out("session", "receive", "web1", "--out-target", "job", "-q") == ""

@@ -467,8 +467,8 @@ def test_retries(run: Run, tmp_path: Path) -> None:
     assert ran.end().state is State.COMPLETED
     assert ran.output() == b"x\n" * 3
     assert run("sh", "-c", "echo y; exit 4", retries=2).end().exit_code == 4
-    times_out = run("sh", "-c", "echo z; exec sleep 999", retries=1, timeout=2.0, timeout_text="2s")
-    assert times_out.end().reason == "timed out after 2s"
+    times_out = run("sh", "-c", "echo z; exec sleep 999", retries=1, timeout=5.0, timeout_text="5s")
+    assert times_out.end().reason == "timed out after 5s"
     assert times_out.output() == b"z\nz\n"
     assert run("no-such-program", retries=3).end().exit_code == 127
 
@@ -501,7 +501,7 @@ def test_after_a_job_whose_runner_was_killed(run: Run, tmp_path: Path) -> None:
 
 
 def test_stopped_before_it_began(run: Run) -> None:
-    first = run("sleep", "60")
+    first = run("sleep", "600")
     second = run("touch", "began", after=(first.folder.id,))
     wait_until(lambda: second.job().reason.startswith("waiting"))
     second.stop()
@@ -552,7 +552,7 @@ def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
 
 @under_every_shell
 def test_signals_and_states(run: Run) -> None:
-    ran = run("sleep", "60")
+    ran = run("sleep", "600")
     job = ran.job()
     ran.send("STOP")
     wait_until(lambda: ran.job().state is State.SUSPENDED)
@@ -565,7 +565,7 @@ def test_signals_and_states(run: Run) -> None:
 
 
 def test_stop_wakes_what_is_suspended(run: Run) -> None:
-    ran = run("sleep", "60")
+    ran = run("sleep", "600")
     ran.send("STOP")
     ran.stop(grace=30)
     assert ran.job().signal == signal.SIGTERM
@@ -594,7 +594,7 @@ def test_nothing_of_the_environment_is_kept(run: Run) -> None:
 
 
 def test_the_command_survives_its_runner(run: Run) -> None:
-    ran = run("sleep", "60")
+    ran = run("sleep", "600")
     identity = ran.folder.watched(process.boot_id())
     job = ran.job()
     assert identity
@@ -638,7 +638,7 @@ def test_the_runner_shrugs_off_signals(run: Run, tmp_path: Path) -> None:
 
 
 def test_caller_ends(run: Run, tmp_path: Path) -> None:
-    caller = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+    caller = os.posix_spawn("/bin/sleep", ["sleep", "600"], {})
     ran = run("sleep", "7338", caller=caller)
     assert ran.job().state is State.RUNNING
     os.kill(caller, signal.SIGKILL)

@@ -24,8 +24,8 @@ def _some(jobctl: Jobctl) -> Jobctl:
     jobctl.done("-n", "alpha", "echo", "one")
     jobctl.done("-n", "beta", "-c", "exit 3")
     jobctl.done("-n", "alpha", "true")
-    jobctl.start("-n", "my job", "sleep", "60")
-    jobctl.start("-n", "de-ad-be-ef", "sleep", "61")
+    jobctl.start("-n", "my job", "sleep", "600")
+    jobctl.start("-n", "de-ad-be-ef", "sleep", "601")
     jobctl.run("stop", "my job")
     return jobctl
 
@@ -144,7 +144,7 @@ def test_wide_and_narrow_terminals(jobctl: Jobctl) -> None:
 
 
 def test_watch(jobctl: Jobctl) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     child = pexpect.spawn("jobctl", ["get", "--watch"], env=jobctl.env, timeout=60)
     child.expect("Running")
     jobctl.run("stop", job)
@@ -166,7 +166,7 @@ def test_output_that_cannot_be_written(some: Jobctl) -> None:
 
 
 def test_states_come_from_the_processes(jobctl: Jobctl) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     os.kill(jobctl.job(job)["pid"], signal.SIGSTOP)
     jobctl.until(job, "Suspended")
     os.kill(jobctl.job(job)["pid"], signal.SIGCONT)
@@ -351,7 +351,7 @@ def test_cells() -> None:
 
 
 def test_looking_changes_nothing(jobctl: Jobctl) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     jobctl.run("get")
     index = jobctl.state_dir / "index.db"
     wait_until(lambda: (jobctl.run("get"), index.stat().st_mtime < time.time() - 0.3)[1])

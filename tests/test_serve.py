@@ -102,7 +102,7 @@ def test_ends(served: Served) -> None:
         [
             ("echo $A; echo err >&2", b"Completed", b"0", b""),
             ("exit 3", b"Failed", b"3", b"exit status 3"),
-            ("kill -INT $$; sleep 60", b"Failed", b"", b"killed by signal 2 (INT)"),
+            ("kill -INT $$; sleep 600", b"Failed", b"", b"killed by signal 2 (INT)"),
         ],
         1,
     ):

@@ -19,16 +19,16 @@ RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 def test_prints_the_record(jobctl: Jobctl) -> None:
-    assert jobctl.out("start", "sleep", "60").splitlines() == [
+    assert jobctl.out("start", "sleep", "600").splitlines() == [
         "Id  Name  Type           State    HasMoreData  Location   Command",
-        "1   Job1  BackgroundJob  Running  True         localhost  sleep 60",
+        "1   Job1  BackgroundJob  Running  True         localhost  sleep 600",
     ]
     assert jobctl.out("start", "-q", "true") == "2\n"
     assert jobctl.out("start", "-o", "ids", "true") == "3\n"
-    record = json.loads(jobctl.out("start", "-o", "jsonl", "-n", "n", "--", "sleep", "60"))
+    record = json.loads(jobctl.out("start", "-o", "jsonl", "-n", "n", "--", "sleep", "600"))
     assert record["id"] == "4"
     assert record["name"] == "n"
-    assert record["argv"] == ["sleep", "60"]
+    assert record["argv"] == ["sleep", "600"]
 
 
 def test_json_has_what_the_contract_lists(jobctl: Jobctl) -> None:
@@ -87,7 +87,10 @@ def test_environment(jobctl: Jobctl) -> None:
 def test_a_job_that_starts_a_job(jobctl: Jobctl) -> None:
     env = jobctl.env | {"JOBCTL_ITEM": "outer"}
     outer = jobctl.start(
-        "-c", "jobctl start -q -c 'env; sleep 60' >inner; sleep 60", env=env, cwd=jobctl.env["HOME"]
+        "-c",
+        "jobctl start -q -c 'env; sleep 600' >inner; sleep 60",
+        env=env,
+        cwd=jobctl.env["HOME"],
     )
     inner_file = Path(jobctl.env["HOME"]) / "inner"
     inner = wait_until(lambda: inner_file.exists() and inner_file.read_text().strip())
@@ -149,7 +152,7 @@ def test_wait_passes_through(jobctl: Jobctl) -> None:
 
 
 def test_interrupting_wait_leaves_the_job(jobctl: Jobctl) -> None:
-    process = jobctl.popen("start", "--wait", "sleep", "60", stderr=subprocess.PIPE)
+    process = jobctl.popen("start", "--wait", "sleep", "600", stderr=subprocess.PIPE)
     assert process.stderr
     assert process.stderr.readline() == b"jobctl: job 1\n"
     process.send_signal(signal.SIGINT)
@@ -161,7 +164,7 @@ def test_interrupting_wait_leaves_the_job(jobctl: Jobctl) -> None:
 def test_outlives_its_terminal(jobctl: Jobctl) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve("/bin/sh", ["sh", "-c", "jobctl start -q sleep 60; read x"], jobctl.env)
+        os.execve("/bin/sh", ["sh", "-c", "jobctl start -q sleep 600; read x"], jobctl.env)
     assert shown(terminal) == b"1\r\n"
     os.close(terminal)  # the terminal hangs up
     os.waitpid(pid, 0)
@@ -221,7 +224,7 @@ def test_first_of_all_no_variable_is_lost(jobctl: Jobctl) -> None:
 def test_singleton(jobctl: Jobctl) -> None:
     starters = [
         jobctl.popen(
-            "start", "-q", "-n", "one", "--singleton", "sleep", "60", stdout=subprocess.PIPE
+            "start", "-q", "-n", "one", "--singleton", "sleep", "600", stdout=subprocess.PIPE
         )
         for _ in range(20)
     ]
@@ -229,7 +232,7 @@ def test_singleton(jobctl: Jobctl) -> None:
     assert outputs == {b"1\n"}
     assert len(jobctl.jobs()) == 1
     jobctl.run("stop", "one")
-    assert jobctl.start("-n", "one", "--singleton", "sleep", "60") == "2"
+    assert jobctl.start("-n", "one", "--singleton", "sleep", "600") == "2"
     jobctl.refused(2, "start", "--singleton", "true")
 
 
@@ -250,7 +253,7 @@ def test_after(jobctl: Jobctl, tmp_path: Path) -> None:
 
 def test_with_parent(jobctl: Jobctl) -> None:
     caller = subprocess.Popen(
-        ["sh", "-c", "jobctl start -q --with-parent sleep 60; read x"],
+        ["sh", "-c", "jobctl start -q --with-parent sleep 600; read x"],
         env=jobctl.env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -273,7 +276,7 @@ def test_on_finish(jobctl: Jobctl, tmp_path: Path) -> None:
 
 def test_progress(jobctl: Jobctl) -> None:
     job = jobctl.sh(
-        'echo "10 begun" >$JOBCTL_PROGRESS; echo "42% down loading" >>$JOBCTL_PROGRESS; sleep 60'
+        'echo "10 begun" >$JOBCTL_PROGRESS; echo "42% down loading" >>$JOBCTL_PROGRESS; sleep 600'
     )
     wait_until(lambda: (jobctl.job(job)["progress"] or {}).get("percent") == 42)
     assert jobctl.job(job)["progress"] == {"percent": 42, "message": "down loading"}

@@ -49,7 +49,7 @@ def _many(jobctl: Jobctl) -> Jobctl:
         jobctl.done("-n", "naïve", "sh", "-c", "echo out; exit 3", "\udcff"),
         jobctl.done("-c", "kill -9 $$"),
         jobctl.done("no-such-command", status=None),
-        jobctl.start("sleep", "60"),
+        jobctl.start("sleep", "600"),
     ]
     jobctl.run("stop", kinds[-1])
     numbers = list(range(len(kinds) + 1, 201))
@@ -151,7 +151,7 @@ def test_the_newest_by_boot_and_uptime(jobctl: Jobctl) -> None:
     for count in range(1, 7):
         newest = jobctl.out("get", "-q", "--newest", str(count)).split()
         assert newest == sorted(order[:count])
-    running = jobctl.start("sleep", "60")
+    running = jobctl.start("sleep", "600")
     assert jobctl.out("get", "-q", "--newest", "1") == f"{running}\n"
 
 
@@ -189,7 +189,7 @@ def test_what_a_job_left_behind_may_write(jobctl: Jobctl, tmp_path: Path) -> Non
 
 def test_an_index_of_before(jobctl: Jobctl) -> None:
     jobctl.done("true")
-    running = jobctl.start("sleep", "60")
+    running = jobctl.start("sleep", "600")
     before = jobctl.out("get", "-o", "json")
     with closing(sqlite3.connect(index(jobctl))) as db, db:
         db.execute("DROP INDEX by_end")

@@ -16,7 +16,7 @@ from far import Far
 from sshd import MakeSshd
 from test_items import children, each
 
-TIME_OUT = "timed out after 2s"
+TIME_OUT = "timed out after 5s"
 ENDINGS = {
     "exit 0": ("Completed", "", 0),
     "exit 3": ("Failed", "exit status 3", 3),
@@ -25,13 +25,13 @@ ENDINGS = {
     "trap 'exit 4' TERM; sleep 7422 & wait": ("Failed", TIME_OUT, 4),
     "exec sleep 7423": ("Failed", TIME_OUT, None),
 }
-"""Shell text that is given two seconds, and how it ends."""
+"""Shell text that is given five seconds, and how it ends."""
 BOUND = ("setpriv", "--bounding-set", "-kill,-sys_ptrace,-sys_admin,-cap_38")
 """Has root signal no other user, and, without the latter three, read nobody's environment."""
 
 
 def test_the_same_verdict_everywhere(either: Far) -> None:
-    options = ("--timeout", "2", "--retries", "1")
+    options = ("--timeout", "5", "--retries", "1")
     plain = [either.sh(f"echo x; {text}", *options) for text in ENDINGS]
     data = "\n".join(ENDINGS)
     text = 'echo x; eval "$1"'

@@ -28,9 +28,9 @@ def test_wait_prints_the_records(jobctl: Jobctl) -> None:
 
 
 def test_wait_any(jobctl: Jobctl) -> None:
-    jobctl.sh("sleep 60")
+    jobctl.sh("sleep 600")
     jobctl.sh("sleep 0.2")
-    jobctl.sh("sleep 61")
+    jobctl.sh("sleep 601")
     assert jobctl.out("wait", "--any", "-q", "1-3") == "2\n"
     assert jobctl.out("wait", "--any", "-q", "1-3") == "2\n"
     jobctl.run("stop", "1")
@@ -39,7 +39,7 @@ def test_wait_any(jobctl: Jobctl) -> None:
 
 def test_wait_times_out(jobctl: Jobctl) -> None:
     jobctl.done("true")
-    jobctl.start("sleep", "60")
+    jobctl.start("sleep", "600")
     began = time.monotonic()
     assert jobctl.out("wait", "-q", "--timeout", "0.3", "--all", status=124) == "1\n"
     assert time.monotonic() - began >= 0.3
@@ -57,7 +57,7 @@ def test_wait_for_nothing(jobctl: Jobctl) -> None:
 
 
 def test_wait_sees_a_job_that_is_lost(jobctl: Jobctl) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     process = jobctl.popen("wait", job, stdout=subprocess.PIPE)
     at_rest(process)
     command = jobctl.job(job)["pid"]
@@ -76,7 +76,7 @@ def test_wait_for_a_job_that_waits(jobctl: Jobctl) -> None:
 
 
 def test_wait_while_another_removes(jobctl: Jobctl) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     process = jobctl.popen("wait", job, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     at_rest(process)
     jobctl.run("remove", "--force", job)
@@ -86,7 +86,7 @@ def test_wait_while_another_removes(jobctl: Jobctl) -> None:
 
 
 def test_wait_is_interrupted(jobctl: Jobctl) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     process = jobctl.popen("wait", job, stderr=subprocess.PIPE)
     at_rest(process)
     process.send_signal(signal.SIGINT)
@@ -239,7 +239,7 @@ def test_stop_reaches_left_overs(jobctl: Jobctl) -> None:
 
 
 def test_stop_what_waits(jobctl: Jobctl) -> None:
-    first = jobctl.start("sleep", "60")
+    first = jobctl.start("sleep", "600")
     second = jobctl.start("--after", first, "touch", "/nowhere")
     jobctl.run("stop", second)
     record = jobctl.job(second)
@@ -272,7 +272,7 @@ def test_a_job_may_stop_itself(jobctl: Jobctl) -> None:
 
 
 def test_a_job_that_waits_for_one_it_started(jobctl: Jobctl) -> None:
-    outer = jobctl.sh("jobctl start --wait sleep 60")
+    outer = jobctl.sh("jobctl start --wait sleep 600")
     wait_until(lambda: len(jobctl.jobs()) == 2)
     jobctl.until("2", "Running")
     jobctl.run("stop", outer)
@@ -280,8 +280,8 @@ def test_a_job_that_waits_for_one_it_started(jobctl: Jobctl) -> None:
 
 
 def test_a_reused_pid_is_left_alone(jobctl: Jobctl) -> None:
-    innocent = subprocess.Popen(["sleep", "60"])
-    job = jobctl.start("sleep", "60")
+    innocent = subprocess.Popen(["sleep", "600"])
+    job = jobctl.start("sleep", "600")
     run = jobctl.folder(job) / "run"
     pids = [jobctl.runner_pid(job), jobctl.job(job)["pid"]]
     boot, sights = boot_id(), map(look, pids)
@@ -304,7 +304,7 @@ def test_a_reused_pid_is_left_alone(jobctl: Jobctl) -> None:
 
 
 def test_a_reboot(jobctl: Jobctl) -> None:
-    job = jobctl.start("-c", "echo x; exec sleep 60")
+    job = jobctl.start("-c", "echo x; exec sleep 600")
     wait_until(lambda: jobctl.out("receive", "--keep", job) == "x\n")
     run = jobctl.folder(job) / "run"
     pids = [jobctl.runner_pid(job), jobctl.job(job)["pid"]]
@@ -318,7 +318,7 @@ def test_a_reboot(jobctl: Jobctl) -> None:
 
 
 def test_a_home_shared_with_another_machine(jobctl: Jobctl) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     folder = jobctl.folder(job)
     pids = [jobctl.job(job)["pid"], jobctl.runner_pid(job)]
     text = (folder / "run").read_text()
@@ -341,7 +341,7 @@ def test_a_home_shared_with_another_machine(jobctl: Jobctl) -> None:
 
 @pytest.mark.parametrize("command", ["wait", "stop", "remove"])
 def test_nothing_named(jobctl: Jobctl, command: str) -> None:
-    job = jobctl.start("sleep", "60")
+    job = jobctl.start("sleep", "600")
     assert "--all" in jobctl.refused(2, command)
     assert "--all" in jobctl.refused(2, command, "--all", job)
     assert jobctl.state(job) == "Running"
@@ -362,7 +362,7 @@ def test_nothing_named(jobctl: Jobctl, command: str) -> None:
     ],
 )
 def test_bad_input(jobctl: Jobctl, words: list[str], named: str) -> None:
-    jobctl.start("sleep", "60")
+    jobctl.start("sleep", "600")
     result = jobctl.run(*words, status=None)
     assert result.returncode in (2, 3, 4)
     assert named in result.stderr.decode()
