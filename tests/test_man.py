@@ -237,3 +237,23 @@ def test_the_pages_are_installed() -> None:
 def test_the_commands_are_described_on_the_main_page() -> None:
     described = re.findall(r"^\.It Cm (\S+)$", sections(text("jobctl"))["DESCRIPTION"], flags=re.M)
     assert described[: len(COMMANDS)] == list(COMMANDS)
+
+
+def test_a_wrong_option_points_to_the_help_of_its_command() -> None:
+    contexts = [CONTEXTS["jobctl"]]
+    for page, context in CONTEXTS.items():
+        contexts += [context, *GROUPS.get(page, {}).values()]
+    for context in dict.fromkeys(contexts):
+        path = context.command_path
+        for param in context.command.get_params(context):
+            if not isinstance(param, click.Option):
+                continue
+            for option in param.opts:
+                long = option.startswith("--")
+                wrong = [option] if not param.is_flag else [f"{option}=3"] if long else []
+                if not wrong:
+                    continue
+                with pytest.raises(click.UsageError) as caught:
+                    cli.main([*path.split()[1:], *wrong], "jobctl", standalone_mode=False)
+                assert caught.value.ctx, wrong
+                assert caught.value.ctx.command_path == path, wrong

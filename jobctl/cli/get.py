@@ -19,7 +19,9 @@ _LOWEST = 3
 """Lines of a terminal that has room for a head, a line of what is left out and a row."""
 
 
-@click.command("get", epilog="Example: jobctl get --state Failed --newest 5 -o wide")
+@click.command(
+    "get", cls=options.Command, epilog="Example: jobctl get --state Failed --newest 5 -o wide"
+)
 @options.selectors
 @options.filters
 @click.option(

@@ -26,7 +26,7 @@ COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(options.Command, click.Group):
     """A group that imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

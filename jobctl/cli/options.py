@@ -34,6 +34,18 @@ caller_umask = 0o022
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Command(click.Command):
+    """A command whose usage errors all name it, so that the right help is pointed to."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take in the words of the command line."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # Click leaves it out of an option without its value
+            raise
+
+
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from Click 8.5 on
     """A value that one of our functions makes of the text, or says why it cannot."""
 

@@ -26,7 +26,9 @@ from jobctl.store import Store
 _TIMED_OUT = 124
 
 
-@click.command("receive", epilog="Example: jobctl receive --wait %nightly > nightly.log")
+@click.command(
+    "receive", cls=options.Command, epilog="Example: jobctl receive --wait %nightly > nightly.log"
+)
 @options.selectors
 @options.all_jobs
 @options.filters

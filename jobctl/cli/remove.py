@@ -13,7 +13,9 @@ from jobctl.paths import state_dir
 from jobctl.store import Store
 
 
-@click.command("remove", epilog="Example: jobctl remove --state Completed --older-than 7d")
+@click.command(
+    "remove", cls=options.Command, epilog="Example: jobctl remove --state Completed --older-than 7d"
+)
 @options.selectors
 @options.all_jobs
 @options.filters

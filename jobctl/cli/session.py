@@ -18,8 +18,10 @@ from jobctl.paths import ssh_config, state_dir
 from jobctl.target import Target
 
 
-class _Group(click.Group):
+class _Group(options.Command, click.Group):
     """The subcommands in the order in which people use them."""
+
+    command_class = options.Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

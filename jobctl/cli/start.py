@@ -76,6 +76,7 @@ def _complete_command(
 
 @click.command(
     "start",
+    cls=options.Command,
     context_settings={"allow_interspersed_args": False},
     epilog="Example: jobctl start -n nightly --timeout 2h -- make -j4",
 )

@@ -30,7 +30,9 @@ def _complete_signal(
     return [CompletionItem(name) for name in names if name.startswith(incomplete.upper())]
 
 
-@click.command("stop", epilog="Example: jobctl stop --reason 'wrong input' %nightly")
+@click.command(
+    "stop", cls=options.Command, epilog="Example: jobctl stop --reason 'wrong input' %nightly"
+)
 @options.selectors
 @options.all_jobs
 @options.filters

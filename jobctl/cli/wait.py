@@ -31,7 +31,9 @@ _BEAT, _LONG = 0.5, 3600.0
 """Seconds between looks at a job's progress, and where nobody watches."""
 
 
-@click.command("wait", epilog="Example: jobctl wait --any --timeout 10m build test")
+@click.command(
+    "wait", cls=options.Command, epilog="Example: jobctl wait --any --timeout 10m build test"
+)
 @options.selectors
 @options.all_jobs
 @options.filters
