@@ -24,6 +24,8 @@ MOST = 10_000
 """Hosts that one set may mean."""
 _OF_SETS = re.compile(r"[\[\]!&^]|(^|,)@")
 _ADDRESS = re.compile(r"\[[0-9A-Fa-f.]*:[^\[\],]*\]")
+_LOCAL = "~/.local/etc"
+"""Where pip puts such files for one user."""
 _RANGE = re.compile(r"(\d+)-(\d+)", re.ASCII)
 
 
@@ -104,15 +106,14 @@ def _nodes(text: str) -> NodeSet:
     groups = GroupResolverConfig(_configured("groups.conf"), ILLEGAL_GROUP_CHARS)
     try:
         if "@" in text:
-            _check("groups.conf")
+            _check_groups()
         return NodeSet(text, resolver=groups)
     except NodeSetException as error:
         reason = _failed_source(error) or _whose_fault(text, str(error))
     except GroupResolverSourceError as error:
         read = ", ".join(_configured("groups.conf"))
-        reason = f"no group source {error}" + (
-            f" in {read}" if read else "; no groups.conf is there"
-        )
+        reason = f"no group source {error}" + (f" in {read}" if read else "")
+        reason += _closed() or ("" if read else "; no groups.conf is there")
     except (GroupResolverError, *_AT_WORK) as error:
         reason = _fault("groups.conf", error)
     raise _Senseless(printable(reason))
@@ -138,21 +139,41 @@ def _input_kept() -> Iterator[None]:
 
 
 def _configured(name: str) -> list[str]:
-    """Return the files of this name that the system and the user have, what counts more last.
+    """Return the files of this name that the system and the user have, what counts more last."""
+    paths = filter(os.path.exists, _places(name))
+    local = os.path.expanduser(_LOCAL)
+    return [path for path in paths if not (path.startswith(f"{local}/") and _is_example(path))]
+
+
+def _closed() -> str:
+    """Return what to say of files of groups that are closed to us; "" if none is."""
+    paths, said = _places("groups.conf"), ""
+    configured = _configured("groups.conf")
+    paths += _parts(configured) + [folder for folder, _ in _folders_of_parts(configured)]
+    for path in paths:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
+        except PermissionError as error:
+            said += f"; cannot read {path}: {error.strerror}"
+        except OSError:
+            pass
+    return said
+
+
+def _places(name: str) -> list[str]:
+    """Return where a file of this name may be, what counts more last.
 
     These are ClusterShell's places, but for those where pip puts the examples that come with it:
     to it, they are a configuration like any other, and beat that of the system.
     """
     environ = os.environ
-    local = os.path.expanduser("~/.local/etc")
-    folders = ["/etc/clustershell", f"{local}/clustershell"]
+    folders = ["/etc/clustershell", f"{os.path.expanduser(_LOCAL)}/clustershell"]
     folders.append(
         f"{environ.get('XDG_CONFIG_HOME') or os.path.expanduser('~/.config')}/clustershell"
     )
     if environ.get("CLUSTERSHELL_CFGDIR"):
         folders.append(environ["CLUSTERSHELL_CFGDIR"])
-    paths = [path for folder in folders if os.path.exists(path := f"{folder}/{name}")]
-    return [path for path in paths if not (path.startswith(f"{local}/") and _is_example(path))]
+    return [f"{folder}/{name}" for folder in folders]
 
 
 def _is_example(path: str) -> bool:
@@ -172,17 +193,37 @@ def _check(name: str) -> None:
 
     :raises configfile.NotPlain: it is a pipe, say.
     """
-    paths = _configured(name)
-    for path in paths:
+    for path in _configured(name):
         configfile.check(path)
+
+
+def _check_groups() -> None:
+    """Refuse what ClusterShell would pass over, or wait for: then a group meant other hosts.
+
+    What may not be read below its folders it passes over on purpose: that may be for others.
+
+    :raises OSError: it cannot be read.
+    """
+    paths = _configured("groups.conf")
+    for path in paths:
+        os.close(configfile.opener(path, os.O_RDONLY))
     for path in _parts(paths):
         configfile.check(path)
 
 
 def _parts(paths: list[str]) -> list[str]:
     """Return the files that those of a configuration name, as ClusterShell finds them."""
+    return [path for place in _folders_of_parts(paths) for path in _files_in(*place)]
+
+
+def _files_in(folder: str, ending: str) -> list[str]:
+    return sorted(glob.glob(f"{glob.escape(folder)}/*.{ending}"))
+
+
+def _folders_of_parts(paths: list[str]) -> list[tuple[str, str]]:
+    """Return the folders that the files of a configuration name, and how files there end."""
     parser = configparser.ConfigParser()
-    parts = list[str]()
+    found = list[tuple[str, str]]()
     with suppress(configparser.Error, ValueError, OSError):
         if parser.read(paths) and parser.has_section("Main"):
             main = parser["Main"]
@@ -192,14 +233,14 @@ def _parts(paths: list[str]) -> list[str]:
                 (main.get("autodir", ""), "yaml"),
             ):
                 for folder in shlex.split(folders):
-                    path = os.path.normpath(Template(folder).safe_substitute(CFGDIR=place))
-                    parts += sorted(glob.glob(f"{glob.escape(path)}/*.{ending}"))
-    return parts
+                    path = Template(folder).safe_substitute(CFGDIR=place)
+                    found.append((os.path.normpath(path), ending))
+    return found
 
 
 def _fault(name: str, error: Exception) -> str:
     """Return what is wrong with the configuration, and where; error is all that was said of it."""
-    if isinstance(error, configfile.NotPlain):
+    if isinstance(error, OSError) and error.filename:
         return f"cannot read {error.filename}: {error.strerror}"
     paths = _configured(name)[::-1]
     for part in (*paths, *_parts(paths[::-1])):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROGRAM, Jobctl
+from test_hostile import WITHOUT_PRIVILEGE
 
 from jobctl import nodes
 from jobctl.errors import BadUsage
@@ -86,6 +87,36 @@ def test_groups_that_cannot_be_read(folder: Path) -> None:
     (folder / "groups.d/a.yaml").write_bytes(b"y:\n  g: 5\n")
     refused("is not text")
     assert nodes.expand("web[1-2]") == ["web1", "web2"]
+
+
+def test_groups_that_may_not_be_read(folder: Path, jobctl: Jobctl) -> None:
+    """No other file stands in for one of them: a group would mean other hosts."""
+    groups, local = folder / "groups.conf", folder.parent.parent / ".local/etc/clustershell"
+    ours(local, "web1")
+    groups.write_text("[Main]\ndefault: ours\nautodir: $CFGDIR/more\nconfdir: $CFGDIR/more\n")
+    (folder / "more").mkdir()
+    parts = [folder / "more" / name for name in ("y.conf", "y.yaml")]
+    parts[0].write_text("")
+    parts[1].write_text("z:\n  g: web2\n")
+    jobctl.env["HOME"] = os.environ["HOME"]
+    for closed, group, said in (
+        (groups, "g", f"'@g' is no node set: cannot read {groups}: Permission denied"),
+        (parts[0], "y:g", f"cannot read {parts[0]}: Permission denied"),
+        (parts[1], "y:g", f"cannot read {parts[1]}: Permission denied"),
+        (folder / "more", "y:g", f"cannot read {folder}/more: Permission denied"),
+        (folder, "y:g", f"cannot read {groups}: Permission denied"),
+    ):
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        words = [*WITHOUT_PRIVILEGE, PROGRAM, "start", "-H", f"@{group}", "true"]
+        result = subprocess.run(words, env=jobctl.env, capture_output=True, text=True)
+        closed.chmod(mode)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
+    groups.unlink()
+    groups.mkdir()
+    refused(f"cannot read {groups}: it is a directory, not a plain file")
 
 
 def test_commands_that_know_groups_and_fail(folder: Path) -> None:
