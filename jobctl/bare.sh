@@ -1369,6 +1369,13 @@ do_wait() {
     exit "$status"
 }
 
+# Tells that job $1 can be sent no signal.
+say_unbegun() {
+    say "job $1 has not begun, so there is nothing to send a signal to; without \
+--signal, stop ends it before it begins"
+    : $((status = status ? status : 1))
+}
+
 # Sets targets to those of the jobs $@ that are not finished, and, with leftovers, the finished
 # ones that left something running, for runner.sh.
 aim() {
@@ -1382,9 +1389,7 @@ aim() {
             ;;
         NotStarted)
             [ -n "$leftovers" ] || {
-                say "job $number has not begun, so there is nothing to send a signal to; without \
---signal, stop ends it before it begins"
-                : $((status = status ? status : 1))
+                say_unbegun "$number"
                 continue
             }
             ;;
@@ -1433,8 +1438,13 @@ do_stop() {
         end_jobs "$hundredths" "$reason" $chosen
     elif aim $chosen && [ -n "$targets" ]; then
         for number in $(detached signal "$PWD" "$signal" $targets </dev/null); do
-            say "job $number: signal $signal reached none of its processes (another user's)"
-            : $((status = status ? status : 1))
+            case $number in
+            *:unbegun) say_unbegun "${number%:*}" ;;
+            *)
+                say "job $number: signal $signal reached none of its processes (another user's)"
+                : $((status = status ? status : 1))
+                ;;
+            esac
         done
     fi
     exit "$status"

@@ -11,7 +11,8 @@
 #                                          of a second, KILL; prints the numbers of items of
 #                                          which something is left all the same
 #   sh items.sh signal DIR NAME ITEM...    send one signal; prints the numbers of items of which it
-#                                          reached nothing
+#                                          reached nothing, and NUMBER:unbegun of those that have
+#                                          not begun
 #   sh items.sh mend DIR                   write down what is lost on a host, and give back what
 #                                          was taken and not begun
 #
@@ -525,7 +526,17 @@ send_items() {
     shift 2
     boot
     self
-    with_what_lives "$@"
+    begun=" $(journals | awk '$2 ~ /^[BCFX]$/ && !seen[$1]++ { print $1 }' | tr '\n' ' ')"
+    chosen=''
+    for job in "$@"; do
+        number=${job%%:*}
+        case $number$begun in
+        *" $number "* | 0*[1-9]*) chosen="$chosen $job" ;;
+        *) put_line "$number:unbegun" ;;
+        esac
+    done
+    # shellcheck disable=SC2086  # each is a word
+    with_what_lives $chosen
     # shellcheck disable=SC2016,SC2034  # of each; runner.sh asks
     signals='"children/$number.signals"'
     # shellcheck disable=SC2086  # each is a word

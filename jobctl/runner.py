@@ -6,7 +6,9 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 
 from jobctl import process
 from jobctl.folder import Folder
@@ -106,14 +108,30 @@ def stop_items(task: Task, numbers: list[int], grace: float, reason: str) -> set
     return task.ids_of(_said(*words, script=_ITEMS))
 
 
-def send_to_items(task: Task, numbers: list[int], name: str) -> set[str]:
+class Sent(NamedTuple):
+    """What is said of jobs or items that were sent a signal."""
+
+    missed: set[str]
+    """Those of which it reached nothing, though something lives."""
+    unbegun: set[str]
+    """Those that have not begun."""
+
+
+def sent(words: Iterable[str]) -> Sent:
+    """Return what a script prints of a signal, by the numbers that it was given."""
+    marks = [word.partition(":")[::2] for word in words if "@" not in word]
+    missed, unbegun = ({n for n, mark in marks if mark == what} for what in ("", "unbegun"))
+    return Sent(missed, unbegun)
+
+
+def send_to_items(task: Task, numbers: list[int], name: str) -> Sent:
     """Send the signal called name, without SIG, to all that some items started.
 
     :param numbers: 0 is the whole job.
-    :return: the ids of those of which it reached nothing.
+    :return: what is said of them, by their ids.
     """
     words = ("signal", task.path, name, *task.stop_targets(numbers))
-    return task.ids_of(_said(*words, script=_ITEMS))
+    return Sent(*map(task.ids_of, sent(_said(*words, script=_ITEMS))))
 
 
 def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[str]:
@@ -130,14 +148,14 @@ def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[st
     return _said("stop", jobs, f"{grace * 100:.0f}", reason, *_named(targets))
 
 
-def send(targets: list[tuple[Folder, str]], name: str) -> set[str]:
+def send(targets: list[tuple[Folder, str]], name: str) -> Sent:
     """Send the signal called name, without SIG, to all that jobs started.
 
-    :return: the ids of the jobs of which it reached nothing, though something lives.
+    :return: what is said of them, by their ids.
     """
     if not targets:
-        return set()
-    return _said("signal", os.path.dirname(targets[0][0].path), name, *_named(targets))
+        return Sent(set(), set())
+    return sent(_said("signal", os.path.dirname(targets[0][0].path), name, *_named(targets)))
 
 
 def _said(*words: str, script: str = SCRIPT) -> set[str]:

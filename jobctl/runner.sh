@@ -12,7 +12,8 @@
 #   sh runner.sh stop JOBS GRACE REASON JOB...    TERM, GRACE hundredths of a second, KILL;
 #                                                 prints the numbers of jobs of which
 #                                                 something is left all the same
-#   sh runner.sh signal JOBS NAME JOB...          send one signal
+#   sh runner.sh signal JOBS NAME JOB...          send one signal; prints the numbers of jobs of
+#                                                 which it reached nothing, and NUMBER:unbegun
 #   sh runner.sh announce DIR STATE CODE          say here that a job has ended elsewhere
 #   sh runner.sh cookies                          print "pid instance-id" of jobs' processes
 #   sh runner.sh advise WORD                      print what helps who took WORD for a command
@@ -461,14 +462,27 @@ take_back() {
     done
 }
 
+# Succeeds if the command of job $number, whose fate was judged, has not begun.
+yet_to_begin() {
+    case $fate/$pid in
+    living/) ;;
+    ended/) [ ! -f "$number/spec" ] ;; # it is about to come here
+    *) false ;;
+    esac
+}
+
 # Sets jobs to those of the jobs $@, quoted for sh, that are not unfinished on another machine;
-# prints NUMBER@HOST of the others: nothing is done to them from here.
+# prints NUMBER@HOST of the others: nothing is done to them from here. With begun_only, neither are
+# those whose command has not begun: it prints NUMBER:unbegun.
 not_elsewhere() {
     jobs=''
     for job in "$@"; do
-        judge_fate "${job%%:*}"
+        number=${job%%:*}
+        judge_fate "$number"
         if [ "$fate" = elsewhere ]; then
-            put_line "${job%%:*}@$host"
+            put_line "$number@$host"
+        elif [ "${begun_only-}" ] && yet_to_begin; then
+            put_line "$number:unbegun"
         else
             quote "$job"
             jobs="$jobs $quoted"
@@ -516,6 +530,7 @@ send() {
     shift 2
     boot
     self
+    begun_only=1
     not_elsewhere "$@"
     eval "set -- $jobs"
     # shellcheck disable=SC2016  # of each

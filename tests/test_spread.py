@@ -13,6 +13,7 @@ from jobctl.agent.far import Far
 from jobctl.agent.shares import Spread
 from jobctl.folder import Folder
 from jobctl.model import JobSpec, Place, State
+from jobctl.runner import Sent
 from jobctl.share import FarTask
 from jobctl.target import Target
 
@@ -114,11 +115,20 @@ def test_stop(
 
 
 @pytest.mark.parametrize(
-    ("numbers", "there"),
-    [({10}, {}), ({1, 10}, {1: {1}}), (set(), {}), (None, {1: {0}, 2: {0}})],
+    ("numbers", "there", "unbegun"),
+    [
+        ({10}, {}, {"1.10"}),
+        ({1, 10}, {1: {1}}, {"1.10"}),
+        (set(), {}, set()),
+        (None, {1: {0}, 2: {0}}, set()),
+    ],
 )
 def test_signal(
-    spread: Spread, hosts: dict[int, Host], numbers: set[int] | None, there: dict[int, set[int]]
+    spread: Spread,
+    hosts: dict[int, Host],
+    numbers: set[int] | None,
+    there: dict[int, set[int]],
+    unbegun: set[str],
 ) -> None:
-    assert spread.signal(numbers, "USR1") == (set(), "")
+    assert spread.signal(numbers, "USR1") == (Sent(set(), unbegun), "")
     assert {n: chosen for n, host in hosts.items() for chosen in host.asked} == there

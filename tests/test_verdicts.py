@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import PROGRAM, Jobctl, living_slots, processes_with, sleeper, wait_until
 from far import Far
-from sshd import MakeSshd
+from sshd import MakeSshd, Wire
 from test_items import children, each
 
 TIME_OUT = "timed out after 5s"
@@ -216,6 +216,32 @@ def test_a_signal_to_what_has_not_begun(either: Far, tmp_path: Path) -> None:
     either.run("stop", "--grace", "0", gate, *running)
     either.run("wait", *waiting[:2])
     assert {either.state(job) for job in waiting[:2]} == {"Completed"}
+
+
+def test_a_signal_to_what_has_just_begun(far: Far, wire: Wire, tmp_path: Path) -> None:
+    """The host is asked, whether its news has come or not, or the connection stands."""
+    up, said = tmp_path / "up", tmp_path / "said"
+    trap = f"trap 'kill $!; echo >>{said}; exit 0' USR1"
+    text = f"{trap}; echo >>{up}; while :; do {sleeper()} & wait; done"
+    far.run("session", "new", "web1")
+    wire.delay(0.5)
+    plain = far.start("-c", text)
+    items = each(far, "a\nb\nc\n", "-H", "web1", "--per-host", "1", "-c", text)
+
+    def signalled(count: int, *jobs: str) -> None:
+        for path, least in ((up, count), (said, count - len(jobs))):
+            wait_until(lambda: not least or len(path.read_text()) >= least)  # noqa: B023
+        far.run("stop", "--signal", "USR1", *jobs)
+        wait_until(lambda: len(said.read_text()) == count)
+
+    signalled(2, plain, f"{items}.1")
+    signalled(3, f"{items}.2")  # its slot comes from the item before
+    last = far.start("-c", text)
+    wait_until(lambda: len(up.read_text()) == 5)
+    wire.delay(0.0)
+    wire.cut()
+    signalled(5, last, f"{items}.3")
+    far.run("wait", plain, items, last)
 
 
 @pytest.mark.parametrize("where", [(), ("-H", "web1")], ids=["here", "there"])

@@ -25,7 +25,7 @@ from jobctl.jobs import Jobs
 from jobctl.links import Links
 from jobctl.model import TYPE_REMOTE, State, printable
 from jobctl.process import Identity
-from jobctl.runner import SCRIPT, SHELL
+from jobctl.runner import SCRIPT, SHELL, Sent, sent
 from jobctl.share import FarTask
 from jobctl.store import Store
 from jobctl.transport.base import Ask
@@ -456,30 +456,38 @@ class Queue:
 
     def signal(
         self, ids: list[str], name: str, ask: Ask | None = None
-    ) -> tuple[list[str], dict[str, str]]:
+    ) -> tuple[Sent, dict[str, str]]:
         """Send a signal to jobs.
 
-        :return: the ids of those of which it reached nothing, and errors by id.
+        :return: what is said of them, by their ids, and errors by id.
         """
-        left, elsewhere = list[str](), dict[str, str]()
+        result, elsewhere = Sent(set(), set()), dict[str, str]()
 
         def act(link: Link, jobs: list[Carried]) -> None:
             for folder, group in _by_folder(jobs).items():
                 answer = link.opened(ask).request("signal", folder, name.encode(), *group).split()
                 elsewhere.update(_elsewhere(answer, group))
-                left.extend(_named(answer, group))
+                said = sent(map(os.fsdecode, answer))
+                for ids, numbers in zip(result, said, strict=True):
+                    ids.update(_named([*map(os.fsencode, numbers)], group))
             link.opened().look()
 
         ids, of_items = self._apart(ids)
         errors = dict[str, str]()
         for task, numbers in of_items.items():
             if spread := self._spread_of(task, ask):
-                missed, error = spread.signal(numbers, name)
-                left.extend(missed)
+                said, error = spread.signal(numbers, name)
+                result.missed.update(said.missed)
+                result.unbegun.update(said.unbegun)
                 if error:
                     errors[task.id] = error
-        errors |= self._on_hosts(self._there(ids), act)
-        return left, errors | elsewhere
+            elif not task.finished():
+                result.unbegun.update(task.ids_of(map(str, numbers or {0})))
+        there = self._there(ids)
+        waiting = {job.id for job in self._carried(ids) if not job.folder.finished()}
+        result.unbegun.update(waiting.difference(job.id for job in there))
+        errors |= self._on_hosts(there, act)
+        return result, errors | elsewhere
 
     def erase(self, ids: list[str], ask: Ask | None = None) -> dict[str, str]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""

@@ -224,11 +224,14 @@ class Agent:
         return {"left": left, "errors": errors}
 
     def op_signal(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a signal to jobs; return the ids of those it did not reach, and errors by id."""
-        left, errors = self._queue.signal(
+        """Send a signal to jobs.
+
+        Returns the ids of those it did not reach, and of those not begun, and errors by id.
+        """
+        sent, errors = self._queue.signal(
             request["jobs"], request["name"], _person_of(client, request)
         )
-        return {"left": left, "errors": errors}
+        return {"missed": sorted(sent.missed), "unbegun": sorted(sent.unbegun), "errors": errors}
 
     def op_erase(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""

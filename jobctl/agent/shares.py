@@ -23,6 +23,7 @@ from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.folder import FOR_HOSTS
 from jobctl.model import State
+from jobctl.runner import Sent, sent
 from jobctl.share import FarTask
 from jobctl.timing import Clocks
 
@@ -459,28 +460,34 @@ class Spread:
         with self._change:
             self._unended[share.number] &= self.task.runs_on(share.number)
 
-    def signal(self, numbers: set[int] | None, name: str) -> tuple[set[str], str]:
+    def signal(self, numbers: set[int] | None, name: str) -> tuple[Sent, str]:
         """Send a signal to items, or all.
 
-        :return: the ids of those of which it reached nothing, and why a host was not reached.
+        :return: what is said of them, by their ids, and why a host was not reached.
         """
         missed, error = set[str](), ""
+        chosen = {0} if numbers is None else {n for n in numbers if not self.task.ended(n)}
+        begun = {0} if numbers is None and self.task.ended_count() else set[int]()
         for share in self.shares:
-            running = self.task.runs_on(share.number)
-            mine = running if numbers is None else running & numbers
-            if not mine:
+            # What has begun there may not be known here yet.
+            mine = chosen if numbers is None else share.place.holds(chosen)
+            if not mine or not self._begun(share):
                 continue
             far = self._far_of(share)
             if far is None:
                 error = error if self._over else f"{share.host} cannot be reached"
+                begun |= mine  # as far as is known
                 continue
-            words = self.task.stop_targets([0] if numbers is None else sorted(mine))
+            words = self.task.stop_targets(sorted(mine))
             try:
                 answer = far.request(
                     "signal_items", os.fsencode(share.path), name.encode(), *map(str.encode, words)
                 )
             except NotDone as failure:
                 error = str(failure)
+                begun |= mine
                 continue
-            missed |= self.task.ids_of(answer.decode().split())
-        return missed, error
+            said = sent(answer.decode().split())
+            missed |= self.task.ids_of(said.missed)
+            begun |= mine - set(map(int, said.unbegun))
+        return Sent(missed, self.task.ids_of(map(str, chosen - begun))), error

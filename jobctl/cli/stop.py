@@ -68,5 +68,5 @@ def command(grace: float, signal_name: str | None, reason: str, **values: Any) -
         # Leftovers of what was not named are no reason to connect to a host.
         errors = stop.stop(jobs, pieces, grace, reason, chosen.jobs is not None, person)
     else:
-        errors = stop.unbegun(found.jobs) + stop.send(jobs, pieces, signal_name, person)
+        errors = stop.send(jobs, found.jobs, pieces, signal_name, person)
     return render.tell_all([*found.missing, *errors])

@@ -53,6 +53,7 @@ class Unbegun(JobctlError):
 
     def __init__(self, job_id: str) -> None:
         """Say so of a job."""
+        self.job = job_id
         super().__init__(
             f"job {job_id} has not begun, so there is nothing to send a signal to; without"
             " --signal, stop ends it before it begins"
@@ -199,37 +200,44 @@ def ask_hosts(
     request = {"op": operation, "jobs": ids, "person": person, **how}
     answer = client.call(jobs.state_dir, request, ask=ask)
     errors: list[JobctlError] = [Away(*entry) for entry in answer["errors"].items()]
+    errors += [Unreached(job_id, how["name"]) for job_id in answer.get("missed", ())]
+    errors += [Unbegun(job_id) for job_id in answer.get("unbegun", ())]
     return errors + [Unended(job_id) for job_id in answer.get("left", ())]
 
 
-def send(jobs: Jobs, chosen: list[Job], name: str, ask: Asked | None = None) -> list[JobctlError]:
+def send(
+    jobs: Jobs, named: list[Job], chosen: list[Job], name: str, ask: Asked | None = None
+) -> list[JobctlError]:
     """Send the signal called name, without SIG, to all that the unfinished jobs started.
 
-    :return: an error for each job that is out of reach.
+    :param named: what the user named.
+    :param chosen: the same, with the children on hosts in the place of their parents.
+    :return: an error for each job that is out of reach, and for each named one of which nothing
+        has begun.
     """
     here, errors = reachable(chosen)
     found, away = _reachable_items(_items(jobs, chosen))
     errors += away
     for task, numbers in found.items():
-        if not task.finished():
-            some = [_WHOLE] if _WHOLE in numbers else sorted(numbers.intersection(task.running()))
-            errors += _unreached(runner.send_to_items(task, some, name), name)
-    targets = [(jobs.folder(job.id), job.instance_id) for job in here if _runs(job)]
-    errors += _unreached(runner.send(targets, name), name)
-    there = ask_hosts(jobs, "signal", [*filter(_runs, on_hosts(chosen))], ask, name=name)
-    left = {error.job for error in there if isinstance(error, Unended)}
-    errors += _unreached(left, name)
-    return errors + [error for error in there if not isinstance(error, Unended)]
+        some = [_WHOLE] if _WHOLE in numbers else sorted(n for n in numbers if not task.ended(n))
+        if some and not task.finished():
+            errors += _of_sent(runner.send_to_items(task, some, name), name)
+    targets = [(jobs.folder(job.id), job.instance_id) for job in here if not job.state.finished]
+    errors += _of_sent(runner.send(targets, name), name)
+    # What is known here of those that begin on a host may be of before that.
+    there = [job for job in on_hosts(chosen) if not job.state.finished]
+    errors += ask_hosts(jobs, "signal", there, ask, name=name)
+    unbegun = {error.job for error in errors if isinstance(error, Unbegun)}
+    told = [Unbegun(job.id) for job in named if unbegun.issuperset(_parts(jobs, job))]
+    return [*told, *(error for error in errors if not isinstance(error, Unbegun))]
 
 
-def _runs(job: Job) -> bool:
-    return not job.state.finished and job.state is not State.NOT_STARTED
+def _parts(jobs: Jobs, job: Job) -> tuple[str, ...]:
+    """Return the ids of what is acted on for a job."""
+    several = job.children and not isinstance(jobs.folder(job.id), Task)
+    return job.children if several else (job.id,)
 
 
-def unbegun(chosen: list[Job]) -> list[JobctlError]:
-    """Return an error for each job of which there is nothing yet that a signal could be sent to."""
-    return [Unbegun(job.id) for job in chosen if job.state is State.NOT_STARTED]
-
-
-def _unreached(ids: set[str], name: str) -> list[JobctlError]:
-    return [Unreached(job_id, name) for job_id in sorted(ids)]
+def _of_sent(sent: runner.Sent, name: str) -> list[JobctlError]:
+    missed: list[JobctlError] = [Unreached(job_id, name) for job_id in sorted(sent.missed)]
+    return missed + [Unbegun(job_id) for job_id in sorted(sent.unbegun)]
