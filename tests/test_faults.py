@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import at_rest, wait_until
 from far import Far
 from sshd import MakeSshd, Wire
 
 import jobctl
+from jobctl.carried import Carried
+from jobctl.folder import Folder
 
 _LINES = 3000
 COUNTED = "".join(f"{i}\n" for i in range(1, _LINES + 1))
@@ -143,6 +145,19 @@ def test_cut_is_seen(far: Far, wire: Wire) -> None:
     far.sshd.start()
     far.until(job, "Running")
     far.run("stop", job)  # the wire is taken away before what uses it
+
+
+def test_an_end_that_another_agent_wrote(far: Far, wire: Wire) -> None:
+    """Who waits is told of it, also by an agent that finds nothing to do any more."""
+    wire.freeze()
+    job = far.start("true")
+    with far.popen("wait", "-q", job, stdout=subprocess.PIPE) as waiter:
+        at_rest(waiter)
+        assert Carried(Folder(str(far.folder(job)))).end("Failed", "as the other one saw it")
+        wire.thaw()
+        assert waiter.stdout
+        assert waiter.stdout.read() == f"{job}\n".encode()
+    assert waiter.returncode == 1
 
 
 @pytest.mark.parametrize("then", ["thawed", "cut"])

@@ -458,18 +458,19 @@ class Link:
             if job.id not in self._jobs:
                 job.caught_up.set()  # its end has come meanwhile, or it was removed
                 return
-            if not job.exists() or (job.folder.finished() and not job.incomplete):
+            over = not job.exists() or (job.folder.finished() and not job.incomplete)
+            new = not over and not job.adopted and not job.begun and not job.folder.finished()
+            if over:
                 del self._jobs[job.id]
-                job.caught_up.set()
-                return
-            new = not job.adopted and not job.begun and not job.folder.finished()
-            if new:
+            elif new:
                 job.note_sent()
+        if over:
+            job.caught_up.set()
+            self._company.changed(job)  # nobody else tells who waits that somebody else ended it
+            return
         try:
             followed = new and self._begun_there(far, job)
         except NotDone as error:
-            with self._change:
-                self._jobs.pop(job.id, None)
             self._give_up(job, f"{self.target.label}: {error}")
         except FileNotFoundError:
             self.drop(job.id)  # it was removed meanwhile
@@ -480,8 +481,7 @@ class Link:
                 self._mirror.follow(far, job)
 
     def _give_up(self, job: Carried, reason: str) -> None:
-        if job.end("Failed", reason):
-            self._company.ended(job)
+        self._ended(job, job.end("Failed", reason))
 
     def _begun_there(self, far: Far, job: Carried) -> bool:
         """Have the host take a job; return whether it is followed already."""
@@ -528,6 +528,8 @@ class Link:
             self._change.notify_all()
         if first:
             self._company.ended(job)
+        else:  # another agent wrote it down, say, whose place we took
+            self._company.changed(job)
 
     def _note(self, state: LinkState, error: Unreachable | None = None) -> None:
         with self._change:
