@@ -286,15 +286,26 @@ def sleeper() -> str:
 
 def processes_with(text: str) -> list[int]:
     """Return the pids of living processes that have text among their arguments."""
-    found = []
+    return [pid for pid, arguments in _living() if text in arguments]
+
+
+def sleeping(nap: str) -> list[int]:
+    """Return the pids of living processes that run just this command.
+
+    A shell that is about to run it has it among its arguments too.
+    """
+    return [pid for pid, arguments in _living() if arguments.strip() == nap]
+
+
+def _living() -> Iterator[tuple[int, str]]:
+    """Yield the pids of all living processes but this one, with their arguments."""
     listing = subprocess.run(
         ["ps", "-A", "-ww", "-o", "pid=,state=,args="], stdout=subprocess.PIPE, text=True
     ).stdout
     for line in listing.splitlines():
         pid, state, arguments = line.split(None, 2)
-        if text in arguments and state[0] not in "ZX" and int(pid) != os.getpid():
-            found.append(int(pid))
-    return found
+        if state[0] not in "ZX" and int(pid) != os.getpid():
+            yield int(pid), arguments
 
 
 def nothing_left(*homes: Path, but: Iterable[int] = ()) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, Jobctl, living_slots, processes_with, sleeper, wait_until
+from conftest import PROGRAM, Jobctl, living_slots, processes_with, sleeper, sleeping, wait_until
 from far import Far
 from sshd import MakeSshd, Wire
 from test_items import children, each
@@ -21,8 +21,8 @@ ENDINGS = {
     "exit 0": ("Completed", "", 0),
     "exit 3": ("Failed", "exit status 3", 3),
     "kill -9 $$": ("Failed", "killed by signal 9 (KILL)", None),
-    "trap 'exit 0' TERM; sleep 7421 & wait": ("Failed", TIME_OUT, 0),
-    "trap 'exit 4' TERM; sleep 7422 & wait": ("Failed", TIME_OUT, 4),
+    "trap 'exit 0' TERM; while :; do sleep 0.1; done": ("Failed", TIME_OUT, 0),
+    "trap 'exit 4' TERM; while :; do sleep 0.1; done": ("Failed", TIME_OUT, 4),
     "exec sleep 7423": ("Failed", TIME_OUT, None),
 }
 """Shell text that is given five seconds, and how it ends."""
@@ -49,7 +49,7 @@ def test_a_session_whose_leader_has_gone(either: Far) -> None:
     nap = sleeper()
     job = either.sh(f"env -i {nap} & exit 0")
     either.run("wait", job)
-    (pid,) = wait_until(lambda: processes_with(nap))
+    (pid,) = wait_until(lambda: sleeping(nap))
     either.run("remove", job)
     assert processes_with(nap) == [], pid
     assert either.jobs() == []
@@ -149,7 +149,7 @@ def test_what_items_leave_in_the_session_of_their_slot(either: Far) -> None:
     for verb in ("stop", "remove"):
         job = each(either, "a\nb\n", *either.where, "-c", f"env -i {nap} & {nap} & exit 0")
         either.run("wait", job)
-        wait_until(lambda: len(processes_with(nap)) == 4)
+        wait_until(lambda: len(sleeping(nap)) == 4)
         either.run("stop", f"{job}.1")
         assert len(processes_with(nap)) == 3
         either.run(verb, job)
@@ -157,7 +157,7 @@ def test_what_items_leave_in_the_session_of_their_slot(either: Far) -> None:
     assert [record["id"] for record in either.jobs()] == ["1"]
     job = each(either, "a\nb\n", *either.where, "-c", f"env -i {nap} & [ {{#}} = 1 ] || exec {nap}")
     either.until(f"{job}.1", "Completed")
-    wait_until(lambda: len(processes_with(nap)) == 3)
+    wait_until(lambda: len(sleeping(nap)) == 3)
     either.run("stop", job)
     assert processes_with(nap) == []
 
@@ -168,7 +168,7 @@ def test_items_without_a_cookie(either: Far) -> None:
     slots = ("--per-host" if either.remote else "-t", "3")
     words = ("env", "-i", "sh", "-c", f"[ $1 = 1 ] || exec {nap}", "sh", "{#}")
     job = each(either, "a\nb\nc\nd\n", *either.where, *slots, *words)
-    wait_until(lambda: len(processes_with(nap)) == 3)
+    wait_until(lambda: len(sleeping(nap)) == 3)
     for number, left, how in [(2, 2, ["--signal", "KILL"]), (3, 1, []), (4, 0, ["--grace", "0"])]:
         either.run("stop", *how, f"{job}.{number}")
         either.until(f"{job}.{number}", "Stopped")
@@ -181,7 +181,7 @@ def test_items_without_a_cookie(either: Far) -> None:
 def test_what_is_run_at_the_end_of_items_is_no_part_of_them(jobctl: Jobctl, tmp_path: Path) -> None:
     nap = sleeper()
     job = each(jobctl, "a\nb\n", "--on-finish", f"{nap} & exit 0", "true")
-    (pid,) = wait_until(lambda: processes_with(nap))
+    (pid,) = wait_until(lambda: sleeping(nap))
     jobctl.run("remove", job)
     assert processes_with(nap) == [pid]
     os.kill(pid, signal.SIGKILL)
