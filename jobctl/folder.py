@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jobctl import process, quoting, records
+from jobctl import process, quoting, records, whole
 from jobctl.errors import BadUsage
 from jobctl.model import TYPE_REMOTE, Job, Marks, State, parent_of
 from jobctl.process import Identity, Place
@@ -372,10 +372,11 @@ class Folder:
             return b""
 
     def put(self, name: str, content: bytes) -> None:
-        """Make a file."""
-        fd = records.opened(self.file(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with open(fd, "wb") as file:
-            file.write(content)
+        """Make a file.
+
+        :raises OSError: the disk is full, say; then there is none.
+        """
+        whole.write(self.file(name), content)
 
     def replace(self, name: str, content: bytes) -> None:
         """Make a file anew, at once for whoever looks."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from jobctl import records
+from jobctl import records, whole
 from jobctl.folder import Folder
 
 
@@ -54,11 +54,7 @@ class Incoming:
         size = os.fstat(self._fd).st_size
         if size > self._base:
             line = b"%s %d\n" % (self._stream.encode(), size)
-            fd = records.opened(
-                self._folder.file("emptied"), os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            )
-            with open(fd, "wb", buffering=0) as file:
-                file.write(line)
+            whole.append(self._folder.file("emptied"), line)
             self._base = size
 
     def close(self) -> None:

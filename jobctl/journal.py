@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from jobctl import process, records
+from jobctl import process, records, whole
 from jobctl.model import State
 from jobctl.process import Identity, Place, Sight
 from jobctl.timing import Clocks, Moment
@@ -221,6 +221,5 @@ class Journals:
         line = f"{number} {letter} - - {ended} {records.one_line(reason)}\n"
         os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
         path = f"{self._path}/0/journal"
-        with open(records.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "wb", 0) as journal:
-            journal.write(os.fsencode(line))
+        whole.append(path, os.fsencode(line))
         self.catch_up()

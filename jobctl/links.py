@@ -15,8 +15,9 @@ import threading
 import time
 import urllib.parse
 import zlib
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, TextIO
 
 from jobctl import quoting
 from jobctl.errors import BadUsage, JobctlError, NotFound, Refused
@@ -61,7 +62,7 @@ class Links:
     """The connections of one state directory."""
 
     def __init__(self, state_dir: str) -> None:
-        self._state_dir = state_dir
+        self.state_dir = state_dir
         self._alive: bool | None = None
         self._read: dict[str, tuple[tuple[int, ...], Session | None]] = {}
         """Sessions by name as they were read, and what tells their files from later ones."""
@@ -69,7 +70,7 @@ class Links:
     def agent_alive(self) -> bool:
         """Return whether there is an agent; asked once."""
         if self._alive is None:
-            self._alive = agent_alive(self._state_dir)
+            self._alive = agent_alive(self.state_dir)
         return self._alive
 
     def link(self, name: str) -> Link:
@@ -101,20 +102,24 @@ class Links:
             "connected_at": "" if link.connected_at is None else f"{link.connected_at:.6f}",
             "busy": "1" if link.busy else "",
         }
-        _replace(path, record)
+        try:
+            _replace(path, record)
+        except OSError:
+            if not _overwrite(path, record):
+                raise
 
     def forget(self) -> None:
         """Forget what another agent saw."""
         with suppress(FileNotFoundError):
-            for name in os.listdir(f"{self._state_dir}/links"):
-                os.unlink(f"{self._state_dir}/links/{name}")
+            for name in os.listdir(f"{self.state_dir}/links"):
+                os.unlink(f"{self.state_dir}/links/{name}")
 
     # --- sessions ---
 
     def sessions(self) -> list[Session]:
         """Return all sessions, in the order in which they were made."""
         try:
-            names = os.listdir(f"{self._state_dir}/sessions")
+            names = os.listdir(f"{self.state_dir}/sessions")
         except FileNotFoundError:
             return []
         found = (self.session(urllib.parse.unquote(name)) for name in names if name[0] != ".")
@@ -165,9 +170,9 @@ class Links:
         """Return an error for each session that somebody else may have made."""
         errors = list[JobctlError]()
         with suppress(FileNotFoundError):
-            for name in sorted(os.listdir(f"{self._state_dir}/sessions")):
+            for name in sorted(os.listdir(f"{self.state_dir}/sessions")):
                 try:
-                    self._distrust(f"{self._state_dir}/sessions/{name}")
+                    self._distrust(f"{self.state_dir}/sessions/{name}")
                 except Refused as error:
                     errors.append(error)
         return errors
@@ -188,11 +193,10 @@ class Links:
 
         :raises Refused: there is one of that name.
         """
-        folder = f"{self._state_dir}/sessions"
+        folder = f"{self.state_dir}/sessions"
         if len(os.path.basename(self._path("sessions", name))) > _LONGEST:
             raise BadUsage(f"name '{printable(name)[:20]}…' is too long; choose a shorter one")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        with open(os.open(f"{folder}/.last", os.O_RDWR | os.O_CREAT, 0o600), "r+") as last:
+        with self._told(), _open_last(folder) as last:
             fcntl.flock(last, fcntl.LOCK_EX)
             if self.session(name):
                 raise Refused(f"there is a session '{printable(name)}' already; choose a --name")
@@ -200,25 +204,33 @@ class Links:
             text = last.read().strip()
             number = max(number, int(text) if text.isdigit() else 0) + 1
             session = Session(str(number), name, target, True, time.time())
-            self.save(session)
             os.pwrite(last.fileno(), b"%020d\n" % number, 0)
+            self.save(session)
         return session
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Name the directory of what cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            folder = f"{self.state_dir}/sessions"
+            raise JobctlError(f"cannot write in {folder}: {error.strerror}") from error
 
     def save(self, session: Session) -> None:
         """Write a session down."""
         target = session.target
-        _replace(
-            self._path("sessions", session.name),
-            {
-                "id": session.id,
-                "host": target.host,
-                "user": target.user,
-                "port": "" if target.port is None else str(target.port),
-                **dump_way(target),
-                "wanted": "1" if session.wanted else "",
-                "created": f"{session.created_at or 0:.6f}",
-            },
-        )
+        record = {
+            "id": session.id,
+            "host": target.host,
+            "user": target.user,
+            "port": "" if target.port is None else str(target.port),
+            **dump_way(target),
+            "wanted": "1" if session.wanted else "",
+            "created": f"{session.created_at or 0:.6f}",
+        }
+        with self._told():
+            _replace(self._path("sessions", session.name), record)
 
     def remove(self, name: str) -> None:
         """Forget a session."""
@@ -229,7 +241,7 @@ class Links:
         file = urllib.parse.quote(os.fsencode(name), safe="@:[] ")
         if file.startswith("."):
             file = "%2E" + file[1:]
-        return f"{self._state_dir}/{kind}/{file}"
+        return f"{self.state_dir}/{kind}/{file}"
 
 
 def _session(name: str, told: dict[str, bytes]) -> Session | None:
@@ -327,9 +339,37 @@ def _replace(path: str, record: dict[str, str]) -> None:
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fd = os.open(aside, flags, 0o600)
-    with open(fd, "wb") as file:
-        file.write(quoting.dump({key: os.fsencode(value) for key, value in record.items()}))
-    os.replace(aside, path)
+    try:
+        with open(fd, "wb") as file:
+            file.write(_dumped(record))
+        os.replace(aside, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(aside)
+        raise
+
+
+def _overwrite(path: str, record: dict[str, str]) -> bool:
+    """Write a record in the place of one that is there, which takes no room; return whether."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    with open(fd, "wb", buffering=0) as file, suppress(OSError):
+        content = _dumped(record)
+        content += b"\n" * (os.fstat(fd).st_size - len(content))
+        return file.write(content) == len(content)
+    return False
+
+
+def _dumped(record: dict[str, str]) -> bytes:
+    return quoting.dump({key: os.fsencode(value) for key, value in record.items()})
+
+
+def _open_last(folder: str) -> TextIO:
+    """Return the file with the last id of a session."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return open(os.open(f"{folder}/.last", os.O_RDWR | os.O_CREAT, 0o600), "r+")
 
 
 def _number(text: bytes | None) -> float | None:

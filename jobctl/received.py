@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -65,7 +66,7 @@ class PartMarks:
 
         :raises OSError: they cannot be written.
         """
-        fd = records.opened(self._path, os.O_RDWR | os.O_CREAT)
+        fd, at = records.opened(self._path, os.O_RDWR | os.O_CREAT), _LINE * (number - 1)
 
         def move(marks: Marks) -> None:
             flags = "-" + "t" * marks.told
@@ -80,10 +81,14 @@ class PartMarks:
             sums = {stream: str(known) for stream, _, known in marks.traces}
             words = (sums.get("stdout", "-"), sums.get("stderr", "-"), flags)
             line = f"{marks.stdout:016d} {marks.stderr:016d} {' '.join(words)}"
-            os.pwrite(fd, line.encode().ljust(_LINE - 1) + b"\n", _LINE * (number - 1))
+            os.pwrite(fd, line.encode().ljust(_LINE - 1) + b"\n", at)
 
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            # What is delivered is to be noted in any case: so its room is taken before.
+            there = os.pread(fd, _LINE, at).strip(b"\0")
+            if not there and os.pwrite(fd, bytes(_LINE), at) != _LINE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             yield move
         finally:
             os.close(fd)

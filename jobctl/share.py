@@ -6,13 +6,12 @@ the journal of slot K of the Hth host into `slots/H.K/`.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jobctl import process, quoting, records
+from jobctl import process, quoting, records, whole
 from jobctl.folder import Folder
 from jobctl.incoming import Incoming, sizes_there
 from jobctl.journal import Run
@@ -293,12 +292,7 @@ class ShareFolder(Folder):
 
         :raises OSError: the disk is full, say.
         """
-        fd = records.opened(self.file("given"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        with open(fd, "wb", buffering=0) as file:
-            size, line = os.fstat(fd).st_size, b"%d %d\n" % (first, count)
-            if file.write(line) != len(line):
-                os.ftruncate(fd, size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole.append(self.file("given"), b"%d %d\n" % (first, count))
 
     def keep_given(self, blocks: list[tuple[int, int]]) -> None:
         """Write down that the host has got these, and no others."""

@@ -78,7 +78,7 @@ def spread(task: FarTask, hosts: dict[int, Host]) -> Iterator[Spread]:
     def ignore(job_id: str) -> None:
         pass
 
-    spread = Spread(task, far_of, ignore, ignore)
+    spread = Spread(task, far_of, ignore, ignore, ignore)
     yield spread
     task.delete()
 

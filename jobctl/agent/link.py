@@ -17,6 +17,7 @@ from jobctl.agent.caller import Nobody, Whoever
 from jobctl.agent.commands import ENDED, Commands, NoPlace
 from jobctl.agent.far import Far, NotDone
 from jobctl.agent.mirror import Mirror
+from jobctl.agent.room import Room
 from jobctl.agent.shares import Share
 from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
@@ -72,7 +73,8 @@ class Link:
         self._book = book
         self._company = company
         again = functools.partial(self.add, anew=True)
-        self._mirror = Mirror(self._ended, company.changed, again)
+        self._room = Room(book.state_dir)
+        self._mirror = Mirror(self._ended, company.changed, again, self._lacks_room)
         self._change = threading.Condition()
         self._begin: deque[Carried] = deque()
         self._jobs: dict[str, Carried] = {}
@@ -215,6 +217,11 @@ class Link:
                 self._note(self.state, self.error)
         if bare:
             bare.close()
+
+    @property
+    def lacking(self) -> str:
+        """Why nothing of its jobs can be written down here now, "" if it can."""
+        return self._room.lacking
 
     @property
     def far(self) -> Far | None:
@@ -379,7 +386,13 @@ class Link:
             others = list(self._jobs.values())
             self._change.notify_all()
         for job in hopeless:
-            self._give_up(job, str(error))
+            try:
+                self._give_up(job, str(error))
+            except OSError as failure:
+                if not self._lacks_room(failure):
+                    raise
+                with self._change:
+                    self._jobs[job.id] = job  # it fails when that can be written down
         self._company.held_up(others, f"{error}; it is tried again")
 
     def _rest(self, pause: float, denied: bool) -> bool:
@@ -413,7 +426,11 @@ class Link:
             while (job := self._next(far)) is not None:
                 if job.bulky and far.open_bulk():
                     movers.append(self._moving(far, bulk=True))
-                self._hand_over(far, job)
+                try:
+                    self._hand_over(far, job)
+                except OSError as error:
+                    if not self._lacks_room(error):
+                        raise
         except Unreachable as error:
             self._lost(far, error)
         except BrokenPipeError:
@@ -428,12 +445,16 @@ class Link:
     def _next(self, far: Far) -> Carried | None:
         """Return the next job to begin or to carry on; None when the connection is to end."""
         while True:
+            self._see_to_room()
             with self._change:
                 if self._closed or self._far is not far:
                     return None
                 if self._begin:
                     return self._begin.popleft()
                 left = self._left()
+                if (pause := self._room.pause()) is not None:
+                    self._change.wait(pause)
+                    continue
                 if left is None or left > 0:
                     self._change.wait(left)
                     continue
@@ -442,6 +463,31 @@ class Link:
                     return None
                 self._look_at = None
             far.look()
+
+    def _lacks_room(self, error: OSError) -> bool:
+        """Wait with all jobs if it is for want of room here that something was not written."""
+        if not self._room.lacks(error):
+            return False
+        self._tell_of_room()
+        with self._change:
+            self._change.notify_all()
+        return True
+
+    def _see_to_room(self) -> None:
+        """Go on with all jobs once there is room again."""
+        if self._room.pause() != 0:
+            return
+        if not self._jobs or self._room.found():
+            self._room.lacking = ""
+            with self._change:
+                self._begin.extend(self._jobs.values())
+        else:
+            self._tell_of_room()
+
+    def _tell_of_room(self) -> None:
+        with self._change:
+            jobs = list(self._jobs.values())
+        self._company.held_up(jobs, self._room.lacking)
 
     def _left(self) -> float | None:
         """Return the seconds until there is something to do of which nobody tells; None: never."""
@@ -547,7 +593,8 @@ class Link:
                 self._book.note(self.name, now)
                 self._noted = now
             except OSError:  # the disk is full: then others see an older state
-                os.write(2, b"cannot write the state of a connection\n")
+                with suppress(OSError):
+                    os.write(2, b"cannot write the state of a connection\n")
 
 
 def _unreachable(error: Exception) -> Unreachable:

@@ -21,16 +21,20 @@ class Mirror:
         ended: Callable[[Carried, bool], None],
         changed: Callable[[Carried], None],
         again: Callable[[Carried], object],
+        lacks_room: Callable[[OSError], bool],
     ) -> None:
         """Write for nobody yet.
 
         :param ended: is told a job whose end has come, and whether that was news.
         :param changed: is told a job that goes on differently.
         :param again: is told a job that is to be followed anew.
+        :param lacks_room: is told why something could not be written; returns whether all jobs are
+            to be followed anew later.
         """
         self._ended = ended
         self._changed = changed
         self._again = again
+        self._lacks_room = lacks_room
         self._lock = threading.Lock()
         self._jobs: dict[bytes, Carried] = {}
         self._last = 0
@@ -83,6 +87,11 @@ class Mirror:
                 known.close()
                 far.carry(f"drop {handle.decode()}", known.bulky)
 
+    def _leave_all(self, far: Far) -> None:
+        with self._lock:
+            for job in list(self._jobs.values()):
+                self._drop(far, job)
+
     def work(self, far: Far, bulk: bool = False) -> None:
         """Write down what comes, until the connection breaks.
 
@@ -102,6 +111,10 @@ class Mirror:
                     raise
                 self._forget(words[1])  # it was removed here
                 self._ended(job, False)
+            except OSError as error:
+                if not self._lacks_room(error):
+                    raise
+                self._leave_all(far)
             for _ in iter(more, b""):
                 pass  # of a job that we do not follow any more
 

@@ -151,7 +151,8 @@ class Queue:
             if not given and not self._may_begin(whole):
                 return
             task.unlink("run")
-            spread = Spread(task, self._far_of, self._tell, self._spread_ended)
+            why = functools.partial(self._tell_why, {task.id})
+            spread = Spread(task, self._far_of, self._tell, self._spread_ended, why)
             self._spreads[task.id] = spread
             spread.conclude()  # all had ended when the last agent was killed
         if task.id not in self._spreads:
@@ -272,14 +273,16 @@ class Queue:
 
     def _end_here(self, job: Carried, reason: str) -> None:
         """Write down that a job was stopped of which the host knows nothing."""
-        self.waiting.discard(job.id)
         if isinstance(job.folder, FarTask):
             job.folder.note_stop("stop", reason)
             job.folder.conclude()
+            self.waiting.discard(job.id)
             self._tell(job.id)
             self._after(job.id)
             return
-        if job.end(State.STOPPED.value, reason):
+        first = job.end(State.STOPPED.value, reason)
+        self.waiting.discard(job.id)
+        if first:
             self.ended(job)
 
     # --- what is done to jobs ---
@@ -334,7 +337,7 @@ class Queue:
         chosen = self._carried(ids)
         for job in chosen:
             if not job.folder.finished():
-                job.folder.put("stop", os.fsencode(reason) + b"\n")
+                self._note_stop(job, reason)
         for job in chosen:
             if job.sent or job.adopted or not self._withdrawn(job):
                 there.append(job)
@@ -354,6 +357,15 @@ class Queue:
             if job.id in errors:
                 job.folder.unlink("stop")
         return left, errors
+
+    @staticmethod
+    def _note_stop(job: Carried, reason: str) -> None:
+        try:
+            job.folder.put("stop", os.fsencode(reason) + b"\n")
+        except OSError:
+            if not (job.sent or job.adopted):
+                raise
+            # The host writes it down as well: what fills a disk can be stopped.
 
     def _apart(self, ids: list[str]) -> tuple[list[str], dict[FarTask, set[int] | None]]:
         """Return the ids of jobs without items, and items by their jobs, None for all of one."""
@@ -441,7 +453,7 @@ class Queue:
         """Stop jobs on a host.
 
         :return: the ids of those of which something is left, and errors by the ids of those
-            that run on another machine.
+            that run on another machine, or whose end cannot be written down here.
         """
         left, elsewhere = list[str](), dict[str, str]()
         for folder, group in _by_folder(jobs).items():
@@ -451,7 +463,9 @@ class Queue:
             left += _named(answer, group)
         for job in jobs:
             if job.id not in left and job.id not in elsewhere:
-                _wait_until(job.folder.finished, _TO_BE_TOLD)
+                _wait_until(lambda: job.folder.finished() or bool(link.lacking), _TO_BE_TOLD)  # noqa: B023
+                if not job.folder.finished() and link.lacking:
+                    elsewhere[job.id] = f"it has ended there; {link.lacking}"
         return left, elsewhere
 
     def signal(

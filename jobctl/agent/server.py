@@ -25,6 +25,7 @@ from jobctl.agent.openers import Openers
 from jobctl.agent.passing import run
 from jobctl.agent.post import NotTheAgent, Post
 from jobctl.agent.queue import Queue
+from jobctl.agent.room import lack
 from jobctl.carried import Carried
 from jobctl.errors import BadUsage, JobctlError, Refused, Unreachable
 from jobctl.links import Links
@@ -112,7 +113,8 @@ class Agent:
             client.say({"error": str(error), "status": error.status})
         except (OSError, ValueError, KeyError) as error:
             log(f"a request failed: {error!r}")
-            client.say({"error": f"the agent failed: {error}", "status": 125})
+            why = lack(self._state_dir, error) or f"the agent failed: {error}"
+            client.say({"error": why, "status": 125})
         finally:
             client.close()
             with self._lock:

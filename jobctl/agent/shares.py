@@ -19,6 +19,7 @@ from contextlib import suppress
 
 from jobctl import items
 from jobctl.agent.far import Far, NotDone
+from jobctl.agent.room import lack
 from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.folder import FOR_HOSTS
@@ -201,17 +202,20 @@ class Spread:
         far_of: Callable[[Share], Far | None],
         changed: Callable[[str], None],
         ended: Callable[[str], None],
+        held_up: Callable[[str], None],
     ) -> None:
         """Find out how far it is.
 
         :param far_of: the far end of a share's connection, while that stands.
         :param changed: is told the id of the job when there is news.
         :param ended: is told its id when it is finished.
+        :param held_up: is told why it does not go on here.
         """
         self.task = task
         self._far_of = far_of
         self._changed = changed
         self._job_ended = ended
+        self._held_up = held_up
         spec = task.spec()
         number = {key: int(spec.get(key) or b"0") for key in ("throttle", "per_host")}
         self.throttle = number["throttle"] or _UNLIMITED
@@ -323,7 +327,9 @@ class Spread:
             try:
                 if far and not self.task.has("stop") and self._give(share, far):
                     continue
-            except (Unreachable, OSError):  # the disk here may be full
+            except (Unreachable, OSError) as error:
+                if why := lack(self.task.state_dir, error):
+                    self._held_up(why)
                 time.sleep(_BEAT)
             with self._change:
                 if self._over:

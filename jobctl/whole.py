@@ -1,0 +1,37 @@
+"""Writes files and lines of a job folder whole: a full disk leaves no half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+
+from jobctl.records import opened
+
+
+def write(path: str, content: bytes) -> None:
+    """Make a file of its own with some content; where that fails, there is none.
+
+    :raises OSError: the disk is full, say.
+    """
+    fd = opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def append(path: str, line: bytes) -> None:
+    """Write a line at the end of a file; where that fails, nothing of it is there.
+
+    :raises OSError: the disk is full, say.
+    """
+    fd = opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with open(fd, "wb", buffering=0) as file:
+        size = os.fstat(fd).st_size
+        if file.write(line) != len(line):
+            os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)

@@ -1,0 +1,113 @@
+"""A disk with the state directory here that is full: what waits says so, and loses nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import at_home, nothing_left, wait_until
+from far import Far
+from sshd import Sshd
+from test_items import children, each
+
+from jobctl.agent.room import lack
+
+
+class Small(Far):
+    """A computer with a small disk for its state directory."""
+
+    def fill(self) -> None:
+        """Leave no room on the disk."""
+        with open(self.state_dir.parent / "fill", "ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                pass
+
+    def clear(self) -> None:
+        """Have room again."""
+        (self.state_dir.parent / "fill").unlink(missing_ok=True)
+
+    @property
+    def reason(self) -> bytes:
+        """What is said while there is none."""
+        return b"jobctl: waiting: cannot write in %s: No space left on device\n" % bytes(
+            self.state_dir
+        )
+
+
+@pytest.fixture
+def small(tmp_path: Path, sshd: Sshd) -> Iterator[Small]:
+    """Give such a computer, with its jobs on web1."""
+    before, disk = at_home(sshd.home), tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "none", str(disk)]
+    subprocess.run(mount, check=True)
+    program = Small(disk / "state", tmp_path, sshd, "-H", "web1")
+    try:
+        yield program
+    finally:
+        program.clear()
+        program.close()
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    nothing_left(tmp_path, sshd.home, but=before)
+
+
+def test_it_gets_full_while_jobs_run(small: Small, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    text = f"echo a; until [ -e {go} ]; do sleep 0.1; done; head -c 100000 /dev/zero; echo b"
+    plain = small.popen("start", "-wqH", "web1", "-c", text, stdout=-1, stderr=-1)
+    wait_until(lambda: small.output("1") == "a\n")
+    words = ("-H", "web[1-2]", "--per-host", "1", "-c", f"{text} {{}}")
+    items = each(small, "1\n2\n3\n", *words)
+    wait_until(lambda: [c["state"] for c in children(small, items)].count("Running") == 2)
+    small.fill()
+    go.touch()
+    # Whoever waits already is told, and whoever comes to wait.
+    for verb, job in (("wait", items), ("receive --wait", "1")):
+        waiting = small.popen(*verb.split(), job, stdout=-1, stderr=-1)
+        assert waiting.stderr
+        assert waiting.stderr.readline() == small.reason
+        waiting.terminate()
+        waiting.communicate()
+    assert plain.stderr
+    assert plain.stderr.readline() == small.reason
+    # Nothing is delivered that could not be noted.
+    for job in (f"{items}.1", f"{items}.2"):
+        assert "cannot note what is received" in small.refused(125, "receive", job)
+    # What needs no room goes on.
+    assert small.out("session", "run", "web1", "echo", "hi") == "hi\n"
+    assert {job["state"] for job in small.jobs()} == {"Running"}
+    small.clear()
+    output, said = plain.communicate()
+    assert (output, said) == (b"a\n" + b"\0" * 100_000 + b"b\n", b"")
+    small.run("wait", items)
+    ended = sorted(small.out("receive", items).replace("\0", "").split())
+    assert ended == sorted("a a a b b b 1 2 3".split())
+    assert not list(small.state_dir.glob(".room*"))
+
+
+def test_it_is_full_already(small: Small) -> None:
+    small.fill()
+    folder = small.state_dir
+    small.state_dir.mkdir(exist_ok=True, mode=0o700)
+    for words in (("session", "new", "web1"), ("start", "-w", "-H", "web1", "true")):
+        for _ in range(2):  # the first one may make what takes no room
+            said = small.refused(125, *words)
+            assert str(folder) in said
+            assert "No space left on device" in said
+    assert small.out("session", "get", "-q") + small.out("get", "-q") == ""
+    small.clear()
+    small.run("session", "new", "web1")
+    assert small.out("session", "get", "-o", "ids") == "1\n"
+    assert small.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
+
+
+def test_what_cannot_be_written() -> None:
+    """As on a disk that is full or mounted read-only; other errors are none of its affair."""
+    for number, cause in ((28, "No space left on device"), (30, "Read-only file system")):
+        assert lack("/s", OSError(number, cause)) == f"cannot write in /s: {cause}"
+    assert lack("/s", OSError(13, "Permission denied")) == lack("/s", ValueError()) == ""
