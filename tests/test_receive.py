@@ -20,6 +20,7 @@ import pytest
 from conftest import PROGRAM, Jobctl, at_rest, wait_until
 
 from jobctl import process, quoting
+from jobctl.ops.gather import _Visible, shown
 
 NUMBERED = 'i=0; while [ $i -lt {n} ]; do i=$((i+1)); echo "line $i of the output"; done'
 
@@ -689,3 +690,36 @@ def marks(jobctl: Jobctl, job: str) -> int:
     """Return how many bytes of a job's standard output count as received."""
     record = quoting.load((jobctl.folder(job) / "received").read_bytes())
     return int(record.get("stdout", b"0"))
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("plain ", "plain "),
+        ("longer\rshort", "shortr"),
+        ("10%\r20%\r100%", "100%"),
+        ("text\r", "text"),
+        ("\r\rtext\r", "text"),
+        ("working 90%\r           \rdone", "done"),
+        ("working 90%\r\x1b[Kdone", "done"),
+        ("working 90%\x1b[2K\rdone", "done"),
+        ("\x1b[1mbold\x1b[0m 5%\rcold", "cold\x1b[0m 5%"),
+        ("日本語\rab", "ab本語"),
+        ("éé\ra", "aé"),
+        ("abcd\r日", "日cd"),
+    ],
+)
+def test_what_is_seen_of_a_line(line: str, seen: str) -> None:
+    assert shown(line.encode()).decode() == seen
+
+
+def test_what_is_no_text_or_too_long_is_seen_as_it_is() -> None:
+    assert shown(b"\xff\xfe\r\xfd") == b"\xfd\xfe"
+    job = b"x" * 200_000 + b"\r" + b"y" * 10 + b"\n"
+    whole, parts = _Visible(), _Visible()
+    whole.update(job)
+    for at in range(0, len(job), 65_536):
+        parts.update(job[at : at + 65_536])
+    assert parts.digest() == whole.digest()
+    parts.update(b"z")
+    assert parts.digest() != whole.digest()

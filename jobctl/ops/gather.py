@@ -41,8 +41,8 @@ class Group(NamedTuple):
 def grouped(jobs: Jobs, ended: list[Job], manner: Manner) -> list[Group]:
     """Return finished jobs in groups, in the order of the first of each.
 
-    What counts is the output that a receive in this manner would deliver, but for what carriage
-    returns had the rest of a line written over (progress bars differ by pace), and the reason.
+    What counts is the output that a receive in this manner would deliver, each line as a terminal
+    shows it in the end (progress bars differ by pace), and the reason.
     """
     groups: dict[tuple[object, ...], Group] = {}
     for job in ended:
@@ -74,33 +74,69 @@ def _sum(folder: Folder, stream: str, marks: Marks) -> tuple[bytes, int]:
     return digest.digest(), length
 
 
-_ENDS = re.compile(rb"([\r\n])")
+_LONGEST = 1 << 16
+"""Bytes of a line that are held to find out what is shown of it; a longer one counts as it is."""
+_CONTROL = re.compile(r"(\x1b\[[0-9;]*[A-Za-z])")
 
 
 class _Visible:
-    """The digest of what a terminal shows in the end: the last text of each line."""
+    """The digest of what a terminal shows in the end of each line."""
 
     def __init__(self) -> None:
-        self._lines = hashlib.sha256()
-        self._line = self._lines.copy()
-        """With the text of the last line besides."""
-        self._returned = False
-        """Whether a carriage return came last."""
+        self._sum = hashlib.sha256()
+        self._line = b""
+        """What the last line has so far."""
+        self._long = False
+        """Whether a part of it was taken in already."""
 
     def update(self, data: bytes) -> None:
         """Go on with data."""
-        for piece in _ENDS.split(data):
-            if piece == b"\n":
-                self._line.update(b"\n")
-                self._lines = self._line.copy()
-                self._returned = False
-            elif piece == b"\r":
-                self._returned = True
-            elif piece:
-                if self._returned:
-                    self._line, self._returned = self._lines.copy(), False
-                self._line.update(piece)
+        lines = (self._line + data).split(b"\n")
+        self._line = lines.pop()
+        for line in lines:
+            self._sum.update(self._shown(line) + b"\n")
+            self._long = False
+        if len(self._line) > _LONGEST:
+            self._sum.update(self._line)
+            self._line, self._long = b"", True
+
+    def _shown(self, line: bytes) -> bytes:
+        return line if self._long or len(line) > _LONGEST else shown(line)
 
     def digest(self) -> bytes:
         """Return the digest of all there was."""
-        return self._line.digest()
+        whole = self._sum.copy()
+        whole.update(self._shown(self._line))
+        return whole.digest()
+
+
+def shown(line: bytes) -> bytes:
+    """Return what a terminal shows of a line in the end, after all carriage returns.
+
+    What comes after one takes the place of as many cells as it has; the rest stays, unless
+    ESC [ K erases it. Spaces at the end are not seen.
+    """
+    if b"\r" not in line:
+        return line
+    cells, before = list[str](), ""
+    for piece in line.decode("utf-8", "surrogateescape").split("\r"):
+        at = 0
+        for part in _CONTROL.split(piece):
+            if part in ("\x1b[K", "\x1b[0K"):
+                del cells[at:]
+            elif part == "\x1b[2K":
+                cells = [" "] * at
+            elif _CONTROL.fullmatch(part):
+                before += part  # a colour takes no room
+            else:
+                for character in part:
+                    wide = not character.isascii() and _is_wide(character)
+                    cells[at : at + 1 + wide] = [before + character] + [""] * wide
+                    at, before = at + 1 + wide, ""
+    return "".join(cells).rstrip(" ").encode("utf-8", "surrogateescape")
+
+
+def _is_wide(character: str) -> bool:
+    import unicodedata
+
+    return unicodedata.east_asian_width(character) in "WF"
