@@ -546,7 +546,7 @@ signal_all() {
     shift
     for job in "$@"; do
         number=${job%%:*}
-        [ "$number" = 0 ] || eval "put_line \"\$name\" >>$signals"
+        [ "$number" = 0 ] || eval "plain $signals; put_line \"\$name\" >>$signals"
     done
     for member in $(members "$@"); do
         target=${member#*/} number=${member%%/*}

@@ -218,6 +218,19 @@ def test_a_signal_to_what_has_not_begun(either: Far, tmp_path: Path) -> None:
     assert {either.state(job) for job in waiting[:2]} == {"Completed"}
 
 
+def test_a_signal_to_what_put_a_pipe_in_its_place(jobctl: Jobctl) -> None:
+    """Where it is noted: nobody opens that, as it would wait for ever."""
+    plain, items = jobctl.sh(sleeper()), each(jobctl, "a\n", "-c", sleeper())
+    jobctl.until(f"{items}.1", "Running")
+    folder = jobctl.folder(items) / "children"
+    for path in (jobctl.folder(plain) / "signals", folder / "1.signals"):
+        os.mkfifo(path)
+    jobctl.run("stop", "--signal", "USR1", plain, items, f"{items}.1", timeout=30)
+    for job in (plain, f"{items}.1"):
+        jobctl.run("wait", job, status=1)
+        assert jobctl.job(job)["reason"] == "stopped by user: signal USR1"
+
+
 def test_a_signal_to_what_has_just_begun(far: Far, wire: Wire, tmp_path: Path) -> None:
     """The host is asked, whether its news has come or not, or the connection stands."""
     up, said = tmp_path / "up", tmp_path / "said"
