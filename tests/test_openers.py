@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import processes_with
+from conftest import processes_with, wait_until
 from far import Far
 from sshd import keygen
 from test_ssh_login import add, authorize, key_agent
@@ -132,3 +133,23 @@ def test_an_interpreter_that_needs_more_to_start(far: Far, tmp_path: Path) -> No
         assert "NEEDED_7391" not in environment
         assert str(library) not in environment
     far.out("start", "-w", "-H", "web1", "true")
+
+
+CLOSES_LATE = """
+import os, sys
+from jobctl.agent import client
+held, forks = open(os.devnull), iter((None, None, 1))
+os.register_at_fork(after_in_child=lambda: next(forks, None) and held.close())
+assert held.fileno() == 3
+client.begin(sys.argv[1])
+"""
+"""Starts an agent as one does who leaves an open file to be closed late, with other garbage."""
+
+
+def test_what_an_agent_is_started_by_closes_only_its_own_files(far: Far) -> None:
+    far.run("session", "new", "web1")
+    far.kill_agent()
+    words = [sys.executable, "-c", CLOSES_LATE, str(far.state_dir)]
+    subprocess.run(words, env=far.env, check=True)
+    wait_until(far.agent)
+    assert "Traceback" not in (far.state_dir / "agent.log").read_text()

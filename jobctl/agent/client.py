@@ -27,7 +27,6 @@ from jobctl.model import printable
 from jobctl.paths import ssh_config
 from jobctl.transport.sendenv import candidates
 
-_LOCK = 3
 _TAIL = 1000
 _PATIENCE = 20.0
 """Seconds that an agent gets to start."""
@@ -276,7 +275,6 @@ def _spawn(state_dir: str) -> None:
     environment[ASKED] = json.dumps(_told(state_dir))
     # Jobs that call us are not to take us with them when they are stopped.
     environment["JOBCTL_RUNNER"] = "1"
-    words = [sys.executable, "-X", "utf8", "-m", "jobctl.agent", state_dir, str(_LOCK)]
     null = os.open(os.devnull, os.O_RDWR)
     log = os.open(f"{state_dir}/agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     lock = os.open(f"{state_dir}/agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -293,16 +291,29 @@ def _spawn(state_dir: str) -> None:
             # Python looks for modules where it is started, which may be anybody's folder.
             os.chdir("/")
             if not os.fork():
-                for fd, theirs in ((null, 0), (null, 1), (log, 2), (lock, _LOCK)):
-                    os.dup2(fd, theirs)
-                    os.set_inheritable(theirs, True)
-                os.closerange(_LOCK + 1, 256)
+                _keep_of_files(null, null, log)
+                os.set_inheritable(lock, True)
+                words = [sys.executable, "-X", "utf8", "-m", "jobctl.agent", state_dir, str(lock)]
                 _see_it_begin(words, environment, f"{state_dir}/agent.log")
         finally:
             os._exit(0)
     finally:
         for fd in (null, log, lock):
             os.close(fd)
+
+
+def _keep_of_files(*standard: int) -> None:
+    """Have these as standard files, and none besides that the caller had given us.
+
+    What this process has opened itself goes when the agent begins. Nothing is put in its place
+    before: an object that has a number closes it, whatever that leads to by then.
+    """
+    for number, fd in enumerate(standard):
+        os.dup2(fd, number)
+    for fd in range(len(standard), 256):
+        with suppress(OSError):
+            if os.get_inheritable(fd):
+                os.close(fd)
 
 
 def _see_it_begin(words: list[str], environment: dict[str, str], log: str) -> None:
