@@ -422,7 +422,7 @@ sessions_of() {
 # Ends everything of the jobs after $1: TERM, and after $1 hundredths of a second KILL.
 # Returns when nothing is left, or 5 seconds after that with the rest in $known.
 terminate() {
-    grace=$1 known='' reached=''
+    grace=$1 known='' reached='' missed=''
     shift
     instant
     late=$((instant + grace))
@@ -440,8 +440,12 @@ terminate() {
                 kill -s KILL "${target%%/*}" && reached="$reached ${member%%/*} "
             else
                 case " $known " in *" $member "*) continue ;; esac
-                kill -s TERM "${target%%/*}" && reached="$reached ${member%%/*} " &&
+                if kill -s TERM "${target%%/*}"; then
+                    reached="$reached ${member%%/*} "
                     kill -s CONT "${target%%/*}"
+                elif alive "${target%%/*}" "${target#*/}" here; then
+                    missed="$missed ${member%%/*} "
+                fi
             fi
         done 2>/dev/null
         # Still known when the command, by which they were found, has gone.
@@ -451,12 +455,13 @@ terminate() {
     done
 }
 
-# Takes the request to stop from those of the jobs $@ of which nothing could be told: however
-# they end now, they do so by themselves.
+# Takes the request to stop from those of the jobs $@ of which nothing could be told, though it
+# lives: however they end now, they do so by themselves. What has ended may have been told by
+# another one who stops it.
 take_back() {
     for job in "$@"; do
         number=${job%%:*}
-        case " $known" in *" $number/"*) ;; *) continue ;; esac
+        case $missed in *" $number "*) ;; *) continue ;; esac
         case $reached in *" $number "*) continue ;; esac
         [ -s "$number/exit" ] || eval "rm -f $stops"
     done
