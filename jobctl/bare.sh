@@ -1127,7 +1127,7 @@ load_marks() {
         eval "text=\${marks_$1-}"
         [ -n "$text" ] || [ -z "$opt_again" ] || text=$newline
     fi
-    mark_stdout=0 mark_stderr=0 told='' returned=''
+    mark_stdout=0 mark_stderr=0 told='' returned='' traces=''
     if [ -n "$text" ]; then parse_marks <<MARKS
 $text
 MARKS
@@ -1144,14 +1144,22 @@ parse_marks() {
         stderr/*) mark_stderr=$value ;;
         told/*) told=$value ;;
         returned/*) returned=$value ;;
+        traces/*) traces=$value ;;
         esac
-        [ "$key" != returned ] || return 0
+        [ -n "$key" ] || return 0
     done
 }
 
-# Puts down the marks of job $1: stdout $2, stderr $3, told $4, returned $5.
+# Puts down the marks of job $1: stdout $2, stderr $3, told $4, returned $5. And the traces of what
+# was received, by which it is seen later whether the job has emptied a stream since.
 save_marks() {
+    kept=''
+    for stream_and_mark in "stdout:$2" "stderr:$3"; do
+        trace "$1" "${stream_and_mark%:*}" "${stream_and_mark#*:}"
+        [ -z "$sum" ] || kept="$kept${kept:+ }$stream_and_mark-$sum"
+    done
     text="stdout='$2'${newline}stderr='$3'${newline}told='$4'${newline}returned='$5'$newline"
+    text="${text}traces='$kept'$newline"
     if [ -n "${opt_keep-}${opt_again-}" ]; then
         eval "marks_$1=\$text"
         return
@@ -1165,23 +1173,43 @@ save_marks() {
     [ ! -e ../index.db ] || [ ! -s "$1/exit" ] || rm -f ../index.db ../index.db-journal
 }
 
+# Sets sum to the checksum of the 64 bytes, or less, before byte $3 of stream $2 of job $1.
+trace() {
+    sum=''
+    [ "$3" -gt 0 ] && [ -f "$1/$2" ] || return 0
+    sum=$(dd bs=1 skip=$(($3 > 64 ? $3 - 64 : 0)) count=$(($3 > 64 ? 64 : $3)) 2>/dev/null \
+        <"$1/$2" | cksum 2>/dev/null)
+    sum=${sum%% *}
+}
+
+# Whether stream $2 of job $1 still holds what was received of it, which ends at $start.
+holds() {
+    [ "$size" -ge "$start" ] || return
+    # Of one that has not grown, and may grow yet, nothing is to be received.
+    [ "$size" -gt "$start" ] || finished "$1" || return 0
+    case " $traces" in *" $2:$start-"*) ;; *) return 0 ;; esac
+    known=${traces#*"$2:$start-"} known=${known%% *}
+    trace "$1" "$2" "$start"
+    [ -z "$sum" ] || [ "$sum" = "$known" ]
+}
+
 # Sets start and end of what is to be received next of stream $2 of job $1, and range to
 # the one of $returned that this is in; fails where there is nothing. Sets emptied if the job has
-# emptied the stream, so that it is shorter than what was received of it.
+# emptied the stream, so that it does not hold what was received of it any more.
 next() {
     # shellcheck disable=SC2046  # to split is the point
     set -- "$1" "$2" $(ls -lndL "$1/$2" 2>/dev/null)
     size=${7-0} range='' emptied=''
     start=$mark_stderr
     [ "$2" = stderr ] || start=$mark_stdout
-    if [ "$size" -lt "$start" ] && [ -f "$1/$2" ]; then
+    if [ -f "$1/$2" ] && ! holds "$1" "$2"; then
         # What it holds is all new. Of that nothing may be there yet, but the marks are to move.
         emptied=1 start=0 end=$size left=''
         [ "$2" = stderr ] && mark_stderr=0 || mark_stdout=0
         for range in $returned; do
             case $range in "$2":*) ;; *) left="$left${left:+ }$range" ;; esac
         done
-        range='' returned=$left
+        range='' returned=$left traces=''
         return 0
     fi
     for range in $returned; do

@@ -320,13 +320,13 @@ def test_what_is_not_written_is_not_received(bare: Bare) -> None:
     assert len(taken) <= size - len(rest) <= len(taken) + (1 << 16) + 4096
 
 
-def test_a_job_that_empties_its_output(bare: Bare) -> None:
+def test_a_job_that_empties_its_output(bare: Bare, jobctl: Jobctl) -> None:
     """What it holds now is received, once it is told, as Python does."""
     job = bare.out("start", "-q", "-c", "echo first; echo err >&2").strip()
     bare.run("wait", job)
     stdout, word = bare.folder(job) / "stdout", b"has emptied its own stdout, and what it holds now"
     assert bare.out("receive", job) == "first\n"
-    for now, told in (("two\n", 1), ("", 1), ("a\n", 0)):
+    for now, told in (("two\n", 1), ("", 1), ("a\n", 0), ("longer\n", 1), ("another\n", 1)):
         stdout.write_text(now)
         record = bare.out("get", "-o", "json", job)
         assert f'"has_more_data": {"true" if now else "false"}' in record
@@ -334,6 +334,13 @@ def test_a_job_that_empties_its_output(bare: Bare) -> None:
         assert (result.stdout.decode(), result.stderr.count(word)) == (now, told)
         again = bare.run("receive", job)
         assert (again.stdout, again.stderr) == (b"", b"")
+    stdout.write_text("for the other one\n")
+    result = jobctl.run("receive", job)
+    assert (result.stdout, result.stderr.count(word)) == (b"for the other one\n", 1)
+    with stdout.open("a") as file:
+        file.write("more\n")
+    result = bare.run("receive", job)
+    assert (result.stdout, result.stderr) == (b"more\n", b"")
 
 
 def test_what_empties_its_own_output_is_warned_of(bare: Bare, tmp_path: Path) -> None:
