@@ -435,17 +435,16 @@ terminate() {
             return
         fi
         for member in $found; do
-            target=${member#*/}
-            if [ "$instant" -ge "$late" ]; then
-                kill -s KILL "${target%%/*}" && reached="$reached ${member%%/*} "
-            else
+            target=${member#*/} how=KILL
+            if [ "$instant" -lt "$late" ]; then
                 case " $known " in *" $member "*) continue ;; esac
-                if kill -s TERM "${target%%/*}"; then
-                    reached="$reached ${member%%/*} "
-                    kill -s CONT "${target%%/*}"
-                elif alive "${target%%/*}" "${target#*/}" here; then
-                    missed="$missed ${member%%/*} "
-                fi
+                how=TERM
+            fi
+            if kill -s "$how" "${target%%/*}"; then
+                reached="$reached ${member%%/*} "
+                kill -s CONT "${target%%/*}"
+            elif alive "${target%%/*}" "${target#*/}" here; then
+                missed="$missed ${member%%/*} "
             fi
         done 2>/dev/null
         # Still known when the command, by which they were found, has gone.
