@@ -113,9 +113,11 @@ def test_what_ended_while_the_host_was_away(far: Far) -> None:
     wait_until(lambda: (guest / "exit").exists() and (guest / "exit").stat().st_size)
     (far.sshd.home / "go7345").unlink()
     # How late we read the clock there is how late the job there ended for us.
-    here = far.out("start", "-q", "sleep", "3").strip()
-    far.run("wait", here)
+    gate = far.state_dir.parent / "gate"
+    here = far.out("start", "-q", "-c", f"until [ -e {gate} ]; do sleep 0.05; done").strip()
     far.run("wait", job)
+    gate.touch()
+    far.run("wait", here)
     assert far.out("get", "-q", "--newest", "1").split() == [here]
 
 

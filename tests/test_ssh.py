@@ -170,11 +170,13 @@ def test_much_data_both_ways_at_once(web1: Connection) -> None:
     assert stream.wait() == 0
 
 
-def test_a_command_that_does_not_read(web1: Connection) -> None:
+def test_a_command_that_does_not_read(web1: Connection, tmp_path: Path) -> None:
     """The server takes its input and throws it away; the end is noticed."""
-    stream = web1.open("exec <&-; echo closed; sleep 0.3")
+    go = tmp_path / "go"
+    stream = web1.open(f"exec <&-; echo closed; until [ -e {go} ]; do sleep 0.05; done")
     assert stream.read(100) == b"closed\n"
     stream.write(bytes(8 * MEBIBYTE))
+    go.touch()
     assert stream.wait() == 0
     assert stream.read(1) == b""
     with pytest.raises(BrokenPipeError):
