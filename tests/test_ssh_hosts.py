@@ -17,7 +17,7 @@ from sshd import (
 )
 
 from jobctl.target import Target, parse_target
-from jobctl.transport import config, hostkeys, plainconfig
+from jobctl.transport import algorithms, config, hostkeys, plainconfig
 from jobctl.transport.base import (
     Connection,
     Denied,
@@ -351,6 +351,22 @@ def test_both_readers_agree(tmp_path: Path) -> None:
             assert settings[0].identity_files == settings[1].identity_files
     with pytest.raises(Denied):
         plainconfig.read(target, "/nowhere", [])
+
+
+def test_algorithms_of_which_we_have_none() -> None:
+    """They are refused also where there is no ssh that tells what it takes by itself."""
+    for keyword, value in (
+        ("Ciphers", "chacha20-poly1305@openssh.com"),
+        ("MACs", "umac-64@openssh.com,umac-128@openssh.com"),
+        ("KexAlgorithms", "diffie-hellman-group18-sha512"),
+    ):
+        for where in (os.environ["PATH"], "/nowhere"):
+            target = Target("web1", options=(f"{keyword}={value}",))
+            settings = config.read(target, "/dev/null", {**os.environ, "PATH": where})
+            with pytest.raises(Denied, match=f"of {keyword} {value} .* none; it has a, b"):
+                algorithms.allowed(settings, keyword, ["a", "b"])
+            nothing = config.read(Target("web1"), "/dev/null", {**os.environ, "PATH": where})
+            assert algorithms.allowed(nothing, keyword, ["a", "b"]) == ("a", "b")
 
 
 def test_what_debian_sets_for_batches_does_not_count() -> None:

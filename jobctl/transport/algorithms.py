@@ -50,12 +50,13 @@ def _allowed(settings: Settings, keyword: str, ours: Sequence[str]) -> tuple[str
     another order is faster here.
     """
     value = settings.word(keyword.lower())
-    usual = _defaults(shutil.which("ssh", path=settings.environ.get("PATH")) or "")
-    default = usual.get(keyword.lower(), "").split(",")
-    if not value:
+    ssh = shutil.which("ssh", path=settings.environ.get("PATH")) or ""
+    usual = _defaults(ssh).get(keyword.lower(), "")
+    if value in ("", usual):
         return tuple(ours)
+    default = [name for name in usual.split(",") if name in ours]
     found = [name for name in _resolved(value, ours) if name in ours]
-    if found == [name for name in default if name in ours]:  # all that was changed is not ours
+    if default and found == default:  # all that was changed is not ours
         return tuple(ours)
     return tuple(found)
 
