@@ -526,13 +526,13 @@ def test_a_state_directory_that_others_can_write_to_on_the_host(
     far = make_far(make_sshd())
     far.there.mkdir(parents=True)
     far.there.chmod(0o770)
-    said = far.refused(5, "session", "new", "web1")
+    said = far.refused(4, "session", "new", "web1")
     assert said == f"jobctl: web1: others can write to {far.there}; chmod go-w it"
     far.there.chmod(0o707)
-    assert "others can write" in far.refused(5, "session", "new", "web1")
+    assert "others can write" in far.refused(4, "session", "new", "web1")
     far.there.chmod(0o700)
     os.chown(far.there, 4321, -1)
-    assert "belongs to user 4321, not to you" in far.refused(5, "session", "new", "web1")
+    assert "belongs to user 4321, not to you" in far.refused(4, "session", "new", "web1")
     os.chown(far.there, os.getuid(), -1)
     far.run("session", "new", "web1")
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from jobctl import quoting
 from jobctl.agent.channels import Another, Channels
 from jobctl.draft import is_odd
-from jobctl.errors import JobctlError
+from jobctl.errors import JobctlError, Refused
 from jobctl.model import printable
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream
 
@@ -44,6 +44,12 @@ ENDED = "the host ended the conversation"
 
 class NoPlace(Denied):
     """The host has no place for our files. It runs commands all the same: see Commands."""
+
+
+class Untrusted(NoPlace):
+    """The place is not ours alone."""
+
+    status = Refused.status
 
 
 class Commands:

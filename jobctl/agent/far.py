@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 
 from jobctl import process, quoting, records
 from jobctl.agent.channels import Another
-from jobctl.agent.commands import BEGIN, ENDED, Channel, Commands, NoPlace
+from jobctl.agent.commands import BEGIN, ENDED, Channel, Commands, NoPlace, Untrusted
 from jobctl.agent.content import Content
 from jobctl.errors import JobctlError
 from jobctl.timing import Clocks, Moment
@@ -69,8 +69,9 @@ class Far(Commands):
         word, _, self._state = channel.line().rstrip(b"\n").partition(b" ")
         if not word:
             raise channel.ended()
-        if word == b"no" and self._state:
-            raise NoPlace(self._state.decode("utf-8", "replace"))
+        if word in (b"no", b"refused") and self._state:
+            kind = NoPlace if word == b"no" else Untrusted
+            raise kind(self._state.decode("utf-8", "replace"))
         if word not in (b"have", b"need"):
             raise Denied(f"the shell of this host does not answer as a POSIX sh: {word!r:.80}")
         if word == b"need":
@@ -275,7 +276,8 @@ def _serve() -> str:
     A shell reads its input byte by byte, at a system call each, but not its arguments.
     """
     return (
-        f'{_place()}; [ -z "$w" ] || {{ printf "no %s\\n" "$w"; exit; }};'
+        f"{_place()}; case $s in 4) s=refused ;; *) s=no ;; esac;"
+        ' [ -z "$w" ] || { printf "%s %s\\n" "$s" "$w"; exit; };'
         ' [ -d "$d/guest" ] && [ -d "$d/lib" ] ||'
         ' w=$(umask 077; LC_ALL=C mkdir -p -- "$d/lib" "$d/guest" 2>&1) ||'
         f' {{ printf "no cannot write in %s: %s; {_ADVICE_FAR}\\n" "$d" "${{w##*: }}"; exit; }};'
