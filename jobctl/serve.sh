@@ -266,6 +266,8 @@ feed() {
     if [ -e "$file" ] || { printf '%s\n' "$6" >"guest/$2/next" && mv -f "guest/$2/next" "$file"; }; then
         more_slots "guest/$2" "$3" "$4"
         answer "$1 ok"
+    elif lacks "guest/$2"; then
+        answer "$1 no damaged: the folder $lacking is missing" # since we looked
     else
         why_not "guest/$2/items"
         answer "$1 no cannot write in $state/guest/$2/items: $why"
