@@ -233,6 +233,37 @@ def test_a_question_comes_in_the_place_of_the_bar(far: Far) -> None:
     assert status_of(child) == 1
 
 
+def test_a_terminal_that_goes_away(far: Far, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    far.env["TMPDIR"] = str(reports)
+    far.run("session", "new", "web1")
+    entered = at_terminal(far, "session", "enter", "web1")
+    entered.expect_exact("[web1] ")
+    key = locked(far)
+    for words in (
+        ("session", "enter", "web2"),
+        ("session", "run", "web2", "true"),
+        ("start", "-w", "-H", "web2", "true"),
+    ):
+        child = at_terminal(far, *words)
+        child.expect_exact(f"Enter passphrase for key '{key}': ")
+        hang_up(child, str(words))
+    far.sshd.known_hosts.write_text("")
+    child = at_terminal(far, "session", "new", "web3")
+    child.expect_exact("(yes/no/[fingerprint])? ")
+    hang_up(child, "host key")
+    hang_up(entered, "enter")
+    assert list(reports.iterdir()) == []
+
+
+def hang_up(child: pexpect.spawn[str], what: str) -> None:
+    """Take a terminal away from what runs on it; that ends by it."""
+    child.ptyproc.fileobj.close()
+    child.wait()
+    assert signal.SIGHUP in (child.signalstatus, (child.exitstatus or 0) - 128), what
+
+
 # --- what hosts say ---
 
 
@@ -261,7 +292,22 @@ def test_a_banner_is_for_who_waits_at_a_terminal(make_far: Make, make_sshd: Make
     far.kill_agent()
     server.authorized_keys.write_text("")
     said = far.refused(5, "session", "new", "web2")
-    assert f"tried key {server.key}; it says: Authorized ?[31m use; it takes publickey" in said
+    assert f"tried key {server.key}; it says: Authorized \\x1b[31m use; it takes publickey" in said
+
+
+def test_a_banner_is_shown_once(make_far: Make, make_sshd: MakeSshd) -> None:
+    server = make_sshd("ForceCommand exit 1")
+    banner = server.folder / "banner"
+    banner.write_text("Authorized use\n")
+    config = server.folder / "sshd_config"
+    config.write_text(f"Banner {banner}\n{config.read_text()}")
+    server.restart()
+    far = make_far(server)
+    for words in (("start", "-w", "-H", "web1", "true"), ("session", "run", "web1", "true")):
+        child = at_terminal(far, *words)
+        status_of(child)
+        assert str(child.before).count("Authorized use") == 1, words
+        far.kill_agent()
 
 
 @pytest.mark.parametrize(

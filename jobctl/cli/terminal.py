@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import select
@@ -55,7 +56,8 @@ def ask(question: dict[str, Any], deadline: float | None = None) -> object:
     except OSError:
         return None
     text = _lines(question["text"])
-    with open(terminal, "r+b", buffering=0) as file, suppress(TimeoutError):
+    # One that has gone meanwhile, its window closed, says nothing.
+    with open(terminal, "r+b", buffering=0) as file, suppress(OSError, termios.error):
         if question["ask"] == "confirm":
             return _confirmed(file, text, str(question["fingerprint"]), deadline)
         answer = _secret(file, text, deadline)
@@ -101,17 +103,30 @@ def _secret(file: FileIO, prompt: str, deadline: float | None) -> bytes:
 
 
 def _line(fd: int, deadline: float | None) -> bytes:
+    """Return a line, b"" at the end of input; raise TimeoutError, or OSError if fd has gone."""
     poll, line = select.poll(), b""
     poll.register(fd, select.POLLIN)
     while not line.endswith(b"\n"):
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        if not poll.poll(left):
+        events = poll.poll(left)
+        if not events:
             raise TimeoutError
+        if events[0][1] & (select.POLLHUP | select.POLLERR):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         piece = read(fd, 4096)
         if not piece:
             break
         line += piece
     return line
+
+
+def _restore(terminal: int, when: int, before: list[Any]) -> None:
+    """Set a terminal as it was before, unless it has gone.
+
+    :param when: see termios(3).
+    """
+    with suppress(termios.error):
+        termios.tcsetattr(terminal, when, before)
 
 
 @contextmanager
@@ -137,10 +152,11 @@ def _silent(file: FileIO) -> Iterator[None]:
         yield
     finally:
         over = True
-        termios.tcsetattr(file, termios.TCSAFLUSH, before)
+        _restore(file.fileno(), termios.TCSAFLUSH, before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        file.write(b"\n")
+        with suppress(OSError):  # it may have gone
+            file.write(b"\n")
 
 
 def run(state_dir: str, to: str, line: bytes) -> int:
@@ -195,7 +211,8 @@ def enter(state_dir: str, to: str) -> int:
 
     def begun() -> None:
         # Not before the agent has asked all it has to.
-        tty.setraw(0, termios.TCSADRAIN)
+        with suppress(termios.error):  # it may have gone; then the shell there ends at once
+            tty.setraw(0, termios.TCSADRAIN)
         _give(talk)
         signal.signal(signal.SIGWINCH, resized)
         resized()
@@ -206,10 +223,11 @@ def enter(state_dir: str, to: str) -> int:
             signal.signal(number, leave)
         return _status(talk, begun)
     except JobctlError:
-        write(2, b"\r\n")  # what the shell wrote last may be a prompt
+        with suppress(OSError):  # the terminal may have gone
+            write(2, b"\r\n")  # what the shell wrote last may be a prompt
         raise
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        _restore(0, termios.TCSADRAIN, before)
 
 
 def _give(talk: Talk) -> None:
