@@ -105,8 +105,11 @@ def test_a_pipe_that_nobody_reads(jobctl: Jobctl) -> None:
     jobctl.run("start", "-q", "sh", input=b"echo x\n" * 20_000, stderr=terminal)
     assert shown(leader) == TOLD
     jobctl.run("start", "-q", "sh", input=b"", stderr=terminal)
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb"):  # nothing is in there yet
+        jobctl.run("start", "-q", "sh", stdin=reading, stderr=terminal)
     jobctl.run("start", "-q", "no such", status=1, stderr=terminal)
-    assert shown(leader).startswith(b"jobctl: job 3 failed")
+    assert shown(leader).startswith(b"jobctl: job 4 failed")
     os.close(leader)
     os.close(terminal)
 

@@ -537,7 +537,7 @@ def _input_is_left(values: dict[str, Any]) -> bool:
 
     poll = select.poll()
     poll.register(0, select.POLLIN)
-    return all(event & select.POLLIN for _, event in poll.poll(0))
+    return any(event & select.POLLIN for _, event in poll.poll(0))
 
 
 def _opened(path: str, text_helps: bool = False) -> int:
