@@ -126,7 +126,8 @@ class Task(Folder):
             return job._replace(state=State.NOT_STARTED, reason=self._rest()[1])
         # If all have ended, somebody is about to write that down.
         if whole.state is State.DISCONNECTED:
-            job = job._replace(reason=self.elsewhere(boot))
+            location = self._where(whole.state, boot) or job.location
+            job = job._replace(reason=self.elsewhere(boot), location=location)
         return job._replace(state=State.RUNNING if whole.state.finished else whole.state)
 
     def _begun(self) -> bool:
@@ -201,6 +202,12 @@ class Task(Folder):
         host = "" if self.finished() else self._journals.elsewhere(boot)
         return host and _RUNS_ON.format(host)
 
+    def _where(self, state: State, boot: str, slot: str = "") -> str:
+        """Return the other machine that has it, or what runs in a slot; "" if there is none."""
+        if state is not State.DISCONNECTED:
+            return ""
+        return self._journals.host(slot) if slot else self._journals.elsewhere(boot)
+
     def _whole_end(self, job: Job) -> Job:
         """Return a finished job with all that is known of its end."""
         end = super()._finished(self._end())
@@ -255,6 +262,7 @@ class Task(Folder):
             percent, message = self.child(number).progress()
             return job._replace(
                 state=state,
+                location=self._where(state, boot, run.slot) or job.location,
                 reason=self._reason_of(state, run),
                 pid=run.pid,
                 began_at=run.began.time,
@@ -263,7 +271,12 @@ class Task(Folder):
                 message=message,
             )
         state, reason = self._rest()
-        job = job._replace(state=state, reason=reason, has_more_data=not state.finished)
+        job = job._replace(
+            state=state,
+            location=self._where(state, boot) or job.location,
+            reason=reason,
+            has_more_data=not state.finished,
+        )
         if not state.finished:
             return job
         end = super()._finished(self._end())

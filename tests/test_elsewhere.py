@@ -5,6 +5,7 @@ The other machine is this one under another name, with the same boot id, as cont
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -132,6 +133,11 @@ def test_items_of_another_machine(jobctl: Jobctl, tmp_path: Path) -> None:
     shown = there(jobctl, 0, PROGRAM, "get", "--children", "-o", "wide", job)
     assert shown.count("Disconnected") == 4
     assert shown.count(f"runs on {hostname()}") == 4
+    records = json.loads(there(jobctl, 0, PROGRAM, "get", "--children", "-o", "json", job))
+    assert {record["location"] for record in records} == {hostname()}
+    assert len(records) == 4
+    there_too = there(jobctl, 0, PROGRAM, "get", "-q", "--location", hostname(), job)
+    assert there_too.split() == [job]
     for words in (("stop", job), ("stop", f"{job}.1"), ("stop", "--signal", "KILL", job)):
         assert f"runs on {hostname()}" in there(jobctl, 5, PROGRAM, *words)
     there(jobctl, 5, PROGRAM, "remove", "--force", job)
