@@ -5,19 +5,15 @@
 #
 # Each shell is given its own start-up files first, as by a login. One that is neither
 # bash, zsh, fish nor of the Bourne family has no mark in its prompt. In the others `jobctl` is a
-# function where our scripts lie on a file system that executes nothing.
+# function where our scripts lie on a file system that executes nothing, and in csh an alias.
 
 set -u
 lib=$(cd -- "$(dirname -- "$0")" && pwd)
 export JOBCTL_MARK="[$1] " JOBCTL_BIN="$lib/bin" JOBCTL_SH="$lib/bare.sh"
 export PATH="${PATH:-/usr/bin:/bin}:$JOBCTL_BIN"
 # To ask for the permission is not enough: to root, some shells say yes.
-if jobctl --version >/dev/null 2>&1; then
-    JOBCTL_SH=''
-else
-    printf 'jobctl: %s is mounted noexec: only shells find jobctl there, other programs do not; %s\n' \
-        "$lib" 'to have it elsewhere, set JOBCTL_STATE_DIR by SetEnv in ssh_config' >&2
-fi
+if jobctl --version >/dev/null 2>&1; then JOBCTL_SH=''; fi
+who='only shells find jobctl there, other programs do not'
 cd -- "${HOME:-/}" || cd /
 shell=${SHELL:-/bin/sh}
 umask_before=$(umask)
@@ -97,7 +93,34 @@ RC
     export ENV="$lib/rc.sh"
     set -- -i
     ;;
-*) set -- ;;
+csh | tcsh)
+    # It looks for the user's files where HOME says when it begins.
+    if [ -n "$JOBCTL_SH" ] && mkdir -p "$lib/csh" 2>/dev/null && whole "$lib/csh/.cshrc" <<'RC'; then
+set home = $JOBCTL_HOME:q
+setenv HOME $JOBCTL_HOME:q
+if ( $?tcsh && -r ~/.tcshrc ) then
+    source ~/.tcshrc
+else if ( -r ~/.cshrc ) then
+    source ~/.cshrc
+endif
+set path = ( $path:q $JOBCTL_BIN:q )
+set jobctl_sh = $JOBCTL_SH:q
+alias jobctl '/bin/sh $jobctl_sh:q'
+unsetenv JOBCTL_HOME JOBCTL_MARK JOBCTL_BIN JOBCTL_SH
+RC
+        export JOBCTL_HOME="${HOME:-/}" HOME="$lib/csh"
+    else
+        who='this shell does not find jobctl there'
+    fi
+    set --
+    ;;
+*)
+    who='this shell does not find jobctl there'
+    set --
+    ;;
 esac
+[ -z "$JOBCTL_SH" ] ||
+    printf 'jobctl: %s is mounted noexec: %s; %s\n' "$lib" "$who" \
+        'to have it elsewhere, set JOBCTL_STATE_DIR by SetEnv in ssh_config' >&2
 umask "$umask_before"
 exec "$shell" "$@"

@@ -12,7 +12,7 @@ from conftest import Jobctl
 from far import Far
 from sshd import MakeSshd
 from test_enter import entered, says, with_shell
-from test_session import Make, far, make_far, status_of
+from test_session import Make, at_terminal, far, make_far, status_of
 
 pytest_plugins = ("sshd",)
 __all__ = ["far", "make_far"]
@@ -84,6 +84,35 @@ def test_scripts_on_a_host(far: Far, tmp_path: Path, noexec: Callable[[Path], Pa
     assert far.out("session", "run", "web1", "-c", text, "2").splitlines()[-1] == "1"
     assert far.run("session", "run", "web1", "jobctl", "nosuch", status=2).stdout == b""
     assert far.out("session", "receive", "web1") == ""
+
+
+def test_entered_by_csh(
+    make_far: Make, make_sshd: MakeSshd, noexec: Callable[[Path], Path]
+) -> None:
+    far = with_shell(make_far, make_sshd, "tcsh")
+    noexec(far.there)
+    (far.sshd.home / ".tcshrc").write_text("set prompt = 'csh> '\n")
+    child = at_terminal(far, "session", "enter", "web1")
+    child.expect_exact("is mounted noexec: only shells find jobctl there")
+    child.expect_exact("csh> ")
+    says(child, "jobctl start -w echo 'a  'b", r"a  b\r\n")
+    says(child, 'echo "=$HOME=$home=$?jobctl_sh="; env | grep -c JOBCTL_', r"=/.*=/.*=1=\r\n0\r\n")
+    assert f"={far.sshd.home}={far.sshd.home}=" in str(child.after)
+    child.sendline("exit")
+    assert status_of(child) == 0
+
+
+def test_entered_by_a_shell_that_we_do_not_know(
+    make_far: Make, make_sshd: MakeSshd, noexec: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    shell = tmp_path / "odd"
+    shell.write_text("#!/bin/sh\necho odd shell\n")
+    shell.chmod(0o755)
+    far = make_far(make_sshd(environ={"SHELL": str(shell)}))
+    noexec(far.there)
+    child = at_terminal(far, "session", "enter", "web1")
+    child.expect_exact("is mounted noexec: this shell does not find jobctl there; to have it")
+    assert status_of(child) == 0
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "fish"])
