@@ -171,7 +171,7 @@ def test_no_such_name() -> None:
         (b"SSH-2.0-x\r\n", "no answer within 0.5 seconds"),
         (b"SSH-2.0-x\r\n" + b"\x7f\x7f\x7f\x7c" * 800_000, "it sends too much before the login"),
         (b"SSH-2.0-x\r\n\0\0\0\x0c\x0a\x14" + bytes(10), ""),
-        (b"busy \x1b[1m now\r\n!", "the other side hung up, after it said 'busy ?[1m now'"),
+        (b"busy \x1b[1m now\r\n!", "the other side hung up, after it said 'busy \\x1b[1m now'"),
     ],
 )
 def test_hosts_that_are_no_ssh_servers(says: bytes, reason: str) -> None:

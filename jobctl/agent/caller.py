@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from jobctl.errors import Unreachable
 from jobctl.transport.base import Ask, Cancelled
@@ -196,13 +197,20 @@ class Gone(Nobody):
         raise Cancelled("he who was asked has left")
 
 
+Read: TypeAlias = "WeakKeyDictionary[Ask, set[str]]"
+"""What was shown to whom."""
+
+
 class Whoever:
     """Asks whoever is there at the time of the question."""
 
-    def __init__(self, person: Callable[[], Ask], reader: Callable[[], Ask]) -> None:
+    def __init__(
+        self, person: Callable[[], Ask], reader: Callable[[], Ask], read: Read | None = None
+    ) -> None:
         self._person = person
         self._reader = reader
         """Returns who may read something, should there be anybody."""
+        self._read: Read = WeakKeyDictionary() if read is None else read
 
     def secret(self, prompt: str) -> str | None:
         """Ask for what is not shown."""
@@ -213,5 +221,9 @@ class Whoever:
         return self._person().confirm(question, fingerprint)
 
     def show(self, text: str) -> None:
-        """Show something."""
-        self._reader().show(text)
+        """Show something that he has not read yet."""
+        reader = self._reader()
+        texts = self._read.setdefault(reader, set())
+        if text not in texts:
+            texts.add(text)
+            reader.show(text)

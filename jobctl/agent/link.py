@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from jobctl import links
-from jobctl.agent.caller import Nobody, Whoever
+from jobctl.agent.caller import Nobody, Read, Whoever
 from jobctl.agent.commands import ENDED, Commands, NoPlace
 from jobctl.agent.far import Far, NotDone
 from jobctl.agent.mirror import Mirror
@@ -82,6 +83,7 @@ class Link:
         self._bare: Commands | None = None
         """For commands on a host without a place for our files; kept while somebody runs one."""
         self._ask: Ask = Nobody()
+        self._read: Read = WeakKeyDictionary()
         self._asked = False
         """Somebody wants the connection now, and a refusal is no reason not to try again."""
         self._unheard = False
@@ -288,7 +290,8 @@ class Link:
     def _open(self) -> Far:
         self._note(LinkState.OPENING, self.error)
         self._unheard = False
-        connection = self._connect(self.target, Whoever(self._person, self._present))
+        who = Whoever(self._person, self._present, self._read)
+        connection = self._connect(self.target, who)
         try:
             far = self._begun(connection)
         except BaseException as error:
@@ -319,7 +322,8 @@ class Link:
         return False
 
     def _another(self, ask: Ask | None) -> Connection:
-        return self._connect(self.target, ask or Nobody())
+        who = ask or Nobody()
+        return self._connect(self.target, Whoever(lambda: who, lambda: who, self._read))
 
     def _begun(self, connection: Connection) -> Far:
         """Return the far end of a new connection; raise Unreachable."""

@@ -259,12 +259,12 @@ class SshConnection:
                 kind, destination, origin, timeout=self._settings.connect_timeout
             )
         except paramiko.ChannelException as error:
-            reason = sshwire.printable(str(error.text)).lower()
+            reason = sshwire.in_short(str(error.text)).lower()
             raise NoChannel(f"{self._label} opens no further channel: {reason}") from None
         except _TROUBLES as error:
             if not self.alive():
                 raise self.lost() from None
-            reason = sshwire.printable(str(error)).lower().rstrip(".")
+            reason = sshwire.in_short(str(error)).lower().rstrip(".")
             raise NoChannel(f"{self._label} opens no further channel: {reason}") from None
 
     def tunnel(self, settings: Settings, label: str) -> line.Line:

@@ -19,7 +19,7 @@ from jobctl.transport import algorithms, hostkeys, keys
 from jobctl.transport.base import Ask, Denied, NoConnection
 from jobctl.transport.config import Settings
 from jobctl.transport.keyagent import AgentError, AgentKey, KeyAgent, agent_of
-from jobctl.transport.sshwire import Transport, printable, words
+from jobctl.transport.sshwire import Transport, in_short, words
 
 _PK_OK = _INFO_REQUEST = _CHANGE_PASSWORD = 60
 _INFO_RESPONSE = 61
@@ -168,7 +168,7 @@ class _Login:
         """Return what to tell somebody who was not let in."""
         tried = ", ".join(dict.fromkeys(self.tried)) or "nothing, as there is no key to try"
         text = f"{self.label} refuses the login of {self.settings.user}: tried {tried}"
-        takes = [f"it takes {printable(', '.join(allowed))}"] if allowed else []
+        takes = [f"it takes {in_short(', '.join(allowed))}"] if allowed else []
         ask = "'jobctl session new' at a terminal asks for what it needs"
         said = [f"it says: {self.said}"] if self.said else []
         return "; ".join([text, *said, *self.amiss, *takes, *([ask] if self.unanswered else [])])
@@ -214,7 +214,7 @@ class _Login:
     def show(self, banner: str) -> None:
         """Show what the server has to say to people, as ssh does, and keep how it begins."""
         lines = [line.strip() for line in banner.splitlines() if line.strip()]
-        self.said = printable(lines[0]) if lines else self.said
+        self.said = in_short(lines[0]) if lines else self.said
         if lines and self.settings.word("loglevel").lower() not in _QUIET:
             self.ask.show(banner.rstrip("\r\n").replace("\r\n", "\n"))
 
@@ -243,14 +243,14 @@ class _Login:
             try:
                 reply = self.offer(offer)
             except keys.Unusable as error:
-                self.tried.append(f"key {printable(offer.name)}, which {error}")
+                self.tried.append(f"key {in_short(offer.name)}, which {error}")
                 continue
             except AgentError as error:
                 self.tried.append(
-                    f"key {printable(offer.name)}, with which the agent does not sign: {error}"
+                    f"key {in_short(offer.name)}, with which the agent does not sign: {error}"
                 )
                 continue
-            self.tried.append(f"key {printable(offer.name)}")
+            self.tried.append(f"key {in_short(offer.name)}")
             return reply
         return None
 
@@ -347,10 +347,10 @@ class _Login:
     def replies_to(self, message: Message) -> list[str]:
         """Return the person's answers to one round of questions, empty ones if nobody is there."""
         name, instruction, _language = (words(message) for _ in range(3))
-        before = "\n".join(printable(text) for text in (name, instruction) if text.strip())
+        before = "\n".join(in_short(text) for text in (name, instruction) if text.strip())
         answers = []
         for _ in range(min(message.get_int(), _MOST_QUESTIONS)):
-            prompt = printable(words(message))
+            prompt = in_short(words(message))
             message.get_boolean()
             text = f"{before}\n" if before else ""
             answer = self.secret(f"{text}({self.who}) {prompt} ")
