@@ -312,10 +312,18 @@ def test_algorithms_that_the_configuration_chooses(make_sshd: MakeSshd, tmp_path
     assert "cipher: aes192-ctr MAC: hmac-sha2-512 " in log
     log = agreed("KexAlgorithms=ecdh-sha2-nistp384,curve25519-sha256")
     assert "kex: algorithm: ecdh-sha2-nistp384 " in log
-    for option in (f"Ciphers={chacha}", "MACs=umac-64@openssh.com"):
+    for option in (
+        f"Ciphers={chacha}",
+        "MACs=umac-64@openssh.com",
+        "HostKeyAlgorithms=sk-ssh-ed25519@openssh.com",
+    ):
         keyword, _, value = option.partition("=")
         with pytest.raises(Denied, match=f"of {keyword} {value} in its settings, jobctl has none"):
             reach(server, options=[option])
+    certified = "ssh-ed25519-cert-v01@openssh.com"
+    with pytest.raises(Denied, match=f"no type of host key in common: .*; jobctl has {certified}"):
+        reach(server, options=[f"HostKeyAlgorithms={certified}"])
+    agreed("HostKeyAlgorithms=-ssh-rsa", "HostKeyAlgorithms=ssh-*")
     rsa = keygen(tmp_path / "rsa", "rsa", "", "-b", "2048")
     server.authorized_keys.write_text(f"{public(rsa)}\n")
     for option, name in (("+ssh-dss", "512"), ("rsa-sha2-256,rsa-sha2-512", "256")):

@@ -93,14 +93,15 @@ class HostKeys(NamedTuple):
     def order(self, algorithms: Iterable[str]) -> tuple[str, ...]:
         """Return the host key algorithms to ask for: those of known keys first.
 
-        Certificates come before all others where an authority counts, else not at all.
+        Certificates come before all others where an authority counts, else only if there is nothing
+        else to ask for.
         """
         algorithms = tuple(algorithms)
         types = {entry.key_type for entry in self.plain}
         certificates = [name for name in algorithms if name.endswith(CERT_SUFFIX)]
         others = [name for name in algorithms if not name.endswith(CERT_SUFFIX)]
         others.sort(key=lambda name: _key_type(name) not in types)
-        return (*(certificates if self.has_authority else ()), *others)
+        return (*(certificates if self.has_authority or not others else ()), *others)
 
 
 def _key_type(algorithm: str) -> str:

@@ -18,6 +18,7 @@ from paramiko.channel import Channel
 from paramiko.message import Message
 from paramiko.packet import Packetizer
 
+from jobctl.model import printable
 from jobctl.transport import algorithms
 from jobctl.transport.base import Denied, NoConnection
 from jobctl.transport.config import Settings
@@ -202,9 +203,9 @@ class Transport(paramiko.Transport):
         self._cause: Exception | None = None
         self._held: list[Message] = []
         self._order = threading.RLock()
-        allowed = settings.word("hostkeyalgorithms").split(",")
-        offered = [n for n in super().preferred_keys if n in allowed or allowed == [""]]
-        self._key_algorithms = known.order(offered)
+        keys = super().preferred_keys
+        keys = algorithms.allowed(settings, "HostKeyAlgorithms", keys)
+        self._key_algorithms = known.order(keys)
         self._preferred_ciphers = algorithms.allowed(settings, "Ciphers", self._preferred_ciphers)
         self._preferred_macs = algorithms.allowed(settings, "MACs", self._preferred_macs)
         exchanges = (_CURVE, *super()._preferred_kex)
@@ -288,7 +289,7 @@ class Transport(paramiko.Transport):
         error = self.saved_exception or self._cause
         if isinstance(error, paramiko.ChannelException):  # that was only one channel
             error = None
-        return printable(str(error)) if str(error or "") else "it was closed"
+        return in_short(str(error)) if str(error or "") else "it was closed"
 
     def get_exception(self) -> Exception | None:
         """Return what ended the connection, as an error that callers expect."""
@@ -350,7 +351,7 @@ class Transport(paramiko.Transport):
 
     def _parse_disconnect(self, m: Message) -> None:
         m.get_int()
-        self.farewell = printable(words(m))
+        self.farewell = in_short(words(m))
 
     def _check_banner(self) -> None:
         """Read the server's first line, after some others perhaps (RFC 4253, 4.2)."""
@@ -362,12 +363,12 @@ class Transport(paramiko.Transport):
                 break
             except (OSError, EOFError):
                 if said:
-                    self.line.reason += f", after it said {said!r}"
+                    self.line.reason += f", after it said '{said}'"
                 raise
             if text.startswith(("SSH-2.0-", "SSH-1.99-")):
                 self.remote_version = text
                 return
-            said = printable(text) or said
+            said = in_short(text) or said
         self.line.reason = "what answers is no SSH server"
         raise paramiko.SSHException(self.line.reason)
 
@@ -377,10 +378,9 @@ def words(message: Message) -> str:
     return message.get_string().decode("utf-8", "replace")
 
 
-def printable(text: str) -> str:
+def in_short(text: str) -> str:
     """Return what a machine has said as the beginning of one line that is safe to show."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line)[:_MOST_WORDS]
+    return printable(" ".join(text.split())[:_MOST_WORDS])
 
 
 def handshake(line: Line, settings: Settings, known: HostKeys, label: str) -> Transport:
@@ -397,7 +397,7 @@ def handshake(line: Line, settings: Settings, known: HostKeys, label: str) -> Tr
         return transport
     error = transport.get_exception()
     if isinstance(error, paramiko.IncompatiblePeer):
-        which = transport.nothing_in_common() or printable(str(error))
+        which = transport.nothing_in_common() or in_short(str(error))
         raise Denied(f"cannot connect to {label}: {which}")
     raise NoConnection(f"cannot connect to {label}: {transport.trouble()}")
 
