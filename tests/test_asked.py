@@ -259,7 +259,8 @@ def test_a_terminal_that_goes_away(far: Far, tmp_path: Path) -> None:
 
 def hang_up(child: pexpect.spawn[str], what: str) -> None:
     """Take a terminal away from what runs on it; that ends by it."""
-    child.ptyproc.fileobj.close()
+    with open(os.devnull, "rb") as null:
+        os.dup2(null.fileno(), child.child_fd, inheritable=False)
     child.wait()
     assert signal.SIGHUP in (child.signalstatus, (child.exitstatus or 0) - 128), what
 
