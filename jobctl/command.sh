@@ -316,6 +316,12 @@ jobctl_inspect='
         }
     }'
 
+# Sleeps, as the disk is full; ends if the job was removed.
+wait_for_room() {
+    [ -f "$jobctl_dir/spec" ] || exit 1
+    PATH=$jobctl_tools sleep 1
+}
+
 # Writes down as the failure that the command $1 could not be executed, though nothing had
 # spoken against it: the last line of file $2 is then from setsid, or from the shell that was to
 # become the command.

@@ -72,7 +72,8 @@ def _write_task(
     folder: Folder, spec: JobSpec, name: str, common: bytes, every: Iterable[bytes]
 ) -> None:
     """Write down a command for each of many items."""
-    for directory in ("items", "children", "slots", "hosts" if spec.places else "taken"):
+    more_of_them = ("hosts",) if spec.places else ("taken", "begun")
+    for directory in ("items", "children", "slots", *more_of_them):
         os.mkdir(folder.file(directory), 0o700)
     count = 0
     for first, size, block in items.blocks(every):

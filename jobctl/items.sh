@@ -22,23 +22,28 @@
 # DIR is a job folder, as runner.sh describes it, and holds besides
 #   items/N       items from the Nth on, as words: set -- 'one' 'two'
 #   taken/N       empty: a slot has item N, or nobody shall have it
+#   begun/N       empty: item N has begun, and nobody begins it again
 #   children/     N.stdout, N.stderr of each item that was begun, and where there is reason to
 #                 N.stop, N.timedout, N.failure, N.signals, N.progress
 #   slots/K/      self      pid, its start, boot and host of a slot
-#                 journal   a line when an item begins: its number, B, pid, start, attempt, time,
+#                 journal   what is in self; then a line when an item begins: its number, B, pid, start, attempt, time,
 #                           seconds since boot; and one when it has ended: its number, C F or X
 #                           (completed, failed, stopped), exit status, signal, time, seconds since
 #                           boot, reason. What is not known is -, and so is the start where
 #                           /proc tells whose child a process is.
 #                 done      there is nothing left for it to do
+#                 missed    when it was first asked for what it had not written yet
+#   unclear       there are items that run, and of which no journal tells
 #
-# To make taken/N is to take the item: only one can, and no item looks there, while some delete or
-# move what is in children/, which is theirs. The last slot to end writes the file exit, as a runner
-# does. A slot that was killed has no successor until some jobctl notices;
-# then an item that was taken, but never begun, is given back, and new slots are started.
+# To make taken/N is to take the item, and to make begun/N is to begin it: only one can, and no item
+# looks there, while some delete or move what is in children/, which is theirs. The last slot to end
+# writes the file exit, as a runner does. A slot that was killed has no successor until some jobctl
+# notices; then an item that was taken, but never begun, is given back, and new slots are started.
+# Nobody takes begun/N away: so no item runs twice, whatever else was damaged or misjudged.
 #
 # Where something has damaged the folder, the job ends all the same: items that cannot be taken any
-# more, and those whose record is gone, have failed. A slot whose folder is gone makes another one.
+# more, and those whose record is gone, have failed, once they do not run any more. A slot whose
+# folder is gone makes another one.
 #
 # Descriptor 9 holds the lock of the job, which is free when no slot lives; 5 is the journal.
 
@@ -46,46 +51,36 @@
 jobctl_exports=$(export -p) # some of it may have the names of our variables
 set -u
 
+unrecorded='damaged: the folder slots/ does not tell what became of it'
 here=${0%/*}
 export jobctl_sourced=1
 # shellcheck source=/dev/null
 . "$here/runner.sh"
 unset jobctl_sourced
+# shellcheck source=/dev/null
+. "$here/slots.sh"
 # Set by functions of runner.sh, and by the spec.
 own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now=''
-place='' host_now='' keeper='' keeper_ticks='' short=''
+place='' host_now='' keeper='' keeper_ticks='' slot_fate='' short=''
 uptime='' killed='' refusal=''
 jobctl_dir='' jobctl_tools=${jobctl_tools-} jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
 
 # --- what differs from the runner of one command --------------------------------
 
-# Sets pid, ticks and place, as load_run does, to those of the command of item $1, if it is
-# the child of its slot. What has lost its slot is found by its cookie.
+# Sets pid, ticks and place, as load_run does, to those of the command of item $1.
 locate() {
     load_run .
     [ "$1" != 0 ] || return 0
     pid='' ticks='' waiter=''
     for slot in slots/[1-9]*; do
-        slot_self "$slot" || continue
-        [ "$place" != elsewhere ] || continue
+        # Without a record of its slot, from after the start of the system or before, by its cookie.
+        if ! slot_self "$slot" || [ "$place" != here ]; then continue; fi
         last_begun "$slot"
         [ "$begun" = "$1" ] || continue
-        if [ "$started" != - ]; then
-            pid=$found ticks=$started
-        elif read -r stat <"/proc/$found/stat" && [ "$(parent_in "$stat")" = "$keeper" ]; then
-            parse_stat "$stat"
-            pid=$found ticks=$born
-        fi
-    done 2>/dev/null
+        ! still_runs "$keeper" '' || pid=$found ticks=$born
+    done
     place=here
-}
-
-# Prints the parent of the process whose line in /proc is $1.
-parent_in() {
-    # shellcheck disable=SC2086  # to split is the point
-    set -- ${1##*") "}
-    put_line "$2"
 }
 
 # Sets own to the pid of this very process, without reading what is only needed elsewhere: sh
@@ -113,10 +108,10 @@ note_begun() {
     JOBCTL_ITEM=$jobctl_item
     JOBCTL_PROGRESS=$jobctl_dir/children/$jobctl_number.progress
     export JOBCTL_ID JOBCTL_INSTANCE_ID JOBCTL_ITEM JOBCTL_PROGRESS
-    # Without that, it would be given back, and run again, should its slot be killed.
-    note "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}"
     # Who gives it back holds the lock or, on a host, has seen that the slot is dead.
     kill -s 0 "$$" || exit 1
+    [ "$jobctl_attempt" != 1 ] || begin_once "$jobctl_dir/begun"
+    note "$jobctl_number B $jobctl_own $jobctl_born $jobctl_attempt $jobctl_now ${jobctl_uptime:--}"
     exec 5>&- 9>&-
     # Who stops it makes one of these, then reads the journal; here it is the other way round.
     if [ -e "$jobctl_dir/stop" ] && [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ]; then
@@ -126,6 +121,16 @@ note_begun() {
     [ ! -e "$jobctl_dir/children/$jobctl_number.stop" ] || kill -s TERM "$jobctl_own"
     # Its slot leads a session already.
     jobctl_leader=none
+}
+
+# Returns once the item is marked, in folder $1, as one that has begun; ends if it is already.
+begin_once() {
+    set -C
+    until true >"$1/$jobctl_number" || [ ! -d "$1" ]; do
+        [ ! -e "$1/$jobctl_number" ] || exit "$jobctl_not_ours"
+        load_command_sh && wait_for_room
+    done 2>/dev/null
+    set +C
 }
 
 # Sleeps for $1 seconds; ends, with what it is for, when there is nothing left to watch.
@@ -167,9 +172,10 @@ slots() {
     boot
     self
     itself_line="$own $born $boot_now $host_now"
-    put_line "$itself_line" >"slots/$2/self" || exit 125
+    put_line "$itself_line" >"slots/$2/self" && put_line "$itself_line" >&5 || exit 125
     instance_id='' argv='' words='' script='' text='' init='' cwd=/ umask=022 stdin=/dev/null merge=''
     timeout='' timeout_text='' retries=0 after='' after_ok='' caller='' on_finish='' watched=''
+    jobctl_not_ours=125 # no command of ours ends so without having begun
     item_argv='' item_text='' same_command='' jobctl_judged='' children=0 told='' share='' whole=''
     # shellcheck source=/dev/null
     . ./spec
@@ -289,7 +295,7 @@ serve_items() {
                 recorded || go_on_in_another
             elif [ -n "$lacking" ]; then
                 # shellcheck disable=SC2119
-                spans | fail_unrecorded "$lacking"
+                spans | fail_unrecorded "damaged: the folder $lacking is missing" CFXB
                 return
             fi
             jobctl_number=$((jobctl_number + 1))
@@ -297,15 +303,16 @@ serve_items() {
         expected=$jobctl_number
     done
     # shellcheck disable=SC2119
-    [ -n "$share" ] || [ "$expected" -gt "$children" ] || spans | fail_unrecorded items
+    [ -n "$share" ] || [ "$expected" -gt "$children" ] ||
+        spans | fail_unrecorded 'damaged: the folder items is missing' CFXB
 }
 
 # Succeeds if what this slot writes down is found: its folder may have gone, and another slot have
-# made one of the same name.
+# made one of the same name, or its journal have been emptied, of which a part was sent already.
 recorded() {
-    [ -f "slots/$jobctl_slot/journal" ] || return 1
-    jobctl_line=$itself_line
-    read -r jobctl_line <"slots/$jobctl_slot/self"
+    [ -s "slots/$jobctl_slot/self" ] && [ -f "slots/$jobctl_slot/journal" ] || return 1
+    jobctl_line=''
+    read -r jobctl_line <"slots/$jobctl_slot/journal"
     [ "$jobctl_line" = "$itself_line" ]
 } 2>/dev/null
 
@@ -314,17 +321,18 @@ recorded() {
 go_on_in_another() {
     [ -f spec ] || exit 1 # the job was removed
     gone=slots/$jobctl_slot
-    make_slot slots
-    jobctl_slot=$((jobctl_slot + 1000))
+    make_slot "$gone"
+    true >"$gone/done"
+    jobctl_slot=$((jobctl_slot + 1000000))
     until mkdir "slots/$jobctl_slot" 2>/dev/null; do
         [ -d "slots/$jobctl_slot" ] || exit 1
         jobctl_slot=$((jobctl_slot + 1))
     done
     put_line "$itself_line" >"slots/$jobctl_slot/self" || exit 1
     exec 5>>"slots/$jobctl_slot/journal"
-    for taken in taken/*; do
-        put_line "${taken#taken/} 1"
-    done | fail_unrecorded "$gone"
+    put_line "$itself_line" >&5 || exit 1
+    [ ! -f "$gone/journal" ] || sed -n '/^[1-9][0-9]* [BCFX] /p' "$gone/journal" >&5
+    begun_ones | fail_unrecorded "damaged: the folder $gone is missing" CFXB "$jobctl_number"
 }
 
 # Prints which items there are: lines of the first one, and how many follow each other.
@@ -339,14 +347,29 @@ spans() {
     done
 }
 
-# Of the items on standard input, as spans prints them, writes down those as failed of which no
-# slot says anything, as there is no folder $1.
+# Prints which items have begun, as spans does; all that were taken where that is not known.
+begun_ones() {
+    marks=begun
+    [ -d begun ] || marks=taken
+    printf '%s\n' "$marks"/[1-9]* | sed -n 's,^.*/\([0-9]*\)$,\1 1,p'
+}
+
+# Of the items on standard input, as spans prints them, writes down those as failed, with reason $1,
+# of which no slot says one of the letters $2, and that do not run; item $3, if given, does not. Makes
+# the file unclear if there are others that do.
 fail_unrecorded() {
     [ -f spec ] || exit 1 # the job was removed
     clock
-    { journals; sed 's/^/span /'; } | awk -v end="F - - $now ${uptime:--} damaged: the folder $1 is missing" '
-        /^[1-9][0-9]* [BCFX] / { known[$1] }
-        /^span [1-9]/ { for (n = $2; n < $2 + $3; n++) if (!(n in known)) print n, end }' >&5
+    mkdir -p slots/0
+    # In this order: an item that ends meanwhile is found in a journal.
+    { sed 's/^/span /'; cookies | sed 's/^/cookie /'; journals; } | awk -v end="F - - $now ${uptime:--} $1" \
+        -v letters="$2" -v over="${3-}" -v whole="${instance_id%????????????}" '
+        /^[1-9][0-9]* [BCFX] / { if (index(letters, $2)) known[$1] }
+        /^cookie / && index($3, whole) == 1 { runs[substr($3, length(whole) + 1) + 0] }
+        /^span [1-9]/ { for (n = $2 + 0; n < $2 + $3; n++) asked[n] }
+        END { for (n in asked) if (!(n in known)) {
+                  if ((n in runs) && n != over) print n >"unclear"
+                  else print "\n" n, end } }' >>slots/0/journal
 }
 
 # Succeeds if nobody else has item $jobctl_number, nor ever will. Sets lacking to the folder without
@@ -370,6 +393,10 @@ run_item() {
     while :; do
         attempt=$((attempt + 1))
         try_item
+        if [ "$code" = "$jobctl_not_ours" ]; then
+            last_begun "slots/$jobctl_slot"
+            [ "$begun" = "$jobctl_number" ] || return 0 # who has begun it tells its end
+        fi
         verdict "$failures"
         if ! again "$failures" || [ ! -d children ] || [ -e stop ]; then break; fi
     done
@@ -385,10 +412,7 @@ run_item() {
 # Writes line $1 into the journal, as soon as there is room on the disk. What a full one has taken of
 # it ends with a newline of its own.
 note() {
-    put_line "$1" >&5 || until { echo && put_line "$1"; } >&5; do
-        [ -f "$jobctl_dir/spec" ] || exit 1
-        PATH=$jobctl_tools sleep 1
-    done
+    put_line "$1" >&5 || until { echo && put_line "$1"; } >&5; do load_command_sh && wait_for_room; done
 }
 
 # To the starter, who wants to hear of the first item only.
@@ -465,7 +489,7 @@ finish() {
     code=''
     # Without the folder, no item can be taken.
     [ -z "$on_finish" ] || { rm -rf taken; announce >>log 2>&1 3>&- 5>&- 9>&-; }
-    rm -rf env env.odd exit.new run taken
+    rm -rf env env.odd exit.new run taken begun unclear
 }
 
 # --- from outside -------------------------------------------------------------
@@ -526,7 +550,7 @@ send_items() {
     shift 2
     boot
     self
-    begun=" $(journals | awk '$2 ~ /^[BCFX]$/ && !seen[$1]++ { print $1 }' | tr '\n' ' ')"
+    begun=" $({ begun_ones | sed 's/1$/B/'; journals; } | awk '$2 ~ /^[BCFX]$/ && !seen[$1]++ { print $1 }' | tr '\n' ' ')"
     chosen=''
     for job in "$@"; do
         number=${job%%:*}
@@ -552,41 +576,53 @@ mend() {
     # shellcheck source=/dev/null
     . ./spec
     instance_id=${whole:-$instance_id}
+    [ ! -e highest ] || restore_slots .
+    rest=''
     for slot in slots/[1-9]*; do
-        [ ! -e "$slot/done" ] || continue
-        slot_self "$slot" || continue
-        if [ "$place" = elsewhere ] || alive "$keeper" "$keeper_ticks" "$place"; then continue; fi
-        last_begun "$slot"
-        if [ -n "$begun" ]; then
-            letter=F reason='lost: runner was killed'
-            [ "$place" = here ] || reason='lost: host rebooted'
-            cookie "$begun"
-            [ "$place" != here ] || ! bears "$found" "$cookie" || continue
-            [ ! -f "children/$begun.stop" ] || {
-                letter=X
-                reason_in "children/$begun.stop" || reason='stopped by user'
-            }
-            clock
-            mkdir -p slots/0
-            # Else, on a full disk, it is tried again.
-            { echo && put_line "$begun $letter - - $now ${uptime:--} $reason"; } >>slots/0/journal ||
-                continue
-        fi
-        : >"$slot/done"
+        judge_slot "$slot"
+        case $slot_fate in finished) continue ;; dead) mend_slot "$slot" && continue ;; esac
+        rest=1 # what was taken may be about to begin
     done
-    for slot in slots/[1-9]*; do
-        [ -e "$slot/done" ] || return 0 # what was taken may be about to begin
-    done
-    # However many items there are, this takes so many processes.
-    { journals; printf '%s\n' taken/*; } | awk '
-        /^[1-9][0-9]* [BCFX] / { begun[$1]; next }
-        /^taken\/[1-9][0-9]*$/ { if (!(substr($0, 7) in begun)) print }' | xargs rm -rf
+    [ -n "$rest" ] || mend_items
 }
 
-# Succeeds if process $1 has cookie $2.
-bears() {
-    tr '\0' '\n' <"/proc/$1/environ" | grep -qx "JOBCTL_INSTANCE_ID=$2"
-} 2>/dev/null
+# Writes down that the slot in folder $1, which is dead, does nothing more; fails if its item does.
+mend_slot() {
+    last_begun "$1"
+    if [ -n "$begun" ]; then
+        letter=F reason='lost: runner was killed'
+        [ "$place" = here ] || reason='lost: host rebooted'
+        cookie "$begun"
+        [ "$place" != here ] || ! still_runs '' "$cookie" || return 1
+        [ ! -f "children/$begun.stop" ] || {
+            letter=X
+            reason_in "children/$begun.stop" || reason='stopped by user'
+        }
+        clock
+        mkdir -p slots/0
+        # Else, on a full disk, it is tried again.
+        { echo && put_line "$begun $letter - - $now ${uptime:--} $reason"; } >>slots/0/journal || return 1
+    fi
+    : >"$1/done"
+}
+
+# Gives back what no slot has begun, as none is left; of what has begun, every end was written down, or
+# nobody does it any more.
+mend_items() {
+    rm -rf unclear
+    # However many items there are, this takes so many processes. What is looked at later is known
+    # better: an item is first taken, then begun, then in a journal.
+    { printf '%s\n' taken/* begun/*; journals; } | awk -v marked="$([ ! -d begun ] || echo 1)" '
+        /^taken\/[1-9][0-9]*$/ { taken[substr($0, 7)]; if (!marked) begun[substr($0, 7)] }
+        /^begun\/[1-9][0-9]*$/ { begun[substr($0, 7)] }
+        /^[1-9][0-9]* [BCFX] / { begun[$1]; if ($2 != "B") ended[$1] }
+        END { for (n in taken) if (!(n in begun)) print "taken/" n
+              for (n in begun) if (!(n in ended)) print n, 1 >"unclear" }' | xargs rm -rf
+    [ -e unclear ] || return 0
+    begun=$(cat unclear)
+    rm -f unclear
+    printf '%s\n' "$begun" | fail_unrecorded "$unrecorded" CFX
+}
 
 case ${1-} in
 mend) shift && mend "$@" ;;

@@ -69,7 +69,7 @@ class Journals:
                 words = file.read(4096).split()
         except OSError:
             return []
-        return words if len(words) >= 4 else []
+        return words if len(words) >= 4 and words[0].isdigit() else []
 
     def place(self, slot: str, boot: str) -> Place:
         """Return where a slot was begun."""
@@ -148,22 +148,26 @@ class Journals:
         return clocks.ours(moment) if clocks else moment
 
     def sight(self, run: Run, cookie: str, boot: str) -> Sight | None:
-        """Return what is to be seen of a command, None if it has ended.
-
-        It is the child of its slot or, should that be dead, bears its cookie.
-        """
+        """Return what is to be seen of a command, None if it has ended."""
         return self._sight(run, self._self(run.slot), cookie, boot)
 
     def _sight(self, run: Run, words: list[bytes], cookie: str, boot: str) -> Sight | None:
-        if not run.pid or self._place(words, boot) is not Place.HERE:
+        """Return what is to be seen of a command whose slot says this of itself, or nothing.
+
+        It is the one that wrote that it began if it was there then; or, where two clocks of the
+        system differ, if it is the child of its slot or bears its cookie.
+        """
+        if not run.pid or (words and self._place(words, boot) is not Place.HERE):
             return None
         if run.start != "-":
             return process.alive(Identity(run.pid, run.start, boot), boot)
-        sight, keeper = process.look(run.pid), self._keeper(words, boot)
-        if keeper and sight and sight.parent == keeper.pid:
-            return sight
-        orphan = not keeper and process.has_variable(run.pid, cookie)
-        return sight if orphan else None
+        sight = process.look(run.pid)
+        if sight is None or sight.condition[0] in "ZX":
+            return None
+        keeper = self._keeper(words, boot)
+        itself = run.began.uptime is not None and sight.began_by(run.began.uptime)
+        itself = itself or bool(keeper and sight.parent == keeper.pid)
+        return sight if itself or process.has_variable(run.pid, cookie) else None
 
     def deserted(self, run: Run, cookie: str, boot: str) -> bool:
         """Whether a command has ended whose slot was killed here before.
@@ -171,9 +175,15 @@ class Journals:
         What that slot says of itself is read once: its folder may be taken away meanwhile.
         """
         words = self._self(run.slot)
-        if self._place(words, boot) is not Place.HERE or self._keeper(words, boot):
+        if words and (self._place(words, boot) is not Place.HERE or self._keeper(words, boot)):
+            return False
+        if not words and process.any_with_words(self._words_of(run.slot)):
             return False
         return self._sight(run, words, cookie, boot) is None
+
+    def _words_of(self, slot: str) -> bytes:
+        """Return words with which a slot was begun, and that no other one has."""
+        return b" slots %s %s " % (os.fsencode(os.path.dirname(self._path)), os.fsencode(slot))
 
     def catch_up(self) -> None:
         """Read what the journals say that is not known yet."""
@@ -218,8 +228,9 @@ class Journals:
         letter = next(key for key, known in STATES.items() if known is state).decode()
         now = process.now()
         ended = f"{now.time:.2f} {'-' if now.uptime is None else f'{now.uptime:.2f}'}"
-        line = f"{number} {letter} - - {ended} {records.one_line(reason)}\n"
+        # A full disk may have taken a part of what stands before.
+        line = os.fsencode(f"\n{number} {letter} - - {ended} {records.one_line(reason)}\n")
         os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
         path = f"{self._path}/0/journal"
-        whole.append(path, os.fsencode(line))
+        whole.append(path, line)
         self.catch_up()

@@ -52,6 +52,11 @@ class Sight(NamedTuple):
     """The letter of proc_pid_stat(5): R, S, T (stopped), Z and so on."""
     parent: int
 
+    def began_by(self, uptime: float) -> bool:
+        """Whether it was there so many seconds after boot, where the kernel tells its start."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        return self.start.isdigit() and int(self.start) <= round(uptime * 100) * ticks / 100
+
 
 @functools.cache
 def boot_id() -> str:
@@ -200,6 +205,27 @@ def sessions() -> set[int]:
         with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
             found.add(int(file.read().rpartition(b") ")[2].split()[3]))
     return found
+
+
+def bearing(prefix: bytes) -> set[bytes]:
+    """Return how all variables of processes that begin so go on, as far as the system tells."""
+    found = set[bytes]()
+    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            variables = environ.read().split(b"\0")
+            found |= {each[len(prefix) :] for each in variables if each.startswith(prefix)}
+    return found
+
+
+def any_with_words(words: bytes) -> bool:
+    """Whether a process that may lead a session has these among its arguments, between spaces."""
+    if not _PROC:
+        return words in os.fsencode(_output("ps", "-A", "-ww", "-o", "args="))
+    for pid in sessions():
+        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if words in file.read().replace(b"\0", b" "):
+                return True
+    return False
 
 
 def any_with(variable: bytes) -> bool:

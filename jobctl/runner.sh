@@ -284,28 +284,6 @@ judge_fate() {
     esac
 }
 
-# Sets keeper, keeper_ticks, keeper_boot and keeper_host to what slot $1 of a job with items says of
-# itself, and place to where that was; fails where it has said nothing. Of a command, which is what
-# pid and ticks name, it says nothing.
-# shellcheck disable=SC2034
-slot_self() {
-    [ -f "$1/self" ] &&
-        read -r keeper keeper_ticks keeper_boot keeper_host _ 2>/dev/null <"$1/self" || return 1
-    place_of "$keeper_host" "$keeper_boot"
-}
-
-# Sets begun, found and started to the number of the item that slot $1 runs, pid and start.
-# shellcheck disable=SC2034
-last_begun() {
-    begun='' found='' started=''
-    while read -r number letter process start _; do
-        case $letter/$number in B/ | B/*[!0-9]* | [!B]*) continue ;; esac
-        begun=$number found=$process started=$start
-    done <<EOF
-$([ ! -f "$1/journal" ] || tail -n 1 "$1/journal")
-EOF
-}
-
 # Succeeds if a runner holds the lock of the job in folder $1; fails where that is not told.
 held() {
     [ -f "$1/lock" ] && command -v flock >/dev/null && ! flock -s -n "$1/lock" true

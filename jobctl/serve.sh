@@ -90,13 +90,15 @@ given_umask=${jobctl_exports##*"$nl"} jobctl_exports=${jobctl_exports%"$nl"*}
 here=${0%/*}
 # Set by functions of runner.sh, or for them.
 ear=/dev/fd/7 runner='' runner_ticks='' pid='' ticks='' condition='' instant='' boot_now='' own=''
-place='' fate='' host_now='' because='' keeper='' keeper_ticks='' keeper_host=''
+place='' fate='' host_now='' because='' keeper_host='' slot_fate='' highest=''
 # shellcheck disable=SC2034
 born='' told_time='' now='' uptime=''
 export jobctl_sourced=1
 # shellcheck source=/dev/null
 . "$here/runner.sh"
 unset jobctl_sourced
+# shellcheck source=/dev/null
+. "$here/slots.sh"
 boot
 size='' skips='' since='' mark='' seen=''
 find_leader
@@ -238,7 +240,7 @@ write_environment() {
 
 share() {
     if [ ! -s "guest/$2/spec" ]; then
-        mkdir -p "guest/$2" && cd "guest/$2" && mkdir -p items taken children slots &&
+        mkdir -p "guest/$2" && cd "guest/$2" && mkdir -p items taken begun children slots &&
             describe "$3" "$4" "$5" && mv -f spec.new spec
         cd "$state" || exit
     fi
@@ -290,19 +292,15 @@ with_items() {
 
 # Starts slots of the job in folder $1 until $2 live, but no more than $3.
 more_slots() {
-    living=0 highest=0
+    living=0
     # Also of those whose folders are gone: part of what they wrote was sent under their numbers.
-    [ ! -s "$1/highest" ] || read -r highest <"$1/highest"
-    case $highest in '' | *[!0-9]*) highest=0 ;; esac
+    restore_slots "$1"
     for slot in "$1"/slots/[1-9]*; do
         number=${slot##*/}
-        case $number in *[!0-9]*) continue ;; esac
-        [ "$number" -le "$highest" ] || highest=$number
-        [ ! -e "$slot/done" ] || continue
-        slot_self "$slot" || continue
-        if [ "$place" = elsewhere ] || alive "$keeper" "$keeper_ticks" "$place"; then
-            living=$((living + 1))
-        fi
+        # Longer ones slots have given to themselves.
+        case $number in *[!0-9]*) continue ;; ??????*) ;; *) [ "$number" -le "$highest" ] || highest=$number ;; esac
+        judge_slot "$slot"
+        case $slot_fate in living | elsewhere | begins) living=$((living + 1)) ;; esac
     done
     wanted=$(($2 - living))
     [ "$wanted" -le "$3" ] || wanted=$3
@@ -768,13 +766,13 @@ look_at_items() {
         fi
     fi
     due=''
-    ! has_time 4 "$1" || due=1
+    ! has_time 4 "$1" || { due=1 && restore_slots "$path"; }
+    [ ! -e "$path/unclear" ] || dead=$due
     for slot in "$path"/slots/[0-9]*; do
         [ ! -f "$slot/journal" ] || journals="$journals $slot/journal"
-        if [ "$due" ] && [ ! -e "$slot/done" ] &&
-            slot_self "$slot"
-        then
-            [ "$place" = elsewhere ] || alive "$keeper" "$keeper_ticks" "$place" || dead=1
+        if [ "$due" ] && [ "${slot##*/}" != 0 ]; then
+            judge_slot "$slot"
+            [ "$slot_fate" != dead ] || dead=1
         fi
     done
     if [ -n "$dead" ]; then

@@ -26,6 +26,7 @@ from jobctl.timing import Clocks
 
 _RUNS_ON = "runs on {}, which shares this state directory"
 FOLDERS = ("children", "items", "taken", "slots")
+_UNRECORDED = "damaged: the folder slots/ does not tell what became of it"
 MISSING = "damaged: the folder {} is missing"
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
@@ -394,8 +395,9 @@ class Task(Folder):
             self._conclude(boot)
             return 0
         living = sum(not self._lost(number, run, boot) for number, run in runs.items())
-        left = 0 if self.has("stop") else self._give_back(runs)
-        if not left and not living:
+        unrecorded = self._judge_unrecorded(runs)
+        left = 0 if self.has("stop") else self._give_back(runs) - unrecorded
+        if left <= 0 and not living and not unrecorded:
             self._conclude(boot)
         return left
 
@@ -404,9 +406,31 @@ class Task(Folder):
         gone = (name for name in (*FOLDERS, *more) if not os.path.isdir(self.file(name)))
         return "".join(MISSING.format(name) for name in [*gone][:1])
 
+    def _judge_unrecorded(self, runs: dict[int, Run]) -> int:
+        """Write down as failed what has begun, though no journal says so, and does not run.
+
+        Returns how much of that runs.
+        """
+        known = self._journals.ends.keys() | runs.keys()
+        unrecorded = self._marked() - known
+        if not unrecorded:
+            return 0
+        cookies = process.bearing(self._variable(0)[:-12].encode())
+        running = {n for n in unrecorded if b"%012d" % n in cookies}
+        for number in sorted(unrecorded - running):
+            self._journals.note_end(number, State.FAILED, _UNRECORDED)
+        return len(running)
+
+    def _marked(self) -> set[int]:
+        """Return what has begun, for all that is known where no journal tells."""
+        for name in ("begun", "taken"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                return {int(n) for n in os.listdir(self.file(name)) if n.isdigit() and int(n)}
+        return set()
+
     def _give_back(self, runs: dict[int, Run]) -> int:
         """Give back what was taken but never begun; return how many items can be taken."""
-        begun = self._journals.ends.keys() | runs.keys()
+        begun = self._journals.ends.keys() | runs.keys() | self._marked()
         for name in filter(str.isdigit, os.listdir(self.file("taken"))):
             if int(name) not in begun and not self._clear(f"taken/{name}"):
                 self._journals.note_end(int(name), State.FAILED, f"cannot write taken/{name}")
@@ -448,7 +472,8 @@ class Task(Folder):
             if such := [(child[0], child[2]) for child in children if child[1] is worst]:
                 state, reason = worst, min(such)[1]
         self._settle_as(state, os.fsdecode(reason), boot)
-        self._clear("taken")
+        for name in ("taken", "begun"):
+            self._clear(name)
 
     def watched(self, boot: str) -> Identity | None:
         """Return a slot that lives, None if there is none."""

@@ -20,7 +20,16 @@ from jobctl.errors import JobctlError
 from jobctl.timing import Clocks, Moment
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
-SCRIPTS = ("runner.sh", "command.sh", "place.sh", "items.sh", "serve.sh", "bare.sh", "enter.sh")
+SCRIPTS = (
+    "runner.sh",
+    "command.sh",
+    "place.sh",
+    "slots.sh",
+    "items.sh",
+    "serve.sh",
+    "bare.sh",
+    "enter.sh",
+)
 _KILLS = (
     "jobs end at logout there, by KillUserProcesses=yes in logind.conf(5); run"
     " 'loginctl enable-linger' on it"
