@@ -118,7 +118,9 @@ class Carried:
 
     @property
     def begun(self) -> bool:
-        """Whether the host has told that it has it."""
+        """Whether the host has told that it has it: then it is not asked to begin it again."""
+        if self.folder.has("accepted"):
+            return True
         return self.folder.has("run") and b"runner=" in self.folder.get("run")
 
     @property
@@ -129,6 +131,10 @@ class Carried:
     def note_sent(self) -> None:
         """Write down that the host may have it from now on."""
         self.folder.put("sent", b"")
+
+    def note_accepted(self, answer: bytes = b"") -> None:
+        """Write down that the host has it: if it loses its folder now, it may have begun."""
+        self.folder.put("accepted", answer)
 
     def parts(self, differing: Differing) -> tuple[bytes, bytes, bytes]:
         """Return what makes up the job there: spec, environment, and odd environment.

@@ -84,6 +84,22 @@ def test_what_a_slot_has_lost(either: Far, tmp_path: Path, killed: bool) -> None
         assert either.job(job)["state"] == first["state"], damage
 
 
+def test_a_command_whose_folder_goes_before_its_host_has_told_of_it(
+    far: Far, tmp_path: Path
+) -> None:
+    """It is not begun again."""
+    text = f"echo x >>{tmp_path}/ran; until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    job = far.start("-c", text)
+    wait_until((tmp_path / "ran").exists)
+    wait_until((far.folder(job) / "accepted").exists)
+    far.kill_agent()
+    shutil.rmtree(far.guest(job))
+    (far.folder(job) / "run").unlink(missing_ok=True)
+    assert far.outcome(job)[:2] == ("Failed", "lost: its folder on web1 was removed")
+    (tmp_path / "go").touch()
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
 @pytest.mark.parametrize("where", [(), ("-H", "web1")], ids=["here", "there"])
 def test_an_item_of_another_user_whose_slot_was_killed(
     tmp_path: Path, make_sshd: MakeSshd, where: tuple[str, ...]

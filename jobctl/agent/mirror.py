@@ -62,6 +62,7 @@ class Mirror:
         except NotDone:
             self._forget(handle)
             raise
+        job.note_accepted()
 
     def _enlist(self, far: Far, job: Carried) -> bytes:
         """Return the number by which a job is followed from now on."""

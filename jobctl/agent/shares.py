@@ -75,13 +75,10 @@ class Share(Carried):
         self.place.note_clocks(clocks)
 
     def hand_over(self, far: Far) -> None:
-        """Have the host be ready for items, for the first time and never again.
-
-        If it loses the folder that it makes now, what it was given may have begun.
-        """
+        """Have the host be ready for items, for the first time and never again."""
         spec, environment, odd = self.parts(far.differing)
         cpus = far.request("share", self.instance_id.encode(), spec, environment, odd).strip()
-        self.folder.put("accepted", cpus)
+        self.note_accepted(cpus)
 
     def go_on(self, far: Far) -> None:
         """Have the host be given items over this connection."""
@@ -129,11 +126,6 @@ class Share(Carried):
         """Take down that an item has emptied a stream there."""
         if number is not None:
             self.task.begin_anew(number, stream)
-
-    @property
-    def begun(self) -> bool:
-        """Whether the host has told that it has it."""
-        return self.folder.has("accepted")
 
     # --- giving ---
 
