@@ -833,8 +833,9 @@ find_leader() {
 # The last of command_itself before it becomes the command: says who it is.
 note_begun() {
     export JOBCTL_PROGRESS="$jobctl_dir/progress"
-    printf "attempt='%s'\npid='%s'\nticks='%s'\nbegan='%s'\nbegan_uptime='%s'\n" "$jobctl_attempt" \
-        "$jobctl_own" "$jobctl_born" "$jobctl_now" "$jobctl_uptime" >>"$jobctl_dir/run"
+    # A full disk may have taken a part of it.
+    until printf "\nattempt='%s'\npid='%s'\nticks='%s'\nbegan='%s'\nbegan_uptime='%s'\n" "$jobctl_attempt" \
+        "$jobctl_own" "$jobctl_born" "$jobctl_now" "$jobctl_uptime" >>"$jobctl_dir/run"; do load_command_sh && wait_for_room; done
     # Who stops the job writes stop, then reads run; here it is the other way round, so
     # that at least one of both sees the other.
     [ ! -e "$jobctl_dir/stop" ] || kill -s TERM "$jobctl_own"

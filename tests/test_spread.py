@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
 
 from jobctl import draft
 from jobctl.agent.far import Far
@@ -132,3 +134,16 @@ def test_signal(
 ) -> None:
     assert spread.signal(numbers, "USR1") == (Sent(set(), unbegun), "")
     assert {n: chosen for n, host in hosts.items() for chosen in host.asked} == there
+
+
+def test_no_host_is_left_while_nothing_can_be_written(spread: Spread, task: FarTask) -> None:
+    """As on a full disk: what no host can be given has its end when there is room again."""
+    journal = Path(task.file("slots/0/journal"))
+    journal.mkdir(parents=True)
+    for share in spread.shares:
+        with suppress(OSError):
+            spread.lost(share, "refused")
+    assert not any(task.ended(number) for number in range(1, 11))
+    journal.rmdir()
+    wait_until(task.finished)
+    assert {task.child(n).read("").state for n in range(1, 11)} == {State.FAILED}  # type: ignore[union-attr]

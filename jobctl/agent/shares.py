@@ -257,12 +257,12 @@ class Spread:
         """Give items to others that a host has not got, and no more to that one."""
         with self._change:
             self._abandon(share, reason)
+            kept = [block for block in share.place.given() if block not in blocks]
+            share.place.keep_given(kept)
             for first, count in blocks:
                 numbers = range(first, first + count)
                 self._returned.extend(numbers)
                 self._unended[share.number].difference_update(numbers)
-            kept = [block for block in share.place.given() if block not in blocks]
-            share.place.keep_given(kept)
             self._change.notify_all()
         self._fail_if_alone()
 
@@ -282,17 +282,28 @@ class Spread:
         self._fail_if_alone()
 
     def _fail_if_alone(self) -> None:
-        """Fail all that no host can be given, if none is left."""
+        """Fail all that no host can be given, if none is left.
+
+        :raises OSError: the disk is full, say; then nothing is forgotten.
+        """
         if not all(share.hopeless for share in self.shares):
             return
         reasons = [os.fsdecode(share.place.get("reason")) for share in self.shares]
         with self._change:
             numbers = [*self._returned, *range(self._next, self.task.count + 1)]
+            for at, number in enumerate(sorted(numbers)):
+                if not self.task.ended(number):
+                    self.task.note_end(number, State.FAILED, reasons[at % len(reasons)])
             self._returned.clear()
             self._next = self.task.count + 1
-        for at, number in enumerate(sorted(numbers)):
-            self.task.note_end(number, State.FAILED, reasons[at % len(reasons)])
         self.conclude()
+
+    def _retire(self, share: Share) -> None:
+        """Do again what a full disk may have kept from being done when a host was given up."""
+        reason = os.fsdecode(share.place.get("reason"))
+        if not share.begun and (given := share.place.given()):
+            self._take_back(share, reason, given)
+        self._fail_if_alone()
 
     def conclude(self) -> None:
         """Write down the end of the whole if all has ended."""
@@ -319,6 +330,8 @@ class Spread:
             try:
                 if far and not self.task.has("stop") and self._give(share, far):
                     continue
+                if share.hopeless:
+                    self._retire(share)
             except (Unreachable, OSError) as error:
                 if why := lack(self.task.state_dir, error):
                     self._held_up(why)
