@@ -55,7 +55,15 @@ end_unbegun() {
 for_people() {
     case $1 in
     *[[:cntrl:]]*) printf '%s\n' "$1" | PATH=$jobctl_tools LC_ALL=C awk '
-        { gsub(/\r/, "\\r"); gsub(/\t/, "\\t"); gsub(/[[:cntrl:]]/, "?"); print }' ;;
+        BEGIN { for (i = 1; i < 128; i++) code[sprintf("%c", i)] = i }
+        {
+            gsub(/\r/, "\\r")
+            gsub(/\t/, "\\t")
+            for (line = $0; match(line, /[[:cntrl:]]/); line = substr(line, RSTART + 1)) {
+                printf "%s\\x%02x", substr(line, 1, RSTART - 1), code[substr(line, RSTART, 1)]
+            }
+            print line
+        }' ;;
     *) printf '%s\n' "$1" ;;
     esac
 }

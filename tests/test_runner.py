@@ -411,6 +411,7 @@ def test_scripts_by_their_contents(run: Run, tmp_path: Path) -> None:
         (b"#!/bin/echo  two words \n", 0, "two words {} x"),
         (b"#!echo\n", 127, "command not found: w.sh: its interpreter echo is not there"),
         (b"#!/bin/sh\r\n", 127, "command not found: w.sh: its interpreter /bin/sh\\r is not there"),
+        (b"#!/no\x1bx\n", 127, "command not found: w.sh: its interpreter /no\\x1bx is not there"),
         (
             b"#!/usr/bin/env sh\r",
             127,
