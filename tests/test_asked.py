@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import shown, wait_until
+from conftest import PROGRAM, shown, wait_until
 from far import Far
 from sshd import MakeSshd, keygen
 from test_session import (
@@ -254,14 +254,27 @@ def test_a_terminal_that_goes_away(far: Far, tmp_path: Path) -> None:
     child.expect_exact("(yes/no/[fingerprint])? ")
     hang_up(child, "host key")
     hang_up(entered, "enter")
+    # The system tells only the first process on the terminal, which is a shell here.
+    status = tmp_path / "status"
+    text = f"trap : HUP; {PROGRAM} session enter web1; echo $? >{status}"
+    environ = {**far.env, "TERM": "xterm"}
+    shell = pexpect.spawn("/bin/sh", ["-c", text], env=environ, encoding="utf-8", timeout=60)
+    shell.expect_exact("[web1] ")
+    take_away(shell)
+    assert status.read_text() == "129\n"
     assert list(reports.iterdir()) == []
 
 
-def hang_up(child: pexpect.spawn[str], what: str) -> None:
-    """Take a terminal away from what runs on it; that ends by it."""
+def take_away(child: pexpect.spawn[str]) -> None:
+    """Take a terminal away from what runs on it, and wait for the end of that."""
     with open(os.devnull, "rb") as null:
         os.dup2(null.fileno(), child.child_fd, inheritable=False)
     child.wait()
+
+
+def hang_up(child: pexpect.spawn[str], what: str) -> None:
+    """Take a terminal away from what runs on it; HUP ends that."""
+    take_away(child)
     assert signal.SIGHUP in (child.signalstatus, (child.exitstatus or 0) - 128), what
 
 

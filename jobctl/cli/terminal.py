@@ -56,14 +56,25 @@ def ask(question: dict[str, Any], deadline: float | None = None) -> object:
     except OSError:
         return None
     text = _lines(question["text"])
-    # One that has gone meanwhile, its window closed, says nothing.
-    with open(terminal, "r+b", buffering=0) as file, suppress(OSError, termios.error):
+    with open(terminal, "r+b", buffering=0) as file, _hung_up(terminal):
         if question["ask"] == "confirm":
             return _confirmed(file, text, str(question["fingerprint"]), deadline)
         answer = _secret(file, text, deadline)
         # The end of input is an empty answer, as to ssh.
         return answer.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     return None
+
+
+@contextmanager
+def _hung_up(terminal: int) -> Iterator[None]:
+    """Pass over what fails with a terminal, and end as is usual if it has gone.
+
+    The signal HUP is sent to the first process on it alone, which may be late to pass it on.
+    """
+    with suppress(OSError, termios.error):
+        yield
+    if not os.isatty(terminal):
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 def _lines(text: object) -> str:
@@ -247,7 +258,7 @@ def _give(talk: Talk) -> None:
 
 def _feed(sink: int) -> None:
     """Write to sink what is typed, to its end."""
-    with suppress(OSError), open(sink, "wb", buffering=0) as file:
+    with _hung_up(0), open(sink, "wb", buffering=0) as file:
         while piece := read(0):
             file.write(piece)
 
