@@ -54,6 +54,8 @@ class Share(Carried):
         """How many items the host runs at once; 0 until it is known."""
         self.hopeless = False
         """Whether it cannot be reached, and nothing of it is there."""
+        self.reason = ""
+        """Why that is so."""
         self._sent = set[int]()
         """First items of the blocks that the host has got over this connection."""
         self._heard = time.monotonic()
@@ -267,8 +269,8 @@ class Spread:
         self._fail_if_alone()
 
     def _abandon(self, share: Share, reason: str) -> None:
+        share.reason = reason
         share.hopeless = True
-        share.place.put("reason", os.fsencode(reason))
 
     def fail(self, share: Share, reason: str) -> None:
         """Fail all items that a host was given, as it has forgotten them."""
@@ -288,7 +290,7 @@ class Spread:
         """
         if not all(share.hopeless for share in self.shares):
             return
-        reasons = [os.fsdecode(share.place.get("reason")) for share in self.shares]
+        reasons = [share.reason for share in self.shares]
         with self._change:
             numbers = [*self._returned, *range(self._next, self.task.count + 1)]
             for at, number in enumerate(sorted(numbers)):
@@ -300,9 +302,8 @@ class Spread:
 
     def _retire(self, share: Share) -> None:
         """Do again what a full disk may have kept from being done when a host was given up."""
-        reason = os.fsdecode(share.place.get("reason"))
         if not share.begun and (given := share.place.given()):
-            self._take_back(share, reason, given)
+            self._take_back(share, share.reason, given)
         self._fail_if_alone()
 
     def conclude(self) -> None:
