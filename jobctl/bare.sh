@@ -1173,13 +1173,15 @@ save_marks() {
     [ ! -e ../index.db ] || [ ! -s "$1/exit" ] || rm -f ../index.db ../index.db-journal
 }
 
-# Sets sum to the checksum of the 64 bytes, or less, before byte $3 of stream $2 of job $1.
+# Sets sum to the checksum, as records.py has it, of the 64 bytes, or less, before byte $3 of stream
+# $2 of job $1.
 trace() {
     sum=''
     [ "$3" -gt 0 ] && [ -f "$1/$2" ] || return 0
-    sum=$(dd bs=1 skip=$(($3 > 64 ? $3 - 64 : 0)) count=$(($3 > 64 ? 64 : $3)) 2>/dev/null \
-        <"$1/$2" | cksum 2>/dev/null)
-    sum=${sum%% *}
+    sum=$(dd bs=1 skip=$(($3 > 64 ? $3 - 64 : 0)) count=$(($3 > 64 ? 64 : $3)) <"$1/$2" 2>/dev/null |
+        od -An -v -tu1 | awk '
+            { for (i = 1; i <= NF; i++) sum = (sum * 257 + $i + 1) % 2147483647 }
+            END { printf "%.0f", sum }')
 }
 
 # Whether stream $2 of job $1 still holds what was received of it, which ends at $start.
@@ -1190,7 +1192,7 @@ holds() {
     case " $traces" in *" $2:$start-"*) ;; *) return 0 ;; esac
     known=${traces#*"$2:$start-"} known=${known%% *}
     trace "$1" "$2" "$start"
-    [ -z "$sum" ] || [ "$sum" = "$known" ]
+    [ "$sum" = "$known" ]
 }
 
 # Sets start and end of what is to be received next of stream $2 of job $1, and range to

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import functools
 import os
 import re
 import signal
@@ -260,23 +259,11 @@ def _bytes_before(fd: int, end: int) -> bytes:
 
 
 def _sum(text: bytes) -> int:
-    """Return the checksum of the last bytes of a text as cksum(1) does, which bare.sh calls."""
-    text, table, found = text[-_TRACED:], _table(), 0
-    for byte in (*text, *([len(text)] if text else [])):
-        found = found << 8 & 0xFFFFFFFF ^ table[found >> 24 ^ byte]
-    return found ^ 0xFFFFFFFF
-
-
-@functools.cache
-def _table() -> list[int]:
-    """Return what each byte does to the checksum: see cksum in POSIX.1-2017."""
-    table = []
-    for byte in range(256):
-        found = byte << 24
-        for _ in range(8):
-            found = found << 1 & 0xFFFFFFFF ^ (0x04C11DB7 if found >> 31 else 0)
-        table.append(found)
-    return table
+    """Return the checksum of the last bytes of a text, which bare.sh computes with awk."""
+    found = 0
+    for byte in text[-_TRACED:]:
+        found = (found * 257 + byte + 1) % 0x7FFFFFFF
+    return found
 
 
 def _holds(path: str, end: int, known: int | None) -> bool:
