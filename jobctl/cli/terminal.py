@@ -181,24 +181,25 @@ def run(state_dir: str, to: str, line: bytes) -> int:
     talk = Talk(state_dir, request)
 
     def begun() -> None:
-        insisted = 0
-
-        def forward(number: int, frame: object) -> None:
-            nonlocal insisted
-            insisted += 1
-            if insisted > _PATIENCE:
-                raise SystemExit(128 + number)
-            talk.say({"signal": signal.Signals(number).name.removeprefix("SIG")})
-
+        numbers = {n for n in _FORWARDED if signal.getsignal(n) is not signal.SIG_IGN}
         # What comes as soon as the command can be heard of is for the command.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         _give(talk)
-        for number in _FORWARDED:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, forward)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        threading.Thread(target=_forward, args=(talk, numbers), daemon=True).start()
 
     return _status(talk, begun)
+
+
+def _forward(talk: Talk, numbers: set[signal.Signals]) -> None:
+    """Send signals, which nobody else takes, to the command; end when they come again and again.
+
+    A handler would run late where the signal comes just before the process waits for an answer: it
+    then runs with the answer.
+    """
+    for _ in range(_PATIENCE):
+        name = signal.Signals(signal.sigwait(numbers)).name
+        talk.say({"signal": name.removeprefix("SIG")})
+    os._exit(128 + signal.sigwait(numbers))
 
 
 def enter(state_dir: str, to: str) -> int:
