@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +74,10 @@ def test_before_it_begins(jobctl: Jobctl, tmp_path: Path, name: str) -> None:
     gate = jobctl.sh(f"until [ -e {tmp_path}/go ]; do sleep 0.02; done")
     job = jobctl.start("--after", gate, "--foreach", "-", "echo", input=b"a\nb\n")
     following = jobctl.start("--after", job, "echo", "following")
-    for aside in map(tmp_path.joinpath, "123456789"):
-        (jobctl.folder(job) / name).rename(aside)
-        with suppress(FileExistsError):  # a slot was about to make it
-            (jobctl.folder(job) / name).touch(exist_ok=False)
-            break
+    first = jobctl.folder(job) / "slots" / "1"  # it begins the others when there is something to do
+    wait_until(lambda: (first / "journal").stat().st_size)
+    (jobctl.folder(job) / name).rename(tmp_path / name)
+    (jobctl.folder(job) / name).touch()
     (tmp_path / "go").touch()
     jobctl.run("wait", job, following, "--timeout", "30", status=1)
     assert jobctl.job(job)["state"] == "Failed"
