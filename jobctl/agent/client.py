@@ -141,6 +141,11 @@ class Talk:
             return answer
         raise JobctlError(f"the agent was killed; see {self._state_dir}/agent.log, and try again")
 
+    def hang_up(self) -> None:
+        """Have who listens for answers find none any more."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the connection."""
         self._lines.close()

@@ -179,19 +179,27 @@ def run(state_dir: str, to: str, line: bytes) -> int:
     """
     request = {"op": "run", "to": to, "line": line.decode("utf-8", "surrogateescape")}
     talk = Talk(state_dir, request)
+    last = list[int]()
 
     def begun() -> None:
         numbers = {n for n in _FORWARDED if signal.getsignal(n) is not signal.SIG_IGN}
         # What comes as soon as the command can be heard of is for the command.
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         _give(talk)
-        threading.Thread(target=_forward, args=(talk, numbers), daemon=True).start()
+        threading.Thread(target=_forward, args=(talk, numbers, last), daemon=True).start()
 
-    return _status(talk, begun)
+    try:
+        return _status(talk, begun)
+    except JobctlError:
+        if last:
+            return 128 + last[0]
+        raise
 
 
-def _forward(talk: Talk, numbers: set[signal.Signals]) -> None:
-    """Send signals, which nobody else takes, to the command; end when they come again and again.
+def _forward(talk: Talk, numbers: set[signal.Signals], last: list[int]) -> None:
+    """Send signals, which nobody else takes, to the command, until somebody insists.
+
+    :param last: gets the number of that one; then the agent is not listened to any more.
 
     A handler would run late where the signal comes just before the process waits for an answer: it
     then runs with the answer.
@@ -199,7 +207,8 @@ def _forward(talk: Talk, numbers: set[signal.Signals]) -> None:
     for _ in range(_PATIENCE):
         name = signal.Signals(signal.sigwait(numbers)).name
         talk.say({"signal": name.removeprefix("SIG")})
-    os._exit(128 + signal.sigwait(numbers))
+    last.append(signal.sigwait(numbers))
+    talk.hang_up()
 
 
 def enter(state_dir: str, to: str) -> int:
