@@ -15,7 +15,7 @@ import re
 import select
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -209,12 +209,8 @@ def sessions() -> set[int]:
 
 def bearing(prefix: bytes) -> set[bytes]:
     """Return how all variables of processes that begin so go on, as far as the system tells."""
-    found = set[bytes]()
-    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
-        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
-            variables = environ.read().split(b"\0")
-            found |= {each[len(prefix) :] for each in variables if each.startswith(prefix)}
-    return found
+    variables = (each for environ in _environments() for each in environ.split(b"\0"))
+    return {each[len(prefix) :] for each in variables if each.startswith(prefix)}
 
 
 def any_with_words(words: bytes) -> bool:
@@ -230,11 +226,16 @@ def any_with_words(words: bytes) -> bool:
 
 def any_with(variable: bytes) -> bool:
     """Whether a process has this in its environment; False where the system does not tell."""
+    return any(variable in environ for environ in _environments())
+
+
+def _environments() -> Iterator[bytes]:
+    """Yield the environments of all processes that we may read, none where there is no /proc."""
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
-        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
-            if variable in environ.read():
-                return True
-    return False
+        with suppress(OSError):
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environ = file.read()
+            yield environ
 
 
 class Watch:
