@@ -290,8 +290,7 @@ class Link:
     def _open(self) -> Far:
         self._note(LinkState.OPENING, self.error)
         self._unheard = False
-        who = Whoever(self._person, self._present, self._read)
-        connection = self._connect(self.target, who)
+        connection = self._connect(self.target, Whoever(self._person, self._present, self._read))
         try:
             far = self._begun(connection)
         except BaseException as error:
@@ -508,8 +507,9 @@ class Link:
             if job.id not in self._jobs:
                 job.caught_up.set()  # its end has come meanwhile, or it was removed
                 return
-            over = not job.exists() or (job.folder.finished() and not job.incomplete)
-            new = not over and not job.adopted and not job.begun and not job.folder.finished()
+            finished = job.folder.finished()
+            over = not job.exists() or (finished and not job.incomplete)
+            new = not (over or finished or job.adopted or job.begun)
             if over:
                 del self._jobs[job.id]
             elif new:
