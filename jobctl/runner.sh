@@ -383,7 +383,9 @@ members() {
                   if (!(p in of) && !(orphan[p] in stale) && start[p] + 0 >= led[orphan[p]] + 0)
                       of[p] = session[orphan[p]]
               descend()
-              for (p in of) if (p in parent && of[p] != "none") print of[p] "/" p "/" start[p] }
+              # Commands first: each then ends by a signal to all, not because its child did.
+              for (p in root) show(p); for (p in of) if (!(p in root)) show(p) }
+        function show(p) { if (p in parent && of[p] != "none") print of[p] "/" p "/" start[p] }
         function descend(  more, p) {
             do { more = 0
                  for (p in parent)

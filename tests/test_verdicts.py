@@ -231,6 +231,18 @@ def test_a_signal_to_what_put_a_pipe_in_its_place(jobctl: Jobctl) -> None:
         assert jobctl.job(job)["reason"] == "stopped by user: signal USR1"
 
 
+def test_a_signal_reaches_commands_before_what_they_wait_for(jobctl: Jobctl) -> None:
+    """None of them tells of the end of its child, and exits with a status of its own."""
+    nap, count = sleeper(), 24
+    items = each(jobctl, "a\n" * count, "-t", str(count), "-c", f"{nap}; exit $?")
+    wait_until(lambda: len(sleeping(nap)) == count)
+    jobctl.run("stop", "--signal", "USR1", items)
+    jobctl.run("wait", items, status=1)
+    assert {child["reason"] for child in children(jobctl, items)} == {
+        "stopped by user: signal USR1"
+    }
+
+
 def test_a_signal_to_what_has_just_begun(far: Far, wire: Wire, tmp_path: Path) -> None:
     """The host is asked, whether its news has come or not, or the connection stands."""
     up, said = tmp_path / "up", tmp_path / "said"
