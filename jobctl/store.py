@@ -1,6 +1,7 @@
 """The index: what the job folders say, in SQLite, so that nothing is proportional to them.
 
-It is derived from the folders and may be deleted at any time. Finished jobs in it are final
+It is derived from the folders and may be deleted at any time: `index.db` is a link to a file
+with a name that no other index had, see Store._place(). Finished jobs in it are final
 and their folders not looked at again; unfinished ones, and those that left something running
 which can write output, are read anew by every refresh().
 """
@@ -14,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobctl import process
 from jobctl.jobs import Jobs
@@ -66,6 +67,8 @@ _MIGRATIONS = (
 )
 _PATIENCE = 30.0
 """Seconds to wait for others that write."""
+_OLD = 60.0
+"""Seconds after which nobody goes on with an index to which index.db leads no more."""
 _SETTLED = 100_000_000
 """Nanoseconds after which a folder's time stamp tells it from any later change."""
 
@@ -141,12 +144,12 @@ class Store:
         """
         try:
             return action(self._connection())
-        except sqlite3.DatabaseError:
+        except sqlite3.Error:
             pass
         try:
             self._discard()
             return self._refreshed(action)
-        except (sqlite3.DatabaseError, OSError):
+        except (sqlite3.Error, OSError):
             self._db = _opened(":memory:")
             return self._refreshed(action)
 
@@ -156,8 +159,37 @@ class Store:
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
-            self._db = _opened(self._path)
+            self._db = _opened(self._place())
         return self._db
+
+    def _place(self) -> str:
+        """Return the file to which index.db leads, the name of a new one if it leads nowhere.
+
+        To SQLite, the journal of an index that was deleted while it was written is one of the
+        index that has the same name now: it would put pages of the one into the other.
+        """
+        try:
+            return self._beside(os.readlink(self._path))
+        except FileNotFoundError:
+            with suppress(OSError):
+                os.symlink(f"index.{os.getpid()}.{time.time_ns()}.db", self._path)
+                self._sweep()
+        except OSError:
+            return self._path  # no link
+        with suppress(OSError):
+            return self._beside(os.readlink(self._path))
+        return self._path  # the file system has none
+
+    def _beside(self, name: str) -> str:
+        return os.path.join(os.path.dirname(self._path), os.path.basename(name))
+
+    def _sweep(self) -> None:
+        """Delete what is left of former indexes, but of those that were just in use."""
+        for name in os.listdir(os.path.dirname(self._path)):
+            if name.startswith("index.") and name[6:7].isdigit():
+                with suppress(FileNotFoundError):
+                    if time.time() - os.stat(self._beside(name)).st_mtime > _OLD:
+                        os.unlink(self._beside(name))
 
     def _discard(self) -> None:
         """Take a damaged index away, unless somebody else just did."""
@@ -168,17 +200,16 @@ class Store:
         with open(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._identity() == damaged and not self._sound():
-                for suffix in ("", "-journal", "-wal", "-shm"):
-                    with suppress(FileNotFoundError):
-                        os.unlink(self._path + suffix)
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path)
 
     def _sound(self) -> bool:
         try:
             db = self._connection()
             for (record,) in db.execute("SELECT record FROM jobs"):
                 _load(record)
-            return bool(db.execute("PRAGMA quick_check").fetchone()[0] == "ok")
-        except sqlite3.DatabaseError:
+            return bool(_one(db, "PRAGMA quick_check") == "ok")
+        except sqlite3.Error:
             self._db = None
             return False
 
@@ -269,7 +300,7 @@ def _filled(db: sqlite3.Connection) -> sqlite3.Connection:
 
     :raises sqlite3.DatabaseError: it was not, as somebody has just deleted another one.
     """
-    if db.execute("PRAGMA application_id").fetchone()[0] != _FILLED:
+    if _one(db, "PRAGMA application_id") != _FILLED:
         raise sqlite3.DatabaseError("it is new")
     return db
 
@@ -290,7 +321,17 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 
 def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
+    return int(_one(db, "PRAGMA user_version"))
+
+
+def _one(db: sqlite3.Connection, query: str, *values: object) -> Any:
+    """Return the one value that a query is sure to have.
+
+    :raises sqlite3.DatabaseError: it has none, so the index is damaged.
+    """
+    for (value,) in db.execute(query, values):
+        return value
+    raise sqlite3.DatabaseError("a row is missing")
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -301,7 +342,7 @@ def _insert(db: sqlite3.Connection, job: Job) -> None:
     rank = None
     if job.ended_boot:
         db.execute("INSERT OR IGNORE INTO boots (id) VALUES (?)", (job.ended_boot,))
-        rank = db.execute("SELECT rank FROM boots WHERE id = ?", (job.ended_boot,)).fetchone()[0]
+        rank = _one(db, "SELECT rank FROM boots WHERE id = ?", job.ended_boot)
     db.execute(
         "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (

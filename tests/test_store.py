@@ -349,12 +349,38 @@ def test_a_harmed_index(jobctl: Jobctl, kind: str) -> None:
     finally:
         over.set()
         harmer.join()
-    outputs = [out for out, _, _ in results]
-    assert outputs == [b"1\n2\n"] * 4 + [b"0\n"] * 4 + [b"1\n"] * 4 + [b"x\n"] * 4
-    assert {(error, status) for _, error, status in results} == {(b"", 0)}
+    outputs = [b"1\n2\n"] * 4 + [b"0\n"] * 4 + [b"1\n"] * 4 + [b"x\n"] * 4
+    assert results == [(out, b"", 0) for out in outputs]
     after = jobctl.jobs()
     assert after[:2] == before
     assert [job["id"] for job in after] == [*ended, "3", "4", "5", "6"]
+
+
+def test_an_index_that_is_deleted_while_somebody_writes_to_it(jobctl: Jobctl) -> None:
+    """What it was before that is not put into the one that takes its place."""
+    jobctl.run("remove", jobctl.done("true"))
+    assert jobctl.out("get", "-q") == ""
+    with closing(sqlite3.connect(index(jobctl).resolve(), isolation_level=None)) as db:
+        db.execute("PRAGMA synchronous = OFF")
+        columns = [name for _, name, *_ in db.execute("PRAGMA table_info(jobs)")]
+        index(jobctl).unlink()
+        job = jobctl.done("true")
+        assert jobctl.out("get", "-q") == f"{job}\n"
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(f"INSERT INTO jobs VALUES ({', '.join('7' for _ in columns)})")
+        for _ in range(2):
+            assert jobctl.out("get", "-q") == f"{job}\n"
+
+
+def test_what_is_left_of_former_indexes_is_deleted(jobctl: Jobctl) -> None:
+    job = jobctl.done("true")
+    jobctl.run("get")
+    former = index(jobctl).resolve()
+    os.utime(former, (0, 0))
+    index(jobctl).unlink()
+    assert jobctl.out("get", "-q") == f"{job}\n"
+    assert not former.exists()
+    assert index(jobctl).resolve().exists()
 
 
 def test_get_killed_while_it_writes_the_index(jobctl: Jobctl) -> None:
