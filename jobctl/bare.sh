@@ -793,6 +793,22 @@ detached() {
     } 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 }
 
+# Has runner.sh act on jobs with the words $@, and prints the numbers that it does, or "killed" as
+# well if that is what became of it.
+acted() {
+    said=$(detached "$@" </dev/null)
+    case $newline$said in
+    *"${newline}done") printf '%s\n' "${said%done}" ;;
+    *) printf '%s\nkilled\n' "$said" ;;
+    esac
+}
+
+# Tells that the process that was to $1 was killed.
+say_killed() {
+    say "the process that was to $1 was killed; do it again"
+    : $((status = status ? status : 125))
+}
+
 # Prints the words $@ quoted for sh, with $1 readable only those that need it.
 join() {
     manner=$1 between=''
@@ -1170,7 +1186,7 @@ save_marks() {
     printf "%.$((${#text} + ${#5} < 512 ? 512 : ${#text} + 512))s" \
         "$text$pad$pad$pad$pad$pad$pad$pad$pad" 1<>"$1/received" || return
     # The index of a full jobctl does not look at finished jobs again. It makes a new one.
-    [ ! -e ../index.db ] || [ ! -s "$1/exit" ] || rm -f ../index.db ../index.db-journal
+    [ ! -e ../index.db ] || [ ! -s "$1/exit" ] || rm -f ../index.db
 }
 
 # Sets sum to the checksum, as records.py has it, of the 64 bytes, or less, before byte $3 of stream
@@ -1444,10 +1460,15 @@ end_jobs() {
     shift 2
     aim "$@"
     # shellcheck disable=SC2086  # several words
-    [ -z "$targets" ] || left=$(detached stop "$PWD" "$grace" "$why" $targets </dev/null)
+    [ -z "$targets" ] || left=$(acted stop "$PWD" "$grace" "$why" $targets)
     for number in $left; do
-        say "job $number: some of its processes cannot be ended; stop it again later"
-        : $((status = status ? status : 125))
+        case $number in
+        killed) say_killed "end them" ;;
+        *)
+            say "job $number: some of its processes cannot be ended; stop it again later"
+            : $((status = status ? status : 125))
+            ;;
+        esac
     done
 }
 
@@ -1467,8 +1488,9 @@ do_stop() {
     if [ -z "${opt_signal+set}" ]; then
         end_jobs "$hundredths" "$reason" $chosen
     elif aim $chosen && [ -n "$targets" ]; then
-        for number in $(detached signal "$PWD" "$signal" $targets </dev/null); do
+        for number in $(acted signal "$PWD" "$signal" $targets); do
             case $number in
+            killed) say_killed "send signal $signal" ;;
             *:unbegun) say_unbegun "${number%:*}" ;;
             *)
                 say "job $number: signal $signal reached none of its processes (another user's)"
@@ -1494,7 +1516,7 @@ do_remove() {
     # shellcheck disable=SC2086  # several words
     end_jobs 1000 'stopped by user: removed' $going
     for number in $going; do
-        case $newline$left$newline in *"$newline$number$newline"*) continue ;; esac
+        case $newline$left$newline in *"$newline$number$newline"* | *"${newline}killed"*) continue ;; esac
         # Without spec it is no job any more.
         [ ! -s "$number/exit" ] || { rm -f "$number/spec" && rm -rf "$number"; }
     done

@@ -535,7 +535,7 @@ end_items() {
 } 2>/dev/null
 
 stop_items() {
-    cd -- "$1" || exit 125
+    cd -- "$1" || return # it was removed
     shift
     boot
     end_items "$@"
@@ -545,7 +545,7 @@ stop_items() {
 }
 
 send_items() {
-    cd -- "$1" || exit 125
+    cd -- "$1" || return
     name=$2
     shift 2
     boot
@@ -627,8 +627,8 @@ mend_items() {
 case ${1-} in
 mend) shift && mend "$@" ;;
 slots) shift && slots "$@" ;;
-stop) shift && stop_items "$@" ;;
-signal) shift && send_items "$@" ;;
+stop) shift && stop_items "$@"; put_line 'done' ;;
+signal) shift && send_items "$@"; put_line 'done' ;;
 *)
     echo 'items.sh: slots, stop, signal or mend' >&2
     exit 2

@@ -99,10 +99,15 @@ def resume(task: Task) -> None:
             begin_slots(task, lock, max(1, min(left, throttle)))
 
 
+class Cut(Exception):
+    """The process that acts on jobs was killed before it had done so."""
+
+
 def stop_items(task: Task, numbers: list[int], grace: float, reason: str) -> set[str]:
     """End what runs of some items of a job; return the ids of those of which something is left.
 
     :param numbers: 0 is the whole job.
+    :raises Cut: that may not have been done.
     """
     words = ("stop", task.path, f"{grace * 100:.0f}", reason, *task.stop_targets(numbers))
     return task.ids_of(_said(*words, script=_ITEMS))
@@ -129,6 +134,7 @@ def send_to_items(task: Task, numbers: list[int], name: str) -> Sent:
 
     :param numbers: 0 is the whole job.
     :return: what is said of them, by their ids.
+    :raises Cut: it may not have reached all.
     """
     words = ("signal", task.path, name, *task.stop_targets(numbers))
     return Sent(*map(task.ids_of, sent(_said(*words, script=_ITEMS))))
@@ -141,6 +147,7 @@ def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[st
 
     :param grace: seconds from TERM to KILL.
     :return: the ids of the jobs of which something cannot be ended.
+    :raises Cut: that may not have been done.
     """
     if not targets:
         return set()
@@ -152,6 +159,7 @@ def send(targets: list[tuple[Folder, str]], name: str) -> Sent:
     """Send the signal called name, without SIG, to all that jobs started.
 
     :return: what is said of them, by their ids.
+    :raises Cut: it may not have reached all.
     """
     if not targets:
         return Sent(set(), set())
@@ -159,14 +167,16 @@ def send(targets: list[tuple[Folder, str]], name: str) -> Sent:
 
 
 def _said(*words: str, script: str = SCRIPT) -> set[str]:
-    """Run a script to its end and return the words that it prints."""
+    """Run a script to its end and return the words that it prints before "done"."""
     said, say = os.pipe()
     pid = _spawn(*words, script=script, descriptors={1: say})
     os.close(say)
     with open(said) as lines:
         found = set(lines.read().split())
     os.waitpid(pid, 0)
-    return found
+    if "done" not in found:
+        raise Cut
+    return found - {"done"}
 
 
 def _named(targets: list[tuple[Folder, str]]) -> list[str]:

@@ -3,8 +3,7 @@
 #
 # The only program that runs a job's command, on this machine and on any other.
 # It needs a POSIX sh with awk, date, grep, ln, mv, rm, sed, sleep and tr, has command.sh
-# beside it, and uses
-# /proc, setsid (or perl) and flock where the host has them, else ps.
+# beside it, and uses /proc, setsid (or perl) and flock where the host has them, else ps.
 #
 #   sh runner.sh run DIR                          run the job in DIR
 #   sh runner.sh begin DIR [PID]                  the same, and make it real first; ends
@@ -18,6 +17,7 @@
 #   sh runner.sh cookies                          print "pid instance-id" of jobs' processes
 #   sh runner.sh advise WORD                      print what helps who took WORD for a command
 #
+# What `stop` and `signal` print ends with "done", unless they were killed.
 # JOBS is the folder of job folders, JOB is NUMBER:ID: a folder in there and the job's
 # instance id, which is its cookie. DIR is a job folder. Whoever makes it writes
 #   spec            what to run: lines of key='value', quoted for sh. Of a script it says
@@ -987,8 +987,8 @@ export LC_ALL=C PATH="$jobctl_tools"
 case ${1-} in
 run) run "$2" '' '' ;;
 begin) run "$2" itself "${3-}" ;;
-stop) shift && stop "$@" ;;
-signal) shift && send "$@" ;;
+stop) shift && stop "$@"; put_line 'done' ;;
+signal) shift && send "$@"; put_line 'done' ;;
 announce) shift && announce_there "$@" ;;
 cookies) cookies ;;
 advise | examine_alone) load_command_sh && "$1" "$2" ;;

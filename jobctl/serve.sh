@@ -347,17 +347,20 @@ signal_items() {
     if [ "$away" ]; then answer "$1 no $away"; else told_to signal items.sh "$@"; fi
 }
 
+killed='the process that was to do it there was killed; do it again'
+
 # Has script $2 do $1 with the words after tag $3, and answers what it prints.
 told_to() {
     verb=$1 script=$2 tag=$3
     shift 3
-    printed=''
+    printed='' finished=''
     for word in $(sh "$here/$script" "$verb" "$@" </dev/null 7>&-); do
+        [ "$word" != 'done' ] || { finished=1 && continue; }
         printed="$printed $word"
         # What several write into a pipe stays whole to 4096 bytes.
         [ "${#printed}" -lt 3000 ] || { answer "$tag more$printed" && printed=''; }
     done
-    answer "$tag ok$printed"
+    if [ "$finished" ]; then answer "$tag ok$printed"; else answer "$tag no $killed"; fi
 }
 
 end() {

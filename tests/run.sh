@@ -10,7 +10,7 @@ set -eu
 cd -- "$(dirname -- "$0")/.."
 
 # What the tests call, and the package it is in, where that has another name.
-needed='dash bash busybox zsh fish tcsh tmux shellcheck mandoc faketime man:man-db
+needed='dash bash busybox zsh fish tcsh tmux shellcheck mandoc faketime strace man:man-db
     setpriv:util-linux ssh:openssh-client sshd:openssh-server'
 
 # sshd is not where users look for programs.

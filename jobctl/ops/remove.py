@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jobctl.errors import JobctlError, Refused
 from jobctl.model import TYPE_REMOTE, Job, State
 from jobctl.ops.find import parts
-from jobctl.ops.stop import Away, Unended, ask_hosts, on_hosts, stop
+from jobctl.ops.stop import NotActedOn, Unended, ask_hosts, on_hosts, stop
 from jobctl.store import Store
 
 if TYPE_CHECKING:
@@ -67,10 +67,14 @@ def remove(store: Store, todo: Plan, ask: Asked | None = None) -> list[JobctlErr
     errors += ask_hosts(store.jobs, "erase", on_hosts(done), ask)
     for job in todo.forget:
         store.jobs.folder(job.id).delete()
-    kept = {error.job for error in errors if isinstance(error, (Away, Unended))}
+    kept = {error.job for error in errors if isinstance(error, NotActedOn)}
+    folders = [store.jobs.folder(part.id) for part in every]
+    # In this order, as somebody else may be removing it.
+    unfinished = {folder.id for folder in folders if not folder.finished() and folder.exists()}
+    unfinished -= kept
+    errors += map(Unended, sorted(unfinished))
     for job_id, children in pieces.items():
-        gone = [store.jobs.folder(part.id).finished() and part.id not in kept for part in children]
-        if all(gone):
+        if not (kept | unfinished).intersection(part.id for part in children):
             store.jobs.folder(job_id).delete()
     if todo.forget and any(job.type == TYPE_REMOTE for job in todo.forget):
         from jobctl.agent import client

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobctl import process, runner
@@ -19,22 +21,40 @@ _WHOLE = 0
 _TO_BE_TOLD = 20.0
 """Seconds that the end of an item takes, at most, to be written down."""
 _MOMENT = 0.01
-_THERE = "job {} {}; act on it there"
+_ENDS = "end it"
+_THERE = " {}; act on it there"
 
 
-class Unended(JobctlError):
+class NotActedOn(JobctlError):
+    """What was to be done to a job was not, or not wholly."""
+
+    def __init__(self, job_id: str, why: str) -> None:
+        """Say so of a job."""
+        self.job = job_id
+        super().__init__(f"job {job_id}{why}")
+
+
+class Unended(NotActedOn):
     """Something of a job cannot be ended."""
 
     def __init__(self, job_id: str) -> None:
         """Say so of a job."""
-        self.job = job_id
         super().__init__(
-            f"job {job_id}: some of its processes cannot be ended (another user's, or in"
-            " uninterruptible sleep); stop it again later"
+            job_id,
+            ": some of its processes cannot be ended (another user's, or in uninterruptible"
+            " sleep); stop it again later",
         )
 
 
-class Unreached(JobctlError):
+class Cut(NotActedOn):
+    """The process that was to do something to a job was killed."""
+
+    def __init__(self, job_id: str, what: str) -> None:
+        """Say so of a job, and what it was to do."""
+        super().__init__(job_id, f": the process that was to {what} was killed; do it again")
+
+
+class Unreached(NotActedOn):
     """A signal reached nothing of a job."""
 
     status = 1
@@ -42,31 +62,32 @@ class Unreached(JobctlError):
     def __init__(self, job_id: str, name: str) -> None:
         """Say so of a job."""
         super().__init__(
-            f"job {job_id}: signal {name} reached none of its processes, which are another user's"
+            job_id, f": signal {name} reached none of its processes, which are another user's"
         )
 
 
-class Unbegun(JobctlError):
+class Unbegun(NotActedOn):
     """There is nothing yet that a signal could be sent to."""
 
     status = 1
 
     def __init__(self, job_id: str) -> None:
         """Say so of a job."""
-        self.job = job_id
         super().__init__(
-            f"job {job_id} has not begun, so there is nothing to send a signal to; without"
-            " --signal, stop ends it before it begins"
+            job_id,
+            " has not begun, so there is nothing to send a signal to; without --signal, stop ends"
+            " it before it begins",
         )
 
 
-class Away(Unreachable):
-    """A job's host is out of reach."""
+class Away(NotActedOn):
+    """A job's host is out of reach, or does not do what was asked of it."""
+
+    status = Unreachable.status
 
     def __init__(self, job_id: str, why: str) -> None:
         """Say so of a job."""
-        self.job = job_id
-        super().__init__(f"job {job_id}: {why}")
+        super().__init__(job_id, why)
 
 
 def stop(
@@ -96,7 +117,10 @@ def stop(
         for job in here
         if not job.state.finished or job.instance_id in living or job.pid in sessions
     ]
-    errors += [Unended(job_id) for job_id in sorted(runner.stop(targets, grace, why))]
+    try:
+        errors += [Unended(job_id) for job_id in sorted(runner.stop(targets, grace, why))]
+    except runner.Cut:
+        errors += [Cut(folder.id, _ENDS) for folder, _ in targets]
     there = [
         job
         for job in on_hosts(chosen)
@@ -120,7 +144,11 @@ def _stop_items(jobs: Jobs, chosen: list[Job], grace: float, why: str) -> list[J
             acted = {n for n in numbers if not task.ended(n) and not task.withdraw(n, why)}
             acted |= {n for n in numbers - acted if task.cookie(n) in living}
         task.wake_slots()
-        left = runner.stop_items(task, sorted(acted), grace, why)
+        try:
+            left = runner.stop_items(task, sorted(acted), grace, why)
+        except runner.Cut:
+            errors.append(Cut(task.id, _ENDS))
+            continue
         if left or not _all_ended(task, acted):
             errors.append(Unended(task.id))
     return errors
@@ -154,7 +182,7 @@ def _reachable_items(
     """Return the items that can be acted on, as reachable() does."""
     boot = process.boot_id()
     away = {task: reason for task in found if (reason := task.elsewhere(boot))}
-    errors = [Unreachable(_THERE.format(task.id, reason)) for task, reason in away.items()]
+    errors = [Away(task.id, _THERE.format(reason)) for task, reason in away.items()]
     return {task: found[task] for task in found if task not in away}, [*errors]
 
 
@@ -176,7 +204,7 @@ def reachable(chosen: list[Job]) -> tuple[list[Job], list[JobctlError]]:
     """
     local = [job for job in chosen if job.type not in (TYPE_REMOTE, TYPE_TASK)]
     away = [job for job in local if job.state is State.DISCONNECTED]
-    errors = [Unreachable(_THERE.format(job.id, job.reason)) for job in away]
+    errors = [Away(job.id, _THERE.format(job.reason)) for job in away]
     return [job for job in local if job not in away], [*errors]
 
 
@@ -199,7 +227,7 @@ def ask_hosts(
     ids, person = [job.id for job in chosen], ask is not None
     request = {"op": operation, "jobs": ids, "person": person, **how}
     answer = client.call(jobs.state_dir, request, ask=ask)
-    errors: list[JobctlError] = [Away(*entry) for entry in answer["errors"].items()]
+    errors: list[JobctlError] = [Away(at, f": {why}") for at, why in answer["errors"].items()]
     errors += [Unreached(job_id, how["name"]) for job_id in answer.get("missed", ())]
     errors += [Unbegun(job_id) for job_id in answer.get("unbegun", ())]
     return errors + [Unended(job_id) for job_id in answer.get("left", ())]
@@ -221,9 +249,10 @@ def send(
     for task, numbers in found.items():
         some = [_WHOLE] if _WHOLE in numbers else sorted(n for n in numbers if not task.ended(n))
         if some and not task.finished():
-            errors += _of_sent(runner.send_to_items(task, some, name), name)
+            errors += _sent([task.id], name, partial(runner.send_to_items, task, some, name))
     targets = [(jobs.folder(job.id), job.instance_id) for job in here if not job.state.finished]
-    errors += _of_sent(runner.send(targets, name), name)
+    ids = [folder.id for folder, _ in targets]
+    errors += _sent(ids, name, partial(runner.send, targets, name))
     # What is known here of those that begin on a host may be of before that.
     there = [job for job in on_hosts(chosen) if not job.state.finished]
     errors += ask_hosts(jobs, "signal", there, ask, name=name)
@@ -238,6 +267,11 @@ def _parts(jobs: Jobs, job: Job) -> tuple[str, ...]:
     return job.children if several else (job.id,)
 
 
-def _of_sent(sent: runner.Sent, name: str) -> list[JobctlError]:
+def _sent(ids: list[str], name: str, send: Callable[[], runner.Sent]) -> list[JobctlError]:
+    """Send a signal to jobs with these ids; return what is to be told of it."""
+    try:
+        sent = send()
+    except runner.Cut:
+        return [Cut(job_id, f"send it signal {name}") for job_id in ids]
     missed: list[JobctlError] = [Unreached(job_id, name) for job_id in sorted(sent.missed)]
     return missed + [Unbegun(job_id) for job_id in sorted(sent.unbegun)]

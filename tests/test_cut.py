@@ -1,0 +1,83 @@
+"""The process that acts on jobs is killed before it has done so: nobody takes that for done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import (
+    ONE_SHELL,
+    PROGRAM,
+    Jobctl,
+    processes_with,
+    shell_words,
+    sleeper,
+    sleeping,
+    wait_until,
+)
+from far import Far
+from test_bare import Bare
+from test_items import each
+
+_FINISHED = {"Completed", "Failed", "Stopped"}
+
+
+def acting(job: str) -> list[int]:
+    """Return the processes that end a job, or its items, by its instance id."""
+    return [pid for pid in processes_with(".sh stop ") if pid in processes_with(f":{job[:-12]}")]
+
+
+def cut_short(program: Jobctl | Bare, job: str, instance_id: str, *words: str) -> tuple[int, str]:
+    """Kill what ends a job on behalf of a command; return the status and words of that."""
+    process = program.popen(*words, job, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for pid in wait_until(lambda: acting(instance_id)):
+        os.kill(pid, signal.SIGKILL)
+    return process.wait(60), process.communicate()[1].decode()
+
+
+def test_what_ends_jobs_is_killed(either: Far) -> None:
+    nap = sleeper()
+    deaf = f"trap '' TERM; exec {nap}"
+    jobs = [either.sh(deaf), each(either, "a\n", *either.where, "-c", deaf)]
+    wait_until(lambda: len(sleeping(nap)) == 2)
+    for job in jobs:
+        instance_id = either.job(job)["instance_id"]
+        for words in (("stop", "--grace", "50"), ("remove", "--force")):
+            status, said = cut_short(either, job, instance_id, *words)
+            assert status == (5 if either.remote else 125), said
+            assert "was killed; do it again" in said
+            assert either.state(job) not in _FINISHED
+        either.run("stop", "--grace", "0", job)
+        assert either.state(job) == "Stopped"
+    assert sleeping(nap) == []
+
+
+@pytest.mark.parametrize("shell", ONE_SHELL)
+def test_what_ends_jobs_of_a_host_is_killed(jobctl: Jobctl, shell: str) -> None:
+    """There the program of sh does it."""
+    bare, nap = Bare(shell_words(shell), jobctl), sleeper()
+    job = jobctl.sh(f"trap '' TERM; exec {nap}")
+    wait_until(lambda: sleeping(nap))
+    for words in (("stop", "--grace", "50"), ("remove", "--force")):
+        status, said = cut_short(bare, job, jobctl.job(job)["instance_id"], *words)
+        assert (status, "was killed; do it again" in said) == (125, True)
+        assert jobctl.state(job) not in _FINISHED
+
+
+def test_what_sends_a_signal_is_killed(jobctl: Jobctl, tmp_path: Path) -> None:
+    nap = sleeper()
+    jobs = [jobctl.sh(f"exec {nap}"), each(jobctl, "a\n", "-c", f"exec {nap}")]
+    wait_until(lambda: len(sleeping(nap)) == 2)
+    kills = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), "-e", "inject=kill:signal=KILL"]
+    for job in jobs:
+        result = subprocess.run(
+            [*kills, PROGRAM, "stop", "--signal", "CONT", job],
+            env=jobctl.env,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        assert (result.returncode, b"was killed; do it again" in result.stderr) == (125, True)
+    assert len(sleeping(nap)) == 2
