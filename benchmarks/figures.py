@@ -44,17 +44,12 @@ def commands(effort: Effort) -> list[Row]:
     """Commands that end at once, beside the modules that they cannot do without."""
     with stage() as empty, stage() as twenty:
         twenty.finished(20)
-        completing = twenty.environment | {
-            "_JOBCTL_COMPLETE": "bash_complete",
-            "COMP_WORDS": "jobctl stop ",
-            "COMP_CWORD": "2",
-        }
         time_of = probe.medians(
             {
                 "floor": lambda: _imports("click, sqlite3", empty),
                 "start": lambda: empty.start_and_end("true"),
                 "get": lambda: twenty.command("get"),
-                "completion": lambda: probe.seconds((JOBCTL,), completing),
+                "completion": lambda: _completion(twenty, ""),
                 "click": lambda: _imports("click", empty),
                 "version": lambda: empty.command("--version"),
             },
@@ -68,6 +63,11 @@ def commands(effort: Effort) -> list[Row]:
         Row("completion of JOB, 20 jobs", time_of["completion"], "ms", beside, floor, 1.6),
         Row("--version", time_of["version"], "ms", "import click", time_of["click"], 1.3),
     ]
+
+
+def _completion(stage: Stage, typed: str) -> float:
+    completing = {"_JOBCTL_COMPLETE": "bash_complete", "COMP_WORDS": f"jobctl stop {typed}"}
+    return probe.seconds((JOBCTL,), stage.environment | completing | {"COMP_CWORD": "2"})
 
 
 def many(effort: Effort) -> list[Row]:
@@ -85,6 +85,14 @@ def many(effort: Effort) -> list[Row]:
         )
         listing = probe.medians(
             {"jsonl": lambda: full.command("get", "-o", "jsonl")}, effort.long_rounds
+        )
+
+        completing = probe.medians(
+            {
+                "few": lambda: _completion(twenty, "17"),
+                "many": lambda: _completion(full, "17"),
+            },
+            effort.rounds,
         )
 
         def rebuild() -> float:
@@ -118,6 +126,7 @@ def many(effort: Effort) -> list[Row]:
         ),
         Row("get --newest 20, 10,000 jobs", gets["many"], "ms", few, gets["few"], 1.3),
         Row("the same, first after a start", after["many"], "ms", few, after["few"]),
+        Row("completion of 17, 10,000 jobs", completing["many"], "ms", few, completing["few"], 1.3),
         Row("get -o jsonl, 10,000 jobs", listing["jsonl"], "s", limit=1.0),
         Row("get --newest 20, no index of 10,000", rebuilding["rebuild"], "s"),
     ]

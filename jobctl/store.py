@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jobctl import process
 from jobctl.jobs import Jobs
@@ -78,6 +78,15 @@ _FILLED = 0x6A6F6273
 NEWEST_FIRST = "finished, boot DESC, ended_uptime DESC, ended DESC, id DESC"
 
 
+class Brief(NamedTuple):
+    """What tells people which job is meant."""
+
+    id: int
+    name: str
+    state: str
+    command: str
+
+
 class Store:
     """The index of one state directory."""
 
@@ -97,23 +106,27 @@ class Store:
 
         glob(pattern, text) may be used in it.
         """
-        values = list(values)
-        query = f"SELECT record FROM jobs WHERE {where} ORDER BY {order}"
-        return self._attempt(
-            lambda db: [_load(record) for (record,) in _filled(db).execute(query, values)]
-        )
+        return self._selected("record", where, values, order, lambda row: _load(row[0]))
 
     def ids(self, where: str, values: Iterable[object] = (), order: str = "id") -> list[int]:
         """Return the ids of the jobs for which the SQL condition holds."""
+        return self._selected("id", where, values, order, lambda row: int(row[0]))
+
+    def briefs(self, where: str, values: Iterable[object] = (), order: str = "id") -> list[Brief]:
+        """Return a few words on each of the jobs for which the SQL condition holds."""
+        return self._selected("id, name, state, command", where, values, order, Brief._make)
+
+    def _selected(
+        self,
+        columns: str,
+        where: str,
+        values: Iterable[object],
+        order: str,
+        made: Callable[[tuple[Any, ...]], T],
+    ) -> list[T]:
         values = list(values)
-        rows = self._attempt(
-            lambda db: (
-                _filled(db)
-                .execute(f"SELECT id FROM jobs WHERE {where} ORDER BY {order}", values)
-                .fetchall()
-            )
-        )
-        return [number for (number,) in rows]
+        query = f"SELECT {columns} FROM jobs WHERE {where} ORDER BY {order}"
+        return self._attempt(lambda db: [*map(made, _filled(db).execute(query, values))])
 
     def unsettled(self, where: str, values: Iterable[object] = ()) -> list[int]:
         """Return the ids of the jobs that are unfinished, as far as the index knows.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -16,6 +18,7 @@ from click.shell_completion import BashComplete, FishComplete, ShellComplete, Zs
 from conftest import Jobctl, first_of
 
 from jobctl.cli.main import COMMANDS, cli
+from jobctl.cli.options import beginning
 from jobctl.links import Links
 from jobctl.target import parse_target
 
@@ -294,6 +297,24 @@ def test_what_shells_offer(shell: str, lines: Lines, env: dict[str, str]) -> Non
     again, *found = offered(shell, [next(iter(lines)), *lines], env)
     assert again == found[0]
     check(lines, found, told=shell != "bash")
+
+
+def test_all_that_begin_as_what_is_typed_are_offered(
+    jobctl: Jobctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are; and no other job is looked at, which an index spares."""
+    jobs = jobctl.folder(jobctl.done("--name", "43 things", "true")).parent
+    numbers = [43, *range(430, 440), *range(4300, 4400), 3, 42, 44, 429, 440, 4299, 4400]
+    for number in numbers:
+        shutil.copytree(jobs / "1", jobs / str(number))
+    monkeypatch.setenv("JOBCTL_STATE_DIR", str(jobctl.state_dir))
+    assert [*offered_by_us("jobctl get 43")] == [str(number) for number in sorted(numbers[:111])]
+    assert [*offered_by_us("jobctl get 439")] == ["439", *map(str, range(4390, 4400))]
+    assert len(offered_by_us("jobctl get ")) == 100
+    where, values = beginning("43")
+    with closing(sqlite3.connect(jobctl.state_dir / "index.db")) as db:
+        plan = db.execute(f"EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE {where}", values)
+        assert not [row for row in plan if "SCAN" in row[-1]]
 
 
 def test_nothing_to_offer_is_no_error(shell: str, env: dict[str, str]) -> None:

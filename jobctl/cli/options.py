@@ -22,7 +22,10 @@ from jobctl.paths import state_dir
 
 _OFFERED = 100
 """Jobs that completion offers at most, the newest."""
-_WILD = re.compile(r"[*?\[]")
+_DIGITS = 18
+"""Of the longest id that is looked for."""
+_LAST = chr(0x10FFFF)
+"""What stands after all other characters."""
 
 if TYPE_CHECKING:
     from jobctl.agent.client import Asked
@@ -258,7 +261,10 @@ def complete_directory(
 def complete_jobs(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Return ids and names of the newest jobs, with their states and commands."""
+    """Return ids and names of jobs, with their states and commands.
+
+    Of all that begin as what is typed; of the newest ones if nothing is.
+    """
     from jobctl.store import NEWEST_FIRST, Store
 
     try:
@@ -267,21 +273,19 @@ def complete_jobs(
     except JobctlError:
         return []
     sign = "%" if incomplete.startswith("%") else ""
-    prefix = _WILD.sub("[\\g<0>]", incomplete.removeprefix(sign)) + "*"
-    jobs = store.select(
-        "CAST(id AS TEXT) GLOB ? OR name GLOB ?",
-        [prefix, prefix],
-        f"{NEWEST_FIRST} LIMIT {_OFFERED}",
-    )
+    if prefix := incomplete.removeprefix(sign):
+        jobs = store.briefs(*beginning(prefix))
+    else:
+        jobs = store.briefs("1", (), f"{NEWEST_FIRST} LIMIT {_OFFERED}")
     helps = dict[str, str]()
-    for job in sorted(jobs, key=lambda job: job.key):
-        help_text = f"{job.state.value} {printable(job.command)[:60]}"
+    for job in sorted(jobs):
+        help_text = f"{job.state} {printable(job.command)[:60]}"
         # Names that a shell would need quoted are left to be typed.
         named = quoting.readable([job.name]) == job.name
         if sign and named:
             helps[sign + job.name] = help_text  # of those of one name the newest
         elif not sign:
-            helps[job.id] = help_text
+            helps[str(job.id)] = help_text
             if named:
                 helps.setdefault(job.name, help_text)
     return [
@@ -289,6 +293,21 @@ def complete_jobs(
         for value, text in helps.items()
         if value.startswith(incomplete)
     ]
+
+
+def beginning(prefix: str) -> tuple[str, list[object]]:
+    """Return a condition, and its values, for jobs whose name or id begins so.
+
+    As ranges, which an index answers without a look at the other jobs.
+    """
+    name = prefix.encode("utf-8", "replace").decode()
+    where, values = "name BETWEEN ? AND ?", list[object]([name, name + _LAST])
+    if prefix.isascii() and prefix.isdecimal() and prefix[0] != "0":
+        for more in range(_DIGITS - len(prefix) + 1):
+            first = int(prefix) * 10**more
+            where += " OR id BETWEEN ? AND ?"
+            values += (first, first + 10**more - 1)
+    return where, values
 
 
 def complete_hosts(
