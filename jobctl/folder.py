@@ -262,6 +262,7 @@ class Folder:
             "ended_boot": ended.boot,
             "ended_uptime": ended.uptime,
             "still_written": still_written,
+            "told": marks.told,
             "has_more_data": self.stays_there()
             or any(marks.next(stream, self.size(stream)) for stream in STREAMS),
         }

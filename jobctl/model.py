@@ -157,6 +157,8 @@ class Job(NamedTuple):
     """Finished, but something it left running can write more output."""
     tally: tuple[tuple[str, int], ...] = ()
     """How many children are in which state, in the order of State."""
+    told: bool = False
+    """Whether a receiver has told why it Failed."""
 
     @property
     def children(self) -> tuple[str, ...]:

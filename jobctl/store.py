@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -63,6 +64,9 @@ _MIGRATIONS = (
     """
     DELETE FROM jobs; -- they have a count instead of their children's ids
     DELETE FROM seen;
+    """,
+    """
+    UPDATE jobs SET final = 0; -- they say whether it was told why they failed
     """,
 )
 _PATIENCE = 30.0
@@ -391,6 +395,10 @@ def _load(record: str) -> Job:
     try:
         fields = json.loads(record)
         fields["state"] = State(fields["state"])
+        # There are many jobs with the same, and all of them are in memory at a time.
+        for key in ("type", "reason", "location", "command", "cwd", "ended_boot"):
+            fields[key] = sys.intern(fields[key])
+        fields["argv"] = tuple(map(sys.intern, fields["argv"]))
         return Job(**fields)
     except (ValueError, TypeError, KeyError) as error:
         raise sqlite3.DatabaseError("a record cannot be read") from error

@@ -299,6 +299,7 @@ class Task(Folder):
             ended_boot=ended.boot,
             elapsed=ended.took(run.began),
             has_more_data=self._has_more(number, lambda number: marks),
+            told=marks.told,
         )
 
     def _command_of(self, words: tuple[str, ...], item: str, number: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, wait_until
+from conftest import PROGRAM, Jobctl, wait_until
 
 from jobctl import process, quoting
 from jobctl.errors import NotFound
@@ -86,6 +86,30 @@ def test_made_anew_it_selects_the_same(many: Jobctl) -> None:
     assert [many.out("get", "-q", *question) for question in questions] == before
 
 
+def test_what_is_over_is_not_looked_at(jobctl: Jobctl, tmp_path: Path) -> None:
+    """Nor is what a receiver has nothing to tell of; or all would take as long as all jobs."""
+    for status in (0, 3):
+        jobctl.done("-c", f"echo x; exit {status}")
+    each = ("start", "-q", "--wait", "--foreach", "-", "true")
+    jobctl.run(*each, input=b"a\nb\n")
+    jobctl.run("receive", "--all")
+    jobctl.run("get", "-q")
+    trace = tmp_path / "trace"
+    words = [*("strace", "-f", "-qq", "-o", str(trace), "-e", "trace=open,openat"), PROGRAM]
+    for command, status in [
+        (("wait", "-q", "--all"), 1),
+        (("wait", "-q", "--any", "1-3"), 0),
+        (("receive", "--all"), 0),
+        (("receive", "--wait", "--all"), 1),
+        (("get", "-q"), 0),
+    ]:
+        result = subprocess.run([*words, *command], env=jobctl.env, stdout=subprocess.DEVNULL)
+        assert result.returncode == status
+        opened = trace.read_text()
+        assert f"{jobctl.state_dir}/index." in opened
+        assert f"{jobctl.state_dir}/jobs/" not in opened, command
+
+
 def test_versions(many: Jobctl) -> None:
     before = many.out("get", "-o", "json")
     index(many).write_bytes(b"")
@@ -96,7 +120,7 @@ def test_versions(many: Jobctl) -> None:
             db.execute("CREATE TABLE of_another_time (x)")
         assert many.out("get", "-o", "json") == before
         with closing(sqlite3.connect(index(many))) as db, db:  # rebuilt, and kept
-            assert db.execute("PRAGMA user_version").fetchone()[0] == 5
+            assert db.execute("PRAGMA user_version").fetchone()[0] == 6
             assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == 200
             tables = db.execute("SELECT name FROM sqlite_master").fetchall()
             assert ("of_another_time",) not in tables

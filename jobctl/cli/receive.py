@@ -178,8 +178,9 @@ def _in_the_way(path: str) -> str:
 def deliver(jobs: list[Job], manner: Manner) -> int:
     """Deliver the output there is; return the exit status."""
     store = Store(paths.state_dir())
+    jobs = [job for job in jobs if manner.wants(job)]
     errors = _fetched(store, jobs)
-    pieces = parts(store, jobs)
+    pieces = [job for job in parts(store, jobs) if manner.wants(job)]
     ids = [job.id for job in pieces]
     with _doubting(ids):
         receiver = Receiver(store.jobs, manner, Listener(_failure, _emptied))
@@ -219,12 +220,16 @@ def follow(
     from jobctl.cli import terminal
 
     store = Store(paths.state_dir())
-    ids = sorted({part for job in jobs for part in job.children or (job.id,)}, key=order)
     alone = len(jobs) == 1 and not jobs[0].children
+    over = [] if alone or events else [job for job in jobs if not manner.wants(job)]
+    """Those of which there is nothing more to tell."""
+    received = {job.id for job in over}
+    goes_on = [job for job in jobs if job.id not in received]
+    ids = sorted({part for job in goes_on for part in job.children or (job.id,)}, key=order)
     listener = Listener(_failure, _emptied, _event if events else None)
     receiver = Receiver(store.jobs, manner, listener)
     try:
-        for error in _fetched(store, jobs):
+        for error in _fetched(store, goes_on):
             raise error
         with _doubting(ids):
             ends = Ends(store.jobs, ids, force, terminal.person(deadline), news, render.say)
@@ -241,7 +246,9 @@ def follow(
         return _TIMED_OUT
     if alone:
         return _status_of(ended[0]) if ended else JobctlError.status  # was removed
-    return int(len(ended) < len(ids) or any(j.state is not State.COMPLETED for j in ended))
+    ended += over
+    failed = any(job.state is not State.COMPLETED for job in ended)
+    return int(failed or len(ended) < len(ids) + len(over))
 
 
 def _status_of(job: Job) -> int:

@@ -86,14 +86,16 @@ def _until_finished(
 
     And whether others were removed meanwhile.
     """
-    done: list[Job] = []
+    done = [job for job in jobs if job.final]
     boot = process.boot_id()
     removed = False
-    waiting = {job.id for job in jobs}
+    waiting = {job.id for job in jobs if not job.final}
     folders = options.jobs()
-    left = {job.id: set(_parts(folders, job)) for job in jobs}
+    left = {job.id: set(_parts(folders, job)) for job in jobs if not job.final}
     """The parts of each job that are not finished."""
     waited_for = set[str]().union(*left.values())
+    if first and done:
+        return done, waiting, removed
     bar = _Bar(jobs, folders, waited_for)
     with bar.shown:
         ask = bar.asking(terminal.person(deadline))
@@ -125,14 +127,15 @@ class _Bar:
     def __init__(self, jobs: list[Job], folders: Jobs, waited_for: set[str]) -> None:
         """Show nothing yet.
 
-        :param waited_for: the parts that are not finished, which others take out.
+        :param waited_for: the parts that were not finished, which others take out.
         """
         self._waited_for = waited_for
-        self._parts = len(waited_for)
+        over = sum(max(1, job.child_count) for job in jobs if job.final)
+        self._parts = len(waited_for) + over
         self._tasks = [
             folder
             for job in jobs
-            if job.child_count
+            if job.child_count and not job.final
             for folder in [folders.folder(job.id)]
             if isinstance(folder, Task)
         ]

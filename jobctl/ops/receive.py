@@ -50,6 +50,12 @@ class Manner:
     umask: int = 0o077
     """What the files in output_dir are not to allow."""
 
+    def wants(self, job: Job) -> bool:
+        """Whether a job, as it is now, may have something: of thousands most are received."""
+        told = job.told or job.state in (State.COMPLETED, State.STOPPED)
+        over = job.final and told and not job.has_more_data
+        return not over or self.again or self.output_dir is not None
+
 
 @dataclass
 class Listener:
@@ -114,13 +120,7 @@ class Receiver:
         """
         with self._accounting():
             for job in jobs:
-                if self._may_have_something(job):
-                    self._collect(job)
-
-    def _may_have_something(self, job: Job) -> bool:
-        """Whether it is worth a look: of thousands of items most may be received."""
-        done = job.state.finished and job.state is not State.FAILED and not job.has_more_data
-        return not done or self._manner.again or self._manner.output_dir is not None
+                self._collect(job)
 
     def together(self, groups: Iterable[tuple[bytes, list[str]]]) -> None:
         """Deliver the output of the first of each group of jobs for all of it, below a header."""
