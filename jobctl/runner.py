@@ -109,6 +109,8 @@ def stop_items(task: Task, numbers: list[int], grace: float, reason: str) -> set
     :param numbers: 0 is the whole job.
     :raises Cut: that may not have been done.
     """
+    if not numbers:
+        return set()
     words = ("stop", task.path, f"{grace * 100:.0f}", reason, *task.stop_targets(numbers))
     return task.ids_of(_said(*words, script=_ITEMS))
 
