@@ -789,14 +789,14 @@ detached() {
     # What our caller ignores, as under nohup, the job need not.
     ! env --default-signal true 2>/dev/null || set -- --default-signal "$@"
     {
-        if [ "$background" ]; then env -i "$@" & else env -i "$@"; fi
+        if [ "$background" ]; then env -i "$@" <&0 & else env -i "$@"; fi
     } 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 }
 
-# Has runner.sh act on jobs with the words $@, and prints the numbers that it does, or "killed" as
-# well if that is what became of it.
+# Has runner.sh act on jobs with the words $@ and with $why, and prints the numbers that it does, or
+# "killed" as well if that is what became of it.
 acted() {
-    said=$(detached "$@" </dev/null)
+    said=$(put_line "${why-}" | detached "$@")
     case $newline$said in
     *"${newline}done") printf '%s\n' "${said%done}" ;;
     *) printf '%s\nkilled\n' "$said" ;;
@@ -1460,7 +1460,7 @@ end_jobs() {
     shift 2
     aim "$@"
     # shellcheck disable=SC2086  # several words
-    [ -z "$targets" ] || left=$(acted stop "$PWD" "$grace" "$why" $targets)
+    [ -z "$targets" ] || left=$(acted stop "$PWD" "$grace" $targets)
     for number in $left; do
         case $number in
         killed) say_killed "end them" ;;

@@ -7,7 +7,7 @@
 #
 #   sh items.sh slots DIR K LAST [PID]     be slot K of the job in DIR, after starting those
 #                                          up to LAST; ends PID, a shell that waits for us
-#   sh items.sh stop DIR GRACE REASON ITEM...   end what runs of these items: TERM, GRACE hundredths
+#   sh items.sh stop DIR GRACE ITEM... <REASON  end what runs of these items: TERM, GRACE hundredths
 #                                          of a second, KILL; prints the numbers of items of
 #                                          which something is left all the same
 #   sh items.sh signal DIR NAME ITEM...    send one signal; prints the numbers of items of which it
@@ -536,9 +536,11 @@ end_items() {
 
 stop_items() {
     cd -- "$1" || return # it was removed
-    shift
+    grace=$2
+    shift 2
+    IFS= read -r reason
     boot
-    end_items "$@"
+    end_items "$grace" "$reason" "$@"
     for member in $known; do
         put_line "${member%%/*}"
     done | sort -u

@@ -111,8 +111,8 @@ def stop_items(task: Task, numbers: list[int], grace: float, reason: str) -> set
     """
     if not numbers:
         return set()
-    words = ("stop", task.path, f"{grace * 100:.0f}", reason, *task.stop_targets(numbers))
-    return task.ids_of(_said(*words, script=_ITEMS))
+    words = ("stop", task.path, f"{grace * 100:.0f}", *task.stop_targets(numbers))
+    return task.ids_of(_said(*words, script=_ITEMS, told=reason))
 
 
 class Sent(NamedTuple):
@@ -154,7 +154,7 @@ def stop(targets: list[tuple[Folder, str]], grace: float, reason: str) -> set[st
     if not targets:
         return set()
     jobs = os.path.dirname(targets[0][0].path)
-    return _said("stop", jobs, f"{grace * 100:.0f}", reason, *_named(targets))
+    return _said("stop", jobs, f"{grace * 100:.0f}", *_named(targets), told=reason)
 
 
 def send(targets: list[tuple[Folder, str]], name: str) -> Sent:
@@ -168,11 +168,18 @@ def send(targets: list[tuple[Folder, str]], name: str) -> Sent:
     return sent(_said("signal", os.path.dirname(targets[0][0].path), name, *_named(targets)))
 
 
-def _said(*words: str, script: str = SCRIPT) -> set[str]:
-    """Run a script to its end and return the words that it prints before "done"."""
+def _said(*words: str, script: str = SCRIPT, told: str = "") -> set[str]:
+    """Run a script to its end and return the words that it prints before "done".
+
+    :param told: a line for it that is not for all who can list the processes.
+    """
     said, say = os.pipe()
-    pid = _spawn(*words, script=script, descriptors={1: say})
+    heard, tell = os.pipe()
+    pid = _spawn(*words, script=script, descriptors={0: heard, 1: say})
     os.close(say)
+    os.close(heard)
+    with suppress(BrokenPipeError), open(tell, "wb") as line:
+        line.write(os.fsencode(told) + b"\n")
     with open(said) as lines:
         found = set(lines.read().split())
     os.waitpid(pid, 0)

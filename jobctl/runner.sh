@@ -8,9 +8,8 @@
 #   sh runner.sh run DIR                          run the job in DIR
 #   sh runner.sh begin DIR [PID]                  the same, and make it real first; ends
 #                                                 PID, a shell that waits for us
-#   sh runner.sh stop JOBS GRACE REASON JOB...    TERM, GRACE hundredths of a second, KILL;
-#                                                 prints the numbers of jobs of which
-#                                                 something is left all the same
+#   sh runner.sh stop JOBS GRACE JOB... <REASON   TERM, GRACE hundredths of a second, KILL; prints
+#                                                 the numbers of jobs of which something is left
 #   sh runner.sh signal JOBS NAME JOB...          send one signal; prints the numbers of jobs of
 #                                                 which it reached nothing, and NUMBER:unbegun
 #   sh runner.sh announce DIR STATE CODE          say here that a job has ended elsewhere
@@ -476,8 +475,9 @@ not_elsewhere() {
 
 stop() {
     cd -- "$1" || exit 125
-    grace=$2 reason=$3
-    shift 3
+    IFS= read -r reason # everybody can read what is on a command line
+    grace=$2
+    shift 2
     boot
     not_elsewhere "$@"
     eval "set -- $jobs"

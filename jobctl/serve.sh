@@ -317,6 +317,7 @@ more_slots() {
 end_items() {
     (
         {
+            # shellcheck disable=SC2030
             tag=$1 folder=$2 grace=$3 reason=$4
             shift 4
             cd "$folder" || { answer "$tag ok"; exit; }
@@ -325,7 +326,7 @@ end_items() {
                 answer "$tag no $away"
                 exit
             fi
-            told_to stop items.sh "$tag" . "$grace" "$reason" "$@"
+            told_to stop items.sh "$tag" . "$grace" "$@"
         } &
     )
 }
@@ -349,12 +350,13 @@ signal_items() {
 
 killed='the process that was to do it there was killed; do it again'
 
-# Has script $2 do $1 with the words after tag $3, and answers what it prints.
+# Has script $2 do $1 with the words after tag $3 and with $reason, and answers what it prints.
 told_to() {
     verb=$1 script=$2 tag=$3
     shift 3
     printed='' finished=''
-    for word in $(sh "$here/$script" "$verb" "$@" </dev/null 7>&-); do
+    # shellcheck disable=SC2031  # it is the same subshell
+    for word in $(put_line "${reason-}" | sh "$here/$script" "$verb" "$@" 7>&-); do
         [ "$word" != 'done' ] || { finished=1 && continue; }
         printed="$printed $word"
         # What several write into a pipe stays whole to 4096 bytes.
@@ -365,7 +367,13 @@ told_to() {
 
 end() {
     # The other requests are not to wait for its grace.
-    (told_to stop runner.sh "$@" &)
+    (
+        {
+            tag=$1 jobs=$2 grace=$3 reason=$4
+            shift 4
+            told_to stop runner.sh "$tag" "$jobs" "$grace" "$@"
+        } &
+    )
 }
 
 signal() {

@@ -23,6 +23,8 @@ from test_bare import Bare
 from test_items import each
 
 _FINISHED = {"Completed", "Failed", "Stopped"}
+REASON = "nobody else's  $(business)\\n'"
+STOP = ("stop", "--grace", "50", "--reason", REASON)
 
 
 def acting(job: str) -> list[int]:
@@ -34,6 +36,7 @@ def cut_short(program: Jobctl | Bare, job: str, instance_id: str, *words: str) -
     """Kill what ends a job on behalf of a command; return the status and words of that."""
     process = program.popen(*words, job, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     for pid in wait_until(lambda: acting(instance_id)):
+        assert pid not in processes_with(REASON)  # all can read what is on a command line
         os.kill(pid, signal.SIGKILL)
     return process.wait(60), process.communicate()[1].decode()
 
@@ -45,13 +48,15 @@ def test_what_ends_jobs_is_killed(either: Far) -> None:
     wait_until(lambda: len(sleeping(nap)) == 2)
     for job in jobs:
         instance_id = either.job(job)["instance_id"]
-        for words in (("stop", "--grace", "50"), ("remove", "--force")):
+        for words in (STOP, ("remove", "--force")):
             status, said = cut_short(either, job, instance_id, *words)
             assert status == (5 if either.remote else 125), said
             assert "was killed; do it again" in said
             assert either.state(job) not in _FINISHED
         either.run("stop", "--grace", "0", job)
-        assert either.state(job) == "Stopped"
+        record = either.job(job)
+        assert record["state"] == "Stopped"
+        assert record["reason"] == f"stopped by user: {' '.join(REASON.split())}"
     assert sleeping(nap) == []
 
 
@@ -61,7 +66,7 @@ def test_what_ends_jobs_of_a_host_is_killed(jobctl: Jobctl, shell: str) -> None:
     bare, nap = Bare(shell_words(shell), jobctl), sleeper()
     job = jobctl.sh(f"trap '' TERM; exec {nap}")
     wait_until(lambda: sleeping(nap))
-    for words in (("stop", "--grace", "50"), ("remove", "--force")):
+    for words in (STOP, ("remove", "--force")):
         status, said = cut_short(bare, job, jobctl.job(job)["instance_id"], *words)
         assert (status, "was killed; do it again" in said) == (125, True)
         assert jobctl.state(job) not in _FINISHED

@@ -543,7 +543,7 @@ def test_a_job_that_stops_itself(run: Run, tmp_path: Path) -> None:
     stop = " ".join([*runner.SHELL, runner.SCRIPT])
     ran = run(
         text=f"""{nap} & cd "${{JOBCTL_PROGRESS%/*}}"; id=$JOBCTL_INSTANCE_ID
-        unset JOBCTL_INSTANCE_ID; cd ..; setsid {stop} stop . 20 me "$JOBCTL_ID:$id" & wait
+        unset JOBCTL_INSTANCE_ID; cd ..; echo me | setsid {stop} stop . 20 "$JOBCTL_ID:$id" & wait
         {nap}"""
     )
     assert ran.end().state is State.STOPPED
