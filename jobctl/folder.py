@@ -269,33 +269,37 @@ class Folder:
 
     def _settle_lost(self, reason: str, boot: str) -> None:
         """Write down that nobody knows how the job ended, unless somebody does."""
-        self._settle_as(State.FAILED, reason, boot)
+        with suppress(OSError):  # who only looks goes on, and the next one tries again
+            self._settle_as(State.FAILED, reason, boot)
 
     def _settle_as(self, state: State, reason: str, boot: str) -> None:
-        """Write down the end of a job that no runner writes down."""
+        """Write down the end of a job that no runner writes down.
+
+        :raises OSError: the disk is full, say.
+        """
         why = records.one_line(reason)
         record = {"state": state.value, "code": "", "signal": "", "reason": why}
         ended = records.dump_moment(process.now()._replace(boot=boot), "ended", "boot")
-        with suppress(OSError):
-            self.settle(quoting.dump({key: os.fsencode(v) for key, v in record.items()} | ended))
+        self.settle(quoting.dump({key: os.fsencode(v) for key, v in record.items()} | ended))
 
     def settle(self, content: bytes) -> bool:
         """Write down the job's end; return False if somebody did so before.
 
-        :raises OSError: the disk is full, say.
+        :raises OSError: the disk is full, say; then all that is there stays.
         """
-        aside, first = f"exit.{os.getpid()}.{threading.get_ident()}", True
+        aside = f"exit.{os.getpid()}.{threading.get_ident()}"
         try:
             self.put(aside, content)
+            first = self._becomes_end(aside)
+        except OSError as error:
             try:
-                os.link(self.file(aside), self.file("exit"))
-            except FileExistsError:
-                first = not self.finished()
-                if first:  # empty: its bytes were lost with the power
-                    os.replace(self.file(aside), self.file("exit"))
+                first = self._settle_in_kept_room(content)
+            except FileNotFoundError:
+                raise error from None
         finally:
-            for name in (aside, "exit.new", *FOR_HOSTS):
-                self.unlink(name)
+            self.unlink(aside)
+        for name in ("exit.new", *FOR_HOSTS):
+            self.unlink(name)
         if not self.has("sent") and not self.spec().get("on_finish"):
             for name in ("env", "env.odd"):  # as the runner would have done
                 self.unlink(name)
@@ -351,6 +355,26 @@ class Folder:
         """Return what the job was to be, which is read once: it does not change."""
         self._spec = self._spec or records.load(self.file("spec"))
         return self._spec
+
+    def _settle_in_kept_room(self, content: bytes) -> bool:
+        """Write down the job's end where room was kept for it when the job was made."""
+        with open(records.opened(self.file("exit.new"), os.O_RDWR), "r+b") as kept:
+            # Of two that do so, the second one would write over the end itself.
+            fcntl.flock(kept, fcntl.LOCK_EX)
+            if self.finished():
+                return False
+            whole.over(kept.fileno(), content)
+            return self._becomes_end("exit.new")
+
+    def _becomes_end(self, name: str) -> bool:
+        """Make a file the record of the job's end; return False if there is one already."""
+        try:
+            os.link(self.file(name), self.file("exit"))
+        except FileExistsError:
+            if self.finished():
+                return False
+            os.replace(self.file(name), self.file("exit"))  # its bytes were lost with the power
+        return True
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""

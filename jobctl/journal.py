@@ -53,6 +53,8 @@ class Journals:
         """In which slots they did."""
         self._boots: dict[str, str] = {}
         """The boots that slots are of."""
+        self._unwritten: dict[int, bytes] = {}
+        """The lines for which the disk had no room."""
         self.newest: list[int] = []
         """Their numbers, in the order in which we read them."""
 
@@ -206,9 +208,7 @@ class Journals:
                 if rest[:1] == b"B":
                     self._begun[number] = slot, rest
                 elif number not in self.ends:
-                    self.ends[number] = rest
-                    self._ended_in[number] = slot
-                    self.newest.append(number)
+                    self._take_end(slot, number, rest)
 
     def first_began(self) -> float | None:
         """Return when the first item began."""
@@ -220,17 +220,40 @@ class Journals:
         times = (self._run(slot, line).began.time for slot, (_, line) in first.items())
         return min((began for began in times if began is not None), default=None)
 
-    def note_end(self, number: int, state: State, reason: str) -> None:
+    def note_end(self, number: int, state: State, reason: str, later: bool = False) -> None:
         """Write down the end of an item that no slot writes down.
 
+        :param later: where the disk takes nothing, let flush() do so; here it counts already.
         :raises OSError: the disk is full, say.
         """
         letter = next(key for key, known in STATES.items() if known is state).decode()
         now = process.now()
         ended = f"{now.time:.2f} {'-' if now.uptime is None else f'{now.uptime:.2f}'}"
         # A full disk may have taken a part of what stands before.
-        line = os.fsencode(f"\n{number} {letter} - - {ended} {records.one_line(reason)}\n")
-        os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
-        path = f"{self._path}/0/journal"
-        whole.append(path, line)
-        self.catch_up()
+        rest = os.fsencode(f"{letter} - - {ended} {records.one_line(reason)}")
+        self._unwritten[number] = rest
+        try:
+            self.flush()
+        except OSError:
+            if not later:
+                del self._unwritten[number]
+                raise
+            self._take_end("0", number, rest)
+        else:
+            self.catch_up()
+
+    def flush(self) -> None:
+        """Write down the ends for which the disk had no room.
+
+        :raises OSError: it still has none.
+        """
+        for number, rest in list(self._unwritten.items()):
+            os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
+            # A full disk may have taken a part of what stands before.
+            whole.append(f"{self._path}/0/journal", b"\n%d %s\n" % (number, rest))
+            del self._unwritten[number]
+
+    def _take_end(self, slot: str, number: int, rest: bytes) -> None:
+        self.ends[number] = rest
+        self._ended_in[number] = slot
+        self.newest.append(number)

@@ -94,7 +94,11 @@ def resume(task: Task) -> None:
     if not task.interrupted():
         return
     with task.alone() as lock:
-        if lock is not None and (left := task.recovered(boot)):
+        left = 0
+        if lock is not None:
+            with suppress(OSError):  # the disk is full, say; it is tried again
+                left = task.recovered(boot)
+        if lock is not None and left:
             throttle = int(task.spec().get("throttle", b"1"))
             begin_slots(task, lock, max(1, min(left, throttle)))
 

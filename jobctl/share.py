@@ -202,8 +202,9 @@ class FarTask(Task):
         self._journals.note_end(number, state, reason)
 
     def conclude(self) -> None:
-        """Write down how the whole has ended."""
-        self._conclude(process.boot_id())
+        """Write down how the whole has ended, if the disk has room."""
+        with suppress(OSError):
+            self._conclude(process.boot_id())
 
 
 class ShareFolder(Folder):

@@ -139,7 +139,8 @@ class Task(Folder):
     def _runs(self, boot: str) -> dict[int, Run]:
         """Return what runs, once it is written down what does no more."""
         if self.interrupted():
-            self.recover(boot)
+            with suppress(OSError):  # the disk takes nothing; the next one tries again
+                self.recover(boot)
         runs = self._journals.runs()
         if not self.finished():
             for number, run in list(runs.items()):
@@ -161,7 +162,7 @@ class Task(Folder):
         if self.has(name := f"children/{number}.stop"):
             state = State.STOPPED
             reason = os.fsdecode(self.get(name).strip()) or "stopped by user"
-        self._journals.note_end(number, state, reason)
+        self._journals.note_end(number, state, reason, later=True)
         return True
 
     def _states(self, runs: dict[int, Run], boot: str) -> list[State]:
@@ -458,8 +459,12 @@ class Task(Folder):
         return True
 
     def _conclude(self, boot: str) -> None:
-        """Write down how the whole has ended."""
+        """Write down how the whole has ended.
+
+        :raises OSError: the disk is full, say; then nothing is forgotten.
+        """
         self._journals.catch_up()
+        self._journals.flush()
         rest = (State.FAILED, self.get("lost")) if self.has("lost") else (State.STOPPED, b"")
         children = [
             (number, STATES[line[:1]], line.split(b" ", 5)[-1])

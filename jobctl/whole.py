@@ -24,6 +24,18 @@ def write(path: str, content: bytes) -> None:
         raise
 
 
+def over(fd: int, content: bytes) -> None:
+    """Write over all that is in a file, which needs no room if that is no less.
+
+    What is left of it becomes empty lines.
+
+    :raises OSError: nothing more can be written, say.
+    """
+    data = content.ljust(os.fstat(fd).st_size, b"\n")
+    if os.pwrite(fd, data, 0) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def append(path: str, line: bytes) -> None:
     """Write a line at the end of a file; where that fails, nothing of it is there.
 

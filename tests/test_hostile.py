@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM, WEIRD, Jobctl, at_rest, first_of, wait_until
+from conftest import (
+    PROGRAM,
+    WEIRD,
+    Jobctl,
+    at_rest,
+    first_of,
+    living_slots,
+    sleeper,
+    sleeping,
+    wait_until,
+)
 
-from jobctl.folder import STREAMS
+from jobctl import records
+from jobctl.folder import STREAMS, Folder
 
 ROOT = os.geteuid() == 0
 SOMEBODY = 54321
@@ -299,6 +310,66 @@ def test_an_item_that_cannot_be_written_down(jobctl: Jobctl, disk: Disk, tmp_pat
         states = {child["state"] for child in jobctl.jobs("--children", job)[1:]}
         assert states <= ({"Completed", "Failed"} if killed else {"Completed"})
         assert len(begun) >= 120 - killed
+
+
+def killed_on_a_full_disk(jobctl: Jobctl, disk: Disk, stop: bool) -> str:
+    """Return a job with two items of which one was running as its slot was killed."""
+    nap = sleeper()
+    job = jobctl.start("--foreach", "-", "-t", "1", "-c", nap, input=b"a\nb\n")
+    (command,) = wait_until(lambda: sleeping(nap))
+    if stop:
+        (jobctl.folder(job) / "stop").write_text("stopped by user: enough\n")
+    for pid in (*living_slots(jobctl.folder(job)), command):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not (sleeping(nap) or living_slots(jobctl.folder(job))))
+    journal = jobctl.folder(job) / "slots/1/journal"
+    with journal.open("ab") as file:  # so that the next line needs another page
+        file.write(b"x" * (os.sysconf("SC_PAGESIZE") - journal.stat().st_size - 1) + b"\n")
+    disk.fill()
+    return job
+
+
+def test_who_looks_at_what_cannot_be_written_down(jobctl: Jobctl, disk: Disk) -> None:
+    """Sees it as it is, and all other jobs; what is known is written when there is room."""
+    other = jobctl.done("true")
+    job = killed_on_a_full_disk(jobctl, disk, stop=False)
+    for _ in range(2):
+        assert jobctl.out("get", "-q") == f"{other}\n{job}\n"
+        assert jobctl.job(f"{job}.1")["reason"] == "lost: runner was killed"
+    disk.free()
+    jobctl.run("stop", job)
+    states = [jobctl.state(one) for one in (other, job, f"{job}.1", f"{job}.2")]
+    assert states == ["Completed", "Failed", "Failed", "Stopped"]
+
+
+def test_an_end_that_cannot_be_written_down_is_not_forgotten(jobctl: Jobctl, disk: Disk) -> None:
+    job = killed_on_a_full_disk(jobctl, disk, stop=True)
+    for _ in range(2):
+        jobctl.run("get", "-q")
+    disk.free()
+    record = jobctl.job(job)
+    assert (record["state"], record["reason"]) in (
+        ("Stopped", "stopped by user: enough"),
+        ("Failed", "lost: runner was killed"),
+    )
+
+
+def test_what_is_not_settled_keeps_all_that_it_had(jobctl: Jobctl, disk: Disk) -> None:
+    job = Folder(str(jobctl.folder(jobctl.done("true"))))
+    os.unlink(job.file("exit"))
+    for name in ("far.env", "env"):
+        job.put(name, b"export SECRET='x'\n")
+    disk.fill()
+    with pytest.raises(OSError, match="No space left"):
+        job.settle(b"state='Failed'\n")
+    assert job.get("far.env") == job.get("env") == b"export SECRET='x'\n"
+    disk.free()
+    job.put("exit.new", b"\n" * 512)
+    disk.fill()
+    assert job.settle(b"state='Failed'\n")
+    assert records.load(job.file("exit")) == {"state": b"Failed"}
+    assert not any(map(job.has, ("far.env", "env", "exit.new")))
+    assert not job.settle(b"state='Completed'\n")
 
 
 def test_start_on_a_full_disk(jobctl: Jobctl, disk: Disk) -> None:
