@@ -320,6 +320,14 @@ class Marks(NamedTuple):
         found = ((r[1], r[2]) for r in self.returned_ranges if r[0] == stream and r[2] in mine)
         return next(found, None)
 
+    def rewound(self) -> Marks:
+        """Return the marks moved back to the first of what came back, instead of a list of it."""
+        first = {"stdout": self.stdout, "stderr": self.stderr}
+        for stream, start, _ in self.returned_ranges:
+            first[stream] = min(first[stream], start)
+        marks = self._replace(stdout=first["stdout"], stderr=first["stderr"])
+        return marks._replace(returned_ranges=(), held=())
+
     def released(self, holder: str) -> Marks:
         """Return the marks after a process has let go of what it holds."""
         held = tuple(claim for claim in self.held if claim[2] != holder)

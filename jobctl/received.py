@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -18,8 +17,9 @@ _LINE = 60
 class PartMarks:
     """The read marks of the children of one job."""
 
-    def __init__(self, path: str) -> None:
-        """Take the job's folder."""
+    def __init__(self, path: str, count: Callable[[], int]) -> None:
+        """Take the job's folder, and what returns how many children it has."""
+        self._count = count
         self._path = f"{path}/received"
         self._children = f"{path}/children"
 
@@ -60,6 +60,13 @@ class PartMarks:
     def _returned(self, number: int) -> str:
         return f"{self._children}/{number}.returned"
 
+    def _put_more(self, number: int, marks: Marks) -> None:
+        fd = records.opened(self._returned(number), os.O_WRONLY | os.O_CREAT)
+        try:
+            records.move_marks(fd, marks)
+        finally:
+            os.close(fd)
+
     @contextmanager
     def moving(self, number: int) -> Iterator[Callable[[Marks], None]]:
         """Hold the right to move the marks of a child; gives what moves them.
@@ -72,23 +79,22 @@ class PartMarks:
             flags = "-" + "t" * marks.told
             if marks.returned_ranges:
                 # More than fits; and before the line that says so, as that moves a mark back.
-                more = records.opened(self._returned(number), os.O_WRONLY | os.O_CREAT)
                 try:
-                    records.move_marks(more, marks)
-                finally:
-                    os.close(more)
-                flags += "r"
+                    self._put_more(number, marks)
+                    flags += "r"
+                except OSError:
+                    marks = marks.rewound()  # rather once more than never
             sums = {stream: str(known) for stream, _, known in marks.traces}
             words = (sums.get("stdout", "-"), sums.get("stderr", "-"), flags)
             line = f"{marks.stdout:016d} {marks.stderr:016d} {' '.join(words)}"
-            os.pwrite(fd, line.encode().ljust(_LINE - 1) + b"\n", at)
+            records.put_at(fd, line.encode().ljust(_LINE - 1) + b"\n", at)
 
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            # What is delivered is to be noted in any case: so its room is taken before.
-            there = os.pread(fd, _LINE, at).strip(b"\0")
-            if not there and os.pwrite(fd, bytes(_LINE), at) != _LINE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # What is delivered is to be noted in any case: so there is room before, for all.
+            missing = _LINE * self._count() - os.fstat(fd).st_size
+            if missing > 0:
+                records.put_at(fd, bytes(missing), os.fstat(fd).st_size)
             yield move
         finally:
             os.close(fd)

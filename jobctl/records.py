@@ -188,13 +188,24 @@ def dump_marks(marks: Marks) -> bytes:
     return record + b"\n" * (-len(record) % 512)
 
 
+def put_at(fd: int, content: bytes, at: int) -> None:
+    """Write something into a file, whole and with one call.
+
+    :raises OSError: it cannot be written, or only a part of it.
+    """
+    if os.pwrite(fd, content, at) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def move_marks(fd: int, marks: Marks) -> None:
     """Write down how much was received.
 
     In place, and with one call: that takes no room which a full disk does not have.
+
+    :raises OSError: it cannot be written.
     """
     record = dump_marks(marks)
-    os.pwrite(fd, record, 0)
+    put_at(fd, record, 0)
     if os.fstat(fd).st_size > len(record):
         os.ftruncate(fd, len(record))
 

@@ -149,10 +149,11 @@ class Store:
         chosen = ",".join({job_id.partition(".")[0] for job_id in ids})
         if not chosen:
             return
-        with suppress(sqlite3.Error):
-            self._attempt(
-                lambda db: db.execute(f"UPDATE jobs SET final = 0 WHERE id IN ({chosen})")
-            )
+        try:
+            self._connection().execute(f"UPDATE jobs SET final = 0 WHERE id IN ({chosen})")
+        except sqlite3.Error:  # damaged, or the disk is full: it is to be made anew
+            with suppress(OSError):
+                os.unlink(self._path)
 
     def _attempt(self, action: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with the index; where it turns out damaged, make it anew first.

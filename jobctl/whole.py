@@ -6,7 +6,7 @@ import errno
 import os
 from contextlib import suppress
 
-from jobctl.records import opened
+from jobctl.records import opened, put_at
 
 
 def write(path: str, content: bytes) -> None:
@@ -31,9 +31,7 @@ def over(fd: int, content: bytes) -> None:
 
     :raises OSError: nothing more can be written, say.
     """
-    data = content.ljust(os.fstat(fd).st_size, b"\n")
-    if os.pwrite(fd, data, 0) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    put_at(fd, content.ljust(os.fstat(fd).st_size, b"\n"), 0)
 
 
 def append(path: str, line: bytes) -> None:

@@ -74,8 +74,20 @@ class Unmarkable(JobctlError):
 
     def __init__(self, job_id: str, error: OSError) -> None:
         """Say so of a job."""
+        self.why = error.strerror
         super().__init__(
             f"job {job_id}: cannot note what is received: {error.strerror}; use --keep or --again"
+        )
+
+
+class Unmarked(JobctlError):
+    """What was delivered of a job cannot be written down, so that it comes once more."""
+
+    def __init__(self, job_id: str, stream: str, count: int, error: Unmarkable) -> None:
+        """Say so of some bytes of a stream."""
+        super().__init__(
+            f"job {job_id}: {count} bytes of its {stream} were delivered, and that cannot be noted:"
+            f" {error.why}; the next receive delivers them again"
         )
 
 
@@ -243,7 +255,7 @@ class Receiver:
             return False
         try:
             return self._deliver(job)
-        except Unmarkable as error:
+        except (Unmarkable, Unmarked) as error:
             if self._jobs.folder(job.id).exists():
                 self.errors[job.id] = error
             return False
@@ -274,7 +286,9 @@ class Receiver:
         sink.wait()
         with uninterrupted(), self._moving(folder) as move:
             before = self._marks(folder)
-            marks = before._replace(emptied=())
+            marks = noted = before._replace(emptied=())
+            if marks != before or self._next(marks, stream, folder.size_of(stream, source)):
+                move(marks)  # what cannot be noted afterwards is not delivered
             self._emptied += [(job.id, name) for name in before.emptied]
             left = _AT_ONCE
             span: tuple[int, int] | None = None
@@ -302,14 +316,17 @@ class Receiver:
                     if end := self._lines.begun(job.id, stream):
                         marks = self._claimed(marks, job, stream, reached, end)
                         marks = marks.with_trace(stream, end, records.Place(source, end).trace)
+                    try:
+                        move(marks)
+                    except Unmarkable as error:
+                        raise Unmarked(job.id, stream, taken, error) from None
+                    noted = marks
                     if not taken:
                         break
                     left -= taken
             finally:
-                if marks != before:
-                    move(marks)
-                    passed = folder.emptied_between(stream, before, marks)
-                    self._emptied += [(job.id, stream)] * passed
+                passed = folder.emptied_between(stream, before, noted)
+                self._emptied += [(job.id, stream)] * passed
             return marks != before or (bool(span) and taken is not None)
 
     def _next(self, marks: Marks, stream: str, size: int) -> tuple[int, int] | None:
@@ -401,7 +418,14 @@ class Receiver:
                     move = stack.enter_context(folder.receiving())
                 except OSError as error:
                     raise Unmarkable(folder.id, error) from None
-                yield move
+
+                def moved(marks: Marks) -> None:
+                    try:
+                        move(marks)
+                    except OSError as error:
+                        raise Unmarkable(folder.id, error) from None
+
+                yield moved
 
     @contextmanager
     def _accounting(self) -> Iterator[None]:

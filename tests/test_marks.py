@@ -1,0 +1,91 @@
+"""What is delivered is noted at once, and what cannot be noted is not delivered."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PROGRAM, Jobctl
+from test_hostile import Disk, _disk
+
+disk = _disk
+LINES = (
+    "awk 'BEGIN { for (i = 0; i < 60000; i++) printf \"%08d abcdefghijklmnopqrstuvwxyz\\n\", i }'"
+)
+_PIECE = 64 * 1024
+
+
+def broken(jobctl: Jobctl, folder: Path, fault: str, *words: str) -> tuple[list[str], bytes]:
+    """Return what breaks a write of a job's mark during a command, and what that prints."""
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(folder / "received")]
+    command = [*strace, "-e", f"inject=pwrite64:{fault}", PROGRAM, "receive", *words]
+    result = subprocess.run(command, env=jobctl.env, capture_output=True, check=False)
+    return result.stderr.decode().splitlines(), result.stdout
+
+
+@pytest.mark.parametrize("when", [1, 2, 9])
+def test_no_more_than_a_piece_comes_twice(jobctl: Jobctl, tmp_path: Path, when: int) -> None:
+    job = jobctl.done("-c", LINES)
+    folder, whole = jobctl.folder(job), (jobctl.folder(job) / "stdout").read_bytes()
+    home = tmp_path / "out"
+    for words in (("--tag",), (), ("--output-dir", str(home))):
+        (folder / "received").unlink(missing_ok=True)
+        _, first = broken(jobctl, folder, f"signal=KILL:when={when}", *words, job)
+        rest = jobctl.run("receive", *words, job).stdout
+        if home.exists():
+            first, rest = b"", (home / f"{job}.stdout").read_bytes()
+        got = (first + rest).replace(f"{job} localhost: ".encode(), b"")
+        assert len(whole) <= len(got) <= len(whole) + _PIECE
+        assert got.endswith(whole[-len(whole) // 2 :])
+        assert {*got.splitlines()} >= {*whole.splitlines()}
+
+
+@pytest.mark.parametrize("items", [False, True])
+def test_a_mark_that_cannot_be_written(jobctl: Jobctl, items: bool) -> None:
+    if items:
+        whole = jobctl.start("--foreach", "-", "-c", LINES, input=b"a\nb\n")
+        jobctl.run("wait", whole)
+        job, folder = f"{whole}.1", jobctl.folder(whole)
+    else:
+        job = jobctl.done("-c", LINES)
+        folder = jobctl.folder(job)
+    jobctl.run("receive", "--stream", "stderr", job)
+    said, got = broken(jobctl, folder, "error=EIO:when=1", job)
+    assert got == b""
+    assert said == [
+        f"jobctl: job {job}: cannot note what is received: Input/output error;"
+        " use --keep or --again"
+    ]
+    said, first = broken(jobctl, folder, "error=EIO:when=4+", job)
+    assert 0 < len(first) <= 3 * _PIECE
+    assert len(said) == 1
+    assert f"job {job}: " in said[0]
+    assert "bytes of its stdout were delivered, and that cannot be noted: Input/output" in said[0]
+    rest = jobctl.run("receive", job).stdout
+    output = jobctl.run("receive", "--again", job).stdout
+    assert len(output) <= len(first + rest) <= len(output) + _PIECE
+    assert output.endswith(rest)
+    assert output.startswith(first)
+
+
+def test_all_marks_have_their_room_before_the_first_byte(jobctl: Jobctl, disk: Disk) -> None:
+    each = "".join(f"{number}\n" for number in range(1, 71))
+    job = jobctl.start("--foreach", "-", "-t", "4", "echo", "{}", input=each.encode())
+    jobctl.run("wait", job)
+    disk.fill(free=4096)
+    full = jobctl.run("receive", job, status=None)
+    disk.free()
+    assert full.stdout.decode() in ("", each)
+    assert (full.stdout + jobctl.run("receive", job).stdout).decode() == each
+
+
+def test_what_is_received_on_a_full_disk_is_known(jobctl: Jobctl, disk: Disk) -> None:
+    job = jobctl.done("echo", "x")
+    jobctl.run("receive", "--keep", job)
+    (jobctl.folder(job) / "received").write_bytes(b"\n" * 512)
+    assert jobctl.job(job)["has_more_data"]
+    disk.fill()
+    assert jobctl.out("receive", job) == "x\n"
+    disk.free()
+    assert not jobctl.job(job)["has_more_data"]
