@@ -6,12 +6,13 @@ So whoever looks at it need not know where the job runs. Only the agent writes t
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from jobctl import process, quoting, records
-from jobctl.folder import Folder
+from jobctl.folder import SENT, Folder, cookie
 from jobctl.incoming import Incoming, sizes_there
 from jobctl.target import Target
 from jobctl.timing import Clocks
@@ -34,6 +35,10 @@ _RUN = (
     *("pid", "ticks", "began", "began_uptime"),
 )
 
+_PATH = re.compile(r"(guest|jobs)/[0-9A-Za-z-]{1,64}", re.ASCII)
+"""The folder of one job on a host, as serve.sh's ours() has it: what else a spec or a host names
+is none."""
+
 Differing = Callable[[Mapping[str, str]], bytes]
 
 
@@ -44,13 +49,13 @@ class Carried:
         self.folder = folder
         spec = folder.spec()
         self.id = folder.id
-        self.instance_id = spec.get("instance_id", b"").decode("ascii", "replace")
+        self.instance_id = cookie(spec.get("instance_id"))
         self.host = os.fsdecode(spec.get("host", b""))
         self.session = folder.session
         self.keeps_results_there = spec.get("results") == b"remote"
         self.on_finish = bool(spec.get("on_finish"))
-        self.path = os.fsdecode(spec.get("path", b"")) or f"guest/{self.instance_id}"
-        """Its folder on the host, below the state directory there."""
+        self.path = _path_in(spec)
+        """Its folder on the host, below the state directory there; "" if its spec is damaged."""
         self.caught_up = threading.Event()
         """All that the host had for us at one time is here."""
         self.brings_output = False
@@ -78,7 +83,7 @@ class Carried:
     @property
     def adopted(self) -> bool:
         """Whether it was begun by somebody else."""
-        return not self.path.startswith("guest/") or self.folder.has("adopted")
+        return self.path.startswith("jobs/") or self.folder.has("adopted")
 
     @property
     def wanted(self) -> bool:
@@ -130,7 +135,15 @@ class Carried:
 
     def note_sent(self) -> None:
         """Write down that the host may have it from now on."""
-        self.folder.put("sent", b"")
+        known = {key: value for key, value in self.folder.spec().items() if key in SENT}
+        self.folder.put("sent", quoting.dump(known))
+
+    @property
+    def nowhere(self) -> str:
+        """Why its host cannot be asked about it, "" if it can."""
+        if self.path:
+            return ""
+        return "damaged: its record does not tell which folder it has there; see --local-only"
 
     def note_accepted(self, answer: bytes = b"") -> None:
         """Write down that the host has it: if it loses its folder now, it may have begun."""
@@ -243,3 +256,10 @@ class Carried:
             with suppress(OSError):
                 stream.close()
         self._streams.clear()
+
+
+def _path_in(spec: Mapping[str, bytes]) -> str:
+    named, instance_id = records.text(spec.get("path")), cookie(spec.get("instance_id"))
+    if _PATH.fullmatch(named):
+        return named
+    return f"guest/{instance_id}" if instance_id and not named else ""

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 STREAMS = ("stdout", "stderr")
 FOR_HOSTS = ("far.env", "far.env.odd", "far.send")
 """Files with what is for the environment of a job on its host."""
+SENT = (
+    *("type", "location", "host", "session", "results", "instance_id", "path"),
+    *("ssh_identities", "ssh_options", "ssh_connect_timeout", "ssh_accept_new", "ssh_config"),
+)
+"""What of a spec is written down once more when a host may have the job, in the file `sent`: so it
+can be reached there, be the spec damaged."""
 PIECE = 1 << 20
 """Bytes moved at a time."""
 
@@ -353,7 +359,10 @@ class Folder:
 
     def spec(self) -> dict[str, bytes]:
         """Return what the job was to be, which is read once: it does not change."""
-        self._spec = self._spec or records.load(self.file("spec"))
+        if not self._spec:
+            self._spec = records.load(self.file("spec"))
+            if not cookie(self._spec.get("instance_id")):  # the last one: the end is missing
+                self._spec |= records.load(self.file("sent"))
         return self._spec
 
     def _settle_in_kept_room(self, content: bytes) -> bool:

@@ -510,7 +510,7 @@ with_what_lives() {
         { [ -z "$share" ] || spans; cookies | sed 's/^/cookie /'; } |
             awk -v share="$share" -v whole="${instance_id%????????????}" '
                 /^[1-9]/ { for (n = $1; n < $1 + $2; n++) ours[n] }
-                /^cookie / && index($3, whole) == 1 {
+                /^cookie / && whole != "" && index($3, whole) == 1 {
                     n = substr($3, length(whole) + 1) + 0
                     if (share == "" || n in ours) print n ":" $3
                 }'

@@ -168,7 +168,30 @@ undo() {
     rm -f spec spec.new run env env.odd exit.new
 }
 
+# Succeeds if $1 is the folder of one job. A computer whose record of a job is damaged is to reach
+# no other one by it, and nothing that sh would take for more than a word.
+ours() {
+    case $1 in
+    guest/*[!0-9A-Za-z-]* | jobs/*[!0-9A-Za-z-]*) false ;;
+    guest/?* | jobs/?*) ;;
+    *) false ;;
+    esac
+}
+
+# Succeeds if $2 is the folder of one job; else answers request $1, if it has a tag.
+is_ours() {
+    ours "$2" || { [ -z "$1" ] || answer "$1 no $2 is no folder of a job"; false; }
+}
+
+# Succeeds if all jobs in folder $2 that request $1 names, after $3 words of its own, are such.
+named_ours() {
+    tag=$1 jobs=$2
+    shift "$((3 + $3))"
+    for job in "$@"; do is_ours "$tag" "$jobs/${job%%:*}" || return 1; done
+}
+
 accept() {
+    is_ours "$1" "guest/$2" || return 0
     ours='' refused=''
     if [ ! -s "guest/$2/spec" ]; then
         if ! { mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress; }; then
@@ -239,6 +262,7 @@ write_environment() {
 }
 
 share() {
+    is_ours "$1" "guest/$2" || return 0
     if [ ! -s "guest/$2/spec" ]; then
         mkdir -p "guest/$2" && cd "guest/$2" && mkdir -p items taken begun children slots &&
             describe "$3" "$4" "$5" && mv -f spec.new spec
@@ -254,6 +278,7 @@ share() {
 }
 
 feed() {
+    is_ours "$1" "guest/$2" || return 0
     file=guest/$2/items/$5
     if [ ! -f "guest/$2/spec" ]; then
         answer "$1 no gone"
@@ -315,6 +340,7 @@ more_slots() {
 }
 
 end_items() {
+    is_ours "$1" "$2" || return 0
     (
         {
             # shellcheck disable=SC2030
@@ -344,6 +370,7 @@ find_elsewhere() {
 }
 
 signal_items() {
+    is_ours "$1" "$2" || return 0
     away=$(cd "$2" && shift 3 && find_elsewhere "$@" && put_line "$away")
     if [ "$away" ]; then answer "$1 no $away"; else told_to signal items.sh "$@"; fi
 }
@@ -366,6 +393,7 @@ told_to() {
 }
 
 end() {
+    named_ours "$1" "$2" 4 "$@" || return 0
     # The other requests are not to wait for its grace.
     (
         {
@@ -377,6 +405,7 @@ end() {
 }
 
 signal() {
+    named_ours "$1" "$2" 3 "$@" || return 0
     told_to signal runner.sh "$@"
 }
 
@@ -402,6 +431,7 @@ erase() {
     tag=$1
     shift
     for path in "$@"; do
+        is_ours "$tag" "$path" || return 0
         if [ -f "$path/spec" ] && [ ! -s "$path/exit" ] && ! with_items "$path"; then
             answer "$tag no it is not finished"
             return
@@ -423,10 +453,12 @@ survey() {
 }
 
 carry() {
+    is_ours '' "$2" || return 0
     pass "take_up $*"
 }
 
 carry_items() {
+    is_ours '' "$2" || return 0
     # One by one, as the lists may be long.
     for entry in $4; do pass "sent_of_slot $1 ${entry%%:*} ${entry#*:}"; done
     for entry in $5; do pass "sent_of_item $1 ${entry%%:*} ${entry#*:}"; done
@@ -1078,6 +1110,7 @@ control)
     echo over >&7
     ;;
 put)
+    ours "guest/$3" || exit 125
     # Aside: the job may be reading it already, if only the answer to accept was lost.
     file=guest/$3/$4
     learn_sizes

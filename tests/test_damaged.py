@@ -190,3 +190,52 @@ def test_on_a_host(far: Far, tmp_path: Path, damage: dict[str, str]) -> None:
     for job, (ran, gone) in jobs.items():
         check(far, job, ran, gone)
     assert far.outcome(beside)[0] == "Completed"
+
+
+def lose_end(spec: Path, lines: int = 1) -> None:
+    """Take its last lines from a record, of which the very last is the instance id."""
+    spec.write_text("".join(spec.read_text().splitlines(keepends=True)[:-lines]))
+
+
+def test_a_record_that_has_lost_its_end(far: Far, second: Far) -> None:
+    """What is removed is the job's own folder on the host, and no other one."""
+    nap = sleeper()
+    kept = second.sh("echo kept")
+    plain, running = far.sh("echo out"), far.start(*nap.split())
+    several = far.start("-H", "web1,web2", "echo", "several")
+    items = far.start("--foreach", "-", "echo", input=b"a\nb\n")
+    far.until(running, "Running")
+    far.run("wait", plain, several, items)
+    parts = (plain, running, f"{several}.1", f"{several}.2")
+    guests = [far.guest(job) for job in parts]
+    far.kill_agent()
+    specs = [far.folder(plain) / "spec", far.folder(running) / "spec"]
+    specs += far.folder(several).glob("children/*/spec")
+    share = far.folder(items) / "hosts/1/spec"
+    guests.append(far.there / "guest" / load(share.read_bytes())["instance_id"].decode())
+    assert all(guest.is_dir() for guest in guests)
+    for lines, spec in enumerate((*specs, share), 1):
+        lose_end(spec, lines)
+    far.run("remove", "--force", "--all")
+    assert not any(guest.exists() for guest in guests)
+    assert not processes_with(nap)
+    assert second.guest(kept).is_dir()
+    second.run("remove", kept)
+
+
+def test_a_path_that_no_job_has_there(far: Far, second: Far) -> None:
+    """A host could have named it, or it was damaged: nobody is asked about it."""
+    kept = second.sh("echo kept")
+    wrong = [far.sh("true") for _ in range(3)]
+    far.run("wait", *wrong)
+    second.run("wait", kept)
+    for job, path in zip(wrong, ("guest/", "../jobctl/guest", "guest/x;touch pwned"), strict=True):
+        with (far.folder(job) / "spec").open("a") as spec:
+            spec.write(f"path='{path}'\n")
+    far.kill_agent()
+    for job in wrong:
+        assert "--local-only" in far.refused(5, "remove", job)
+    far.run("remove", "--local-only", *wrong)
+    assert second.guest(kept).is_dir()
+    assert not [*far.there.rglob("pwned")]
+    second.run("remove", kept)

@@ -115,6 +115,39 @@ def test_ends(served: Served) -> None:
         assert frames.get(b"err", b"") == (b"err\n" if number == 1 else b"")
 
 
+def test_only_what_is_the_folder_of_one_job_is_touched(served: Served) -> None:
+    job = served.accept("1", "echo out")
+    served.frames(b"exit 1 ")
+    state = served.state_dir
+    for number, path in enumerate(
+        ("", "guest/", "guest", "jobs/", "/", "..", "guest/..", f"guest/{job}/..", "guest/*",
+         f"guest/x;touch {state}/x", f"guest/$(touch {state}/x)", f"jobs/1\ntouch {state}/x"), 10
+    ):  # fmt: skip
+        folder, _, name = path.rpartition("/")
+        tag = str(number)
+        for words in (
+            ("erase", tag, path),
+            ("end_items", tag, path, "0", "why", f"0:{job}"),
+            ("signal_items", tag, path, "TERM", f"0:{job}"),
+            ("end", tag, folder, "0", "why", f"{name}:{job}"),
+            ("signal", tag, folder, "TERM", f"{name}:{job}"),
+            ("feed", tag, path.removeprefix("guest/"), "1", "1", "1", ""),
+            ("share", tag, path.removeprefix("guest/"), "", "", ""),
+        ):
+            if words[0] in ("feed", "share") and not path.startswith("guest/"):
+                continue  # these are below guest/, whatever they are called
+            served.send(*words)
+            answer = served.line()
+            assert answer.startswith(b"%d no " % number), (words, answer)
+        served.send("carry", tag, path, "0", "0")
+        served.send("carry_items", tag, path, "1", "", "")
+    assert (state / "guest" / job / "spec").exists()
+    assert sorted(path.name for path in state.iterdir()) == ["guest"]
+    served.send("erase", "9", f"guest/{job}")
+    assert served.line() == b"9 ok\n"
+    assert not (state / "guest" / job).exists()
+
+
 def test_what_goes_on_is_sent_when_asked_for(served: Served) -> None:
     go = served.state_dir / "go"
     job = served.accept("1", f"echo first; until [ -e {go} ]; do sleep 0.05; done; echo second")

@@ -42,8 +42,11 @@ class Mirror:
     def follow(self, far: Far, job: Carried) -> None:
         """Have a host send what a job writes, from where it ends here.
 
+        :raises NotDone: it is not known which job that is there.
         :raises Lost: the connection broke.
         """
+        if job.nowhere:
+            raise NotDone(job.nowhere)
         with self._lock:
             wish = job.wish(self._enlist(far, job))
         far.carry(wish, job.bulky)

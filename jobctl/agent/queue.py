@@ -19,7 +19,7 @@ from jobctl.agent.link import Link
 from jobctl.agent.shares import Share, Spread
 from jobctl.agent.slots import Slots
 from jobctl.carried import Carried
-from jobctl.errors import JobctlError, Unreachable
+from jobctl.errors import BadUsage, JobctlError, Unreachable
 from jobctl.folder import Folder
 from jobctl.jobs import Jobs
 from jobctl.links import Links
@@ -294,8 +294,13 @@ class Queue:
         for job in jobs:
             if self._let_go(job):
                 errors[job.id] = f"session {printable(job.session)} was disconnected; connect it"
+            elif job.nowhere:
+                errors[job.id] = job.nowhere
             else:
-                found.setdefault(self._link_of(job), []).append(job)
+                try:
+                    found.setdefault(self._link_of(job), []).append(job)
+                except BadUsage as error:
+                    errors[job.id] = f"damaged: {error}; see --local-only"
 
         def try_on(link: Link, group: list[_C]) -> None:
             try:
