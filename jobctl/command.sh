@@ -326,7 +326,7 @@ jobctl_inspect='
 
 # Sleeps, as the disk is full; ends if the job was removed.
 wait_for_room() {
-    [ -f "$jobctl_dir/spec" ] || exit 1
+    [ -e "$jobctl_dir/spec" ] || [ -h "$jobctl_dir/spec" ] || exit 1
     PATH=$jobctl_tools sleep 1
 }
 

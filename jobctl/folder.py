@@ -49,6 +49,8 @@ class Folder:
     def __init__(self, path: str) -> None:
         self.path = path
         self._spec: dict[str, bytes] = {}
+        self.damaged = False
+        """Whether the spec, once it was read, turned out not to be whole."""
 
     @property
     def id(self) -> str:
@@ -105,8 +107,8 @@ class Folder:
     # --- reading a job ---
 
     def exists(self) -> bool:
-        """Whether this is a job's folder."""
-        return os.path.isfile(self.file("spec"))
+        """Whether this is a job's folder: something is called spec, be it damaged."""
+        return os.path.lexists(self.file("spec"))
 
     def finished(self) -> bool:
         """Whether the job's end is written down."""
@@ -163,6 +165,10 @@ class Folder:
             unfinished = self._unfinished_there(planned) if remote else self._unfinished(boot)
         end = {} if unfinished else self._end()
         known = unfinished or self._finished(end)
+        if self.damaged and not unfinished:
+            # How it ended is known, but not what it was.
+            known |= {"state": State.FAILED, "reason": _DAMAGED.format("spec")}
+            known["exit_code"] = known["exit_code"] or None
         run = records.load(self.file("run"))
         began = records.moment(run, "began", "boot")
         known["percent"], known["message"] = self.progress()
@@ -361,7 +367,9 @@ class Folder:
         """Return what the job was to be, which is read once: it does not change."""
         if not self._spec:
             self._spec = records.load(self.file("spec"))
-            if not cookie(self._spec.get("instance_id")):  # the last one: the end is missing
+            # The last line: without it, the end is missing.
+            self.damaged = not cookie(self._spec.get("instance_id"))
+            if self.damaged:
                 self._spec |= records.load(self.file("sent"))
         return self._spec
 
@@ -504,9 +512,8 @@ class Folder:
         """Delete the job. From the first moment on it is none any more."""
         import shutil
 
-        with suppress(FileNotFoundError):
-            if self.exists():
-                os.unlink(self.file("spec"))
+        with suppress(OSError):  # a directory: then it is a damaged job until that is gone
+            os.unlink(self.file("spec"))
         shutil.rmtree(self.path, ignore_errors=True)
 
     def abandoned(self, boot: str) -> bool:

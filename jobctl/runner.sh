@@ -268,7 +268,7 @@ judge_fate() {
         return
     fi
     # Its last act may have been to write it.
-    if [ -s "$1/exit" ] || [ ! -f "$1/spec" ]; then
+    if [ -s "$1/exit" ] || ! { [ -e "$1/spec" ] || [ -h "$1/spec" ]; }; then
         fate=ended
         return
     fi
@@ -449,7 +449,7 @@ take_back() {
 yet_to_begin() {
     case $fate/$pid in
     living/) ;;
-    ended/) [ ! -f "$number/spec" ] ;; # it is about to come here
+    ended/) ! { [ -e "$number/spec" ] || [ -h "$number/spec" ]; } ;; # it is about to come here
     *) false ;;
     esac
 }
@@ -663,7 +663,7 @@ parts_of() {
 await() {
     # Whether it is lost, only its host can tell, or whoever starts slots again.
     others_tell=$(grep -e "^type='RemoteJob'" -e "^type='TaskJob'" "$1/spec" 2>/dev/null)
-    until [ -s "$1/exit" ] || [ ! -f "$1/spec" ] || [ -e stop ]; do
+    until [ -s "$1/exit" ] || ! { [ -e "$1/spec" ] || [ -h "$1/spec" ]; } || [ -e stop ]; do
         told_time='' # is no longer the time
         if [ -z "$others_tell" ]; then
             judge_fate "$1"

@@ -432,7 +432,7 @@ erase() {
     shift
     for path in "$@"; do
         is_ours "$tag" "$path" || return 0
-        if [ -f "$path/spec" ] && [ ! -s "$path/exit" ] && ! with_items "$path"; then
+        if { [ -e "$path/spec" ] || [ -h "$path/spec" ]; } && [ ! -s "$path/exit" ] && ! with_items "$path"; then
             answer "$tag no it is not finished"
             return
         fi

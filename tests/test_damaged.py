@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,53 @@ def test_a_path_that_no_job_has_there(far: Far, second: Far) -> None:
     assert second.guest(kept).is_dir()
     assert not [*far.there.rglob("pwned")]
     second.run("remove", kept)
+
+
+def directory(spec: Path) -> None:
+    spec.unlink()
+    (spec / "inside").mkdir(parents=True)
+
+
+def dangling(spec: Path) -> None:
+    spec.unlink()
+    spec.symlink_to("nowhere")
+
+
+SPECS: tuple[Callable[[Path], None], ...] = (
+    lambda spec: os.truncate(spec, spec.stat().st_size // 2),
+    lambda spec: os.truncate(spec, 0),
+    directory,
+    dangling,
+)
+"""What can become of a job's spec."""
+
+
+def test_a_spec_that_cannot_be_read(far: Far) -> None:
+    """The job is listed as damaged or as what it is, and removed with all that is on the host."""
+    nap = sleeper()
+    finished = [far.start("echo", "out") for _ in SPECS]
+    running = [far.start(*nap.split()) for _ in SPECS]
+    for job in running:
+        far.until(job, "Running")
+    far.run("wait", *finished)
+    guests = [far.guest(job) for job in (*finished, *running)]
+    assert all(guest.is_dir() for guest in guests)
+    far.kill_agent()
+    for jobs in (finished, running):
+        for job, damage in zip(jobs, SPECS, strict=True):
+            damage(far.folder(job) / "spec")
+            os.utime(far.folder(job), (0, 0))
+    (far.state_dir / "index.db").unlink()
+    beside = far.start("echo", "beside")
+    assert far.outcome(beside)[0] == "Completed"
+    records = {record["id"]: record for record in far.jobs()}
+    for job in finished:
+        assert records[job]["state"] == "Failed"
+        assert records[job]["reason"] == "damaged: the file spec cannot be read"
+        assert far.output(job) == "out\n"
+    assert {records[job]["state"] for job in running} <= {"Running", "Disconnected"}
+    assert len(processes_with(nap)) == len(running)
+    far.run("remove", "--force", *finished, *running, beside)
+    assert far.jobs() == []
+    assert not any(guest.exists() for guest in guests)
+    assert not processes_with(nap)

@@ -443,6 +443,7 @@ CORRUPTIONS: dict[str, Callable[[Path], None]] = {
     "random": written(random.Random(1).randbytes(5_000)),
     "quotes": written(b"'" * 1_000_000),
     "letters": written(b"a" * 1_000_000),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2) if path.exists() else None,
     "shell": written(
         b"touch PWNED\n$(touch PWNED)\n`touch PWNED`\n';touch PWNED;'\n"
         b"runner='$(touch PWNED)'\npid='a[$(touch PWNED)]'\nboot=''\n"
@@ -453,14 +454,13 @@ CORRUPTIONS: dict[str, Callable[[Path], None]] = {
     "dangling": replaced(lambda path: path.symlink_to("nowhere")),
     "fifo": replaced(os.mkfifo),
 }
-WHILE_RUNNING = ("random", "shell", "absurd", "directory", "deleted", "fifo")
-NO_FILE = ("directory", "deleted", "dangling", "fifo")
+WHILE_RUNNING = ("half", "random", "shell", "absurd", "directory", "deleted", "fifo")
 UNMARKABLE = (("received", "directory"), ("received", "fifo"))
 
 
 def is_job(file: str, corruption: str) -> bool:
     """Whether a folder is still a job's after a file of it was harmed."""
-    return file != "spec" or corruption not in NO_FILE
+    return file != "spec" or corruption != "deleted"
 
 
 def looked_at(jobctl: Jobctl, harmed: dict[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
@@ -500,12 +500,18 @@ def test_harmed_folders_of_finished_jobs(jobctl: Jobctl, tmp_path: Path) -> None
         job = str(len(harmed) + 2)
         shutil.copytree(jobctl.folder(first), jobctl.folder(job))
         CORRUPTIONS[corruption](jobctl.folder(job) / file)
+        os.utime(jobctl.folder(job), (0, 0))  # long ago: no start is about to write a spec
         harmed[job] = (file, corruption)
     jobctl.run("remove", first)
     (jobctl.state_dir / "index.db").unlink()
     for job, record in looked_at(jobctl, harmed).items():
+        file, corruption = harmed[job]
         assert record["state"] in ("Completed", "Failed", "Stopped"), record
-        assert record["exit_code"] == 3 or harmed[job][0] == "exit"
+        assert record["exit_code"] == 3 or file == "exit"
+        if file == "spec":
+            reason = "damaged: the file spec cannot be read"
+            assert (record["state"], record["reason"]) == ("Failed", reason), corruption
+            assert (jobctl.folder(job) / "stdout").read_bytes() == b"out\n"
     cleared(jobctl, harmed)
     assert not (tmp_path / "pwned").exists()
 
@@ -522,7 +528,9 @@ def test_harmed_folders_of_running_jobs(jobctl: Jobctl, tmp_path: Path, verb: st
     harms = [
         (file, corruption)
         for file, corruption in itertools.product(FILES, WHILE_RUNNING)
-        if file != "exit.new" and (file not in ("run", "stop") or corruption != "fifo")
+        if file != "exit.new"
+        and (file not in ("run", "stop") or corruption != "fifo")
+        and (file == "spec" or corruption != "half")
     ]
     all_at_once(jobctl, *[("start", "-q", "-c", text)] * len(harms))
     harmed = dict(zip(jobctl.out("get", "-q").split(), harms, strict=True))
