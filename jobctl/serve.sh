@@ -18,7 +18,8 @@
 #
 # A line of standard input is a command of sh: one of the functions below with its words,
 # quoted; $nl stands for a newline. Those with a TAG are answered once, in any order, by the
-# line "TAG ok ..." or "TAG no REASON"; before, there may be lines "TAG more ...".
+# line "TAG ok ...", "TAG no REASON", or "TAG away REASON" where only another machine that shares this
+# state directory can do it; before, there may be lines "TAG more ...".
 #
 #   accept TAG ID SPEC ENV ODD H OUT ERR   start a job, unless that was done already, and carry
 #                                      it: see there
@@ -349,7 +350,7 @@ end_items() {
             cd "$folder" || { answer "$tag ok"; exit; }
             find_elsewhere "$@"
             if [ "$away" ]; then
-                answer "$tag no $away"
+                answer "$tag away $away"
                 exit
             fi
             told_to stop items.sh "$tag" . "$grace" "$@"
@@ -372,7 +373,7 @@ find_elsewhere() {
 signal_items() {
     is_ours "$1" "$2" || return 0
     away=$(cd "$2" && shift 3 && find_elsewhere "$@" && put_line "$away")
-    if [ "$away" ]; then answer "$1 no $away"; else told_to signal items.sh "$@"; fi
+    if [ "$away" ]; then answer "$1 away $away"; else told_to signal items.sh "$@"; fi
 }
 
 killed='the process that was to do it there was killed; do it again'
@@ -438,7 +439,7 @@ erase() {
         fi
         away=$(cd "$path/slots" 2>/dev/null && cd .. && find_elsewhere 0: && put_line "$away")
         if [ "$away" ]; then
-            answer "$tag no $away"
+            answer "$tag away $away"
             return
         fi
         rm -f "$path/spec"

@@ -106,6 +106,24 @@ def test_it_is_full_already(small: Small) -> None:
     assert small.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
 
 
+def test_what_cannot_come_home_as_it_is_full(small: Small) -> None:
+    """Is no host that is out of reach, nor a process that cannot be ended."""
+    job = small.on(
+        "web1", "-c", "echo a; trap 'head -c 100000 /dev/zero; exit' TERM; sleep 300 & wait"
+    )
+    wait_until(lambda: small.output(job) == "a\n")
+    small.fill()
+    for words in (("stop",), ("remove", "--force")):
+        said = small.refused(125, *words, job)
+        assert said.startswith(f"jobctl: job {job}: it has ended there; cannot write in ")
+        assert said.endswith(": No space left on device")
+    small.clear()
+    small.run("wait", job, status=1)
+    assert small.state(job) == "Stopped"
+    assert len(small.output(job)) == 100_002
+    small.run("remove", job)
+
+
 def test_what_cannot_be_written() -> None:
     """As on a disk that is full or mounted read-only; other errors are none of its affair."""
     for number, cause in ((28, "No space left on device"), (30, "Read-only file system")):

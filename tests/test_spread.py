@@ -106,7 +106,7 @@ def test_stop(
     there: dict[int, set[int]],
     here: set[int],
 ) -> None:
-    assert spread.stop(numbers, 1.0, "enough") == (False, "")
+    assert spread.stop(numbers, 1.0, "enough") == (False, None)
     asked = {n: chosen for n, host in hosts.items() for chosen in host.asked}
     assert asked == there
     if numbers is not None:
@@ -132,7 +132,7 @@ def test_signal(
     there: dict[int, set[int]],
     unbegun: set[str],
 ) -> None:
-    assert spread.signal(numbers, "USR1") == (Sent(set(), unbegun), "")
+    assert spread.signal(numbers, "USR1") == (Sent(set(), unbegun), None)
     assert {n: chosen for n, host in hosts.items() for chosen in host.asked} == there
 
 

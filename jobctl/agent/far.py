@@ -16,7 +16,7 @@ from jobctl import process, quoting, records
 from jobctl.agent.channels import Another
 from jobctl.agent.commands import BEGIN, ENDED, Channel, Commands, NoPlace, Untrusted
 from jobctl.agent.content import Content
-from jobctl.errors import JobctlError
+from jobctl.errors import JobctlError, Unreachable
 from jobctl.timing import Clocks, Moment
 from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
 
@@ -43,6 +43,12 @@ _LITTLE = 1 << 16
 
 class NotDone(JobctlError):
     """The host does not do what was asked of it, and says why."""
+
+
+class Elsewhere(NotDone):
+    """It can only be done on another machine, which shares the state directory of the host."""
+
+    status = Unreachable.status
 
 
 class Far(Commands):
@@ -124,7 +130,7 @@ class Far(Commands):
         finally:
             del self._answers[tag]
         if word != b"ok":
-            raise NotDone(rest.decode("utf-8", "replace"))
+            raise (Elsewhere if word == b"away" else NotDone)(rest.decode("utf-8", "replace"))
         return b" ".join(parts)
 
     def _tell(self, channel: Channel, line: bytes) -> None:

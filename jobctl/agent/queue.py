@@ -16,6 +16,7 @@ from jobctl import process, quoting, records
 from jobctl.agent.caller import People
 from jobctl.agent.far import Far
 from jobctl.agent.link import Link
+from jobctl.agent.room import lack
 from jobctl.agent.shares import Share, Spread
 from jobctl.agent.slots import Slots
 from jobctl.carried import Carried
@@ -40,6 +41,8 @@ _AGAIN = 5.0
 """Seconds until a job that could not be stopped is to be stopped again."""
 _GRACE = 10.0
 _C = TypeVar("_C", bound=Carried)
+Errors = dict[str, JobctlError]
+"""By the ids of the jobs, why something was not done to them."""
 _LEFT = "some of its processes there cannot be ended"
 _TO_BE_TOLD = 20.0
 """Seconds that the end of a job that was stopped takes, at most, to be known here."""
@@ -287,26 +290,30 @@ class Queue:
 
     # --- what is done to jobs ---
 
-    def _on_hosts(self, jobs: list[_C], act: Callable[[Link, list[_C]], None]) -> dict[str, str]:
+    def _on_hosts(self, jobs: list[_C], act: Callable[[Link, list[_C]], None]) -> Errors:
         """Do something with jobs, on all hosts at once; return errors by the jobs' ids."""
-        errors = dict[str, str]()
+        errors = Errors()
         found: dict[Link, list[_C]] = {}
         for job in jobs:
             if self._let_go(job):
-                errors[job.id] = f"session {printable(job.session)} was disconnected; connect it"
+                session = printable(job.session)
+                errors[job.id] = Unreachable(f"session {session} was disconnected; connect it")
             elif job.nowhere:
-                errors[job.id] = job.nowhere
+                errors[job.id] = Unreachable(job.nowhere)
             else:
                 try:
                     found.setdefault(self._link_of(job), []).append(job)
                 except BadUsage as error:
-                    errors[job.id] = f"damaged: {error}; see --local-only"
+                    errors[job.id] = Unreachable(f"damaged: {error}; see --local-only")
 
         def try_on(link: Link, group: list[_C]) -> None:
             try:
                 act(link, group)
             except JobctlError as error:
-                errors.update({job.id: str(error) for job in group})
+                errors.update(dict.fromkeys([job.id for job in group], error))
+            except OSError as error:
+                why = JobctlError(lack(self._state_dir, error) or error.strerror)
+                errors.update(dict.fromkeys([job.id for job in group], why))
 
         with ThreadPoolExecutor(_HOSTS_AT_ONCE) as pool:
             for done in [pool.submit(try_on, *entry) for entry in found.items()]:
@@ -323,7 +330,7 @@ class Queue:
 
     def stop(
         self, ids: list[str], grace: float, reason: str, ask: Ask | None = None
-    ) -> tuple[list[str], dict[str, str]]:
+    ) -> tuple[list[str], Errors]:
         """Stop jobs, and what finished ones left running.
 
         :param ask: who answers what hosts want to know, here and below.
@@ -331,7 +338,7 @@ class Queue:
         :return: the ids of those of which something is left, and errors by id.
         """
         ids, of_items = self._apart(ids)
-        left, errors = list[str](), dict[str, str]()
+        left, errors = list[str](), Errors()
         for task, numbers in of_items.items():
             some, error = self._stop_items(task, numbers, grace, reason, ask)
             if error:
@@ -393,7 +400,7 @@ class Queue:
         grace: float,
         reason: str,
         ask: Ask | None,
-    ) -> tuple[bool, str]:
+    ) -> tuple[bool, JobctlError | None]:
         if task.finished():
             return self._end_leftovers(task, numbers, grace, ask)
         if spread := self._spread_of(task, ask):
@@ -403,7 +410,7 @@ class Queue:
         else:
             for number in numbers:
                 task.note_end(number, State.STOPPED, reason)
-        return False, ""
+        return False, None
 
     def _spread_of(self, task: FarTask, ask: Ask | None) -> Spread | None:
         """Return what shares items out, if that has begun, with its hosts reached if they can be.
@@ -423,7 +430,7 @@ class Queue:
 
     def _end_leftovers(
         self, task: FarTask, numbers: set[int] | None, grace: float, ask: Ask | None
-    ) -> tuple[bool, str]:
+    ) -> tuple[bool, JobctlError | None]:
         """End what items of a finished job left running; return what Spread.stop() does."""
         answers = list[bytes]()
 
@@ -436,7 +443,7 @@ class Queue:
                 answers.append(share.end_items(far, held(share), grace, "stopped by user"))
 
         errors = self._on_hosts([*filter(held, self._shares_there(task))], act)
-        return any(answer.split() for answer in answers), next(iter(errors.values()), "")
+        return any(answer.split() for answer in answers), next(iter(errors.values()), None)
 
     @staticmethod
     def _shares_there(task: FarTask) -> list[Share]:
@@ -454,13 +461,13 @@ class Queue:
 
     def _end(
         self, link: Link, jobs: list[Carried], grace: float, reason: str, ask: Ask | None
-    ) -> tuple[list[str], dict[str, str]]:
+    ) -> tuple[list[str], Errors]:
         """Stop jobs on a host.
 
         :return: the ids of those of which something is left, and errors by the ids of those
             that run on another machine, or whose end cannot be written down here.
         """
-        left, elsewhere = list[str](), dict[str, str]()
+        left, elsewhere = list[str](), Errors()
         for folder, group in _by_folder(jobs).items():
             words = (folder, b"%.0f" % (grace * 100), os.fsencode(reason), *group)
             answer = link.opened(ask).request("end", *words, seconds=grace + 60).split()
@@ -469,18 +476,17 @@ class Queue:
         for job in jobs:
             if job.id not in left and job.id not in elsewhere:
                 _wait_until(lambda: job.folder.finished() or bool(link.lacking), _TO_BE_TOLD)  # noqa: B023
-                if not job.folder.finished() and link.lacking:
-                    elsewhere[job.id] = f"it has ended there; {link.lacking}"
+                if not job.folder.finished():
+                    why = link.lacking or "its end is not known here yet; stop it again"
+                    elsewhere[job.id] = JobctlError(f"it has ended there; {why}")
         return left, elsewhere
 
-    def signal(
-        self, ids: list[str], name: str, ask: Ask | None = None
-    ) -> tuple[Sent, dict[str, str]]:
+    def signal(self, ids: list[str], name: str, ask: Ask | None = None) -> tuple[Sent, Errors]:
         """Send a signal to jobs.
 
         :return: what is said of them, by their ids, and errors by id.
         """
-        result, elsewhere = Sent(set(), set()), dict[str, str]()
+        result, elsewhere = Sent(set(), set()), Errors()
 
         def act(link: Link, jobs: list[Carried]) -> None:
             for folder, group in _by_folder(jobs).items():
@@ -492,7 +498,7 @@ class Queue:
             link.opened().look()
 
         ids, of_items = self._apart(ids)
-        errors = dict[str, str]()
+        errors = Errors()
         for task, numbers in of_items.items():
             if spread := self._spread_of(task, ask):
                 said, error = spread.signal(numbers, name)
@@ -508,15 +514,15 @@ class Queue:
         errors |= self._on_hosts(there, act)
         return result, errors | elsewhere
 
-    def erase(self, ids: list[str], ask: Ask | None = None) -> dict[str, str]:
+    def erase(self, ids: list[str], ask: Ask | None = None) -> Errors:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
-        refused = dict[str, str]()
+        refused = Errors()
         ids, of_items = self._apart(ids)
 
         def erase_shares(link: Link, shares: list[Share]) -> None:
             for share in shares:
                 if share.end_items(link.opened(ask), [0], _GRACE, "removed").split():
-                    refused[share.task.id] = _LEFT
+                    refused[share.task.id] = JobctlError(_LEFT)
                     continue
                 link.opened(ask).request("erase", os.fsencode(share.path))
                 link.drop(share.id)
@@ -527,7 +533,7 @@ class Queue:
 
         def act(link: Link, jobs: list[Carried]) -> None:
             left, elsewhere = self._end(link, jobs, _GRACE, "removed", ask)
-            refused.update(dict.fromkeys(left, _LEFT) | elsewhere)
+            refused.update(dict.fromkeys(left, JobctlError(_LEFT)) | elsewhere)
             for job in jobs:
                 if job.id in refused:
                     continue
@@ -536,17 +542,17 @@ class Queue:
                 except Unreachable:
                     raise
                 except JobctlError as error:
-                    refused[job.id] = str(error)
+                    refused[job.id] = error
                 link.drop(job.id)
 
         return self._on_hosts(self._there(ids), act) | refused
 
-    def fetch(self, ids: list[str], ask: Ask | None = None) -> dict[str, str]:
+    def fetch(self, ids: list[str], ask: Ask | None = None) -> Errors:
         """Bring home the output of jobs that was to stay on the host, as far as it is there.
 
         :return: errors by id.
         """
-        gone = dict[str, str]()
+        gone = Errors()
 
         def act(link: Link, jobs: list[Carried]) -> None:
             link.opened(ask)
@@ -558,7 +564,7 @@ class Queue:
                 while job.exists() and not job.caught_up.wait(_BEAT):
                     link.opened(ask)
                 if job.gone:
-                    gone[job.id] = f"its output on {job.host} was removed"
+                    gone[job.id] = Unreachable(f"its output on {job.host} was removed")
 
         return self._on_hosts(self._there(ids), act) | gone
 
@@ -577,12 +583,14 @@ def _named(answer: list[bytes], group: dict[bytes, Carried]) -> list[str]:
     return [job.id for word, job in group.items() if word.partition(b":")[0] in answer]
 
 
-def _elsewhere(answer: list[bytes], group: dict[bytes, Carried]) -> dict[str, str]:
+def _elsewhere(answer: list[bytes], group: dict[bytes, Carried]) -> Errors:
     """Return errors by the ids of the jobs of which runner.sh said NUMBER@HOST."""
     hosts = dict(word.split(b"@", 1) for word in answer if b"@" in word)
     return {
-        job.id: f"it runs on {printable(os.fsdecode(host))}, which shares the state directory of"
-        f" {printable(job.host)}"
+        job.id: Unreachable(
+            f"it runs on {printable(os.fsdecode(host))}, which shares the state directory of"
+            f" {printable(job.host)}"
+        )
         for word, job in group.items()
         if (host := hosts.get(word.partition(b":")[0])) is not None
     }

@@ -220,10 +220,13 @@ class Agent:
             raise Cancelled(why) from None
 
     def op_stop(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        """Stop jobs; return the ids of those of which something is left, and errors by id."""
+        """Stop jobs; return the ids of those of which something is left, and errors by id.
+
+        Of an error, here and below: the exit status of what asks, and what to say.
+        """
         words = request["jobs"], request["grace"], request["reason"]
         left, errors = self._queue.stop(*words, _person_of(client, request))
-        return {"left": left, "errors": errors}
+        return {"left": left, "errors": _told(errors)}
 
     def op_signal(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Send a signal to jobs.
@@ -233,15 +236,19 @@ class Agent:
         sent, errors = self._queue.signal(
             request["jobs"], request["name"], _person_of(client, request)
         )
-        return {"missed": sorted(sent.missed), "unbegun": sorted(sent.unbegun), "errors": errors}
+        return {
+            "missed": sorted(sent.missed),
+            "unbegun": sorted(sent.unbegun),
+            "errors": _told(errors),
+        }
 
     def op_erase(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Delete finished jobs on their hosts, with what they left running; return errors by id."""
-        return {"errors": self._queue.erase(request["jobs"], _person_of(client, request))}
+        return {"errors": _told(self._queue.erase(request["jobs"], _person_of(client, request)))}
 
     def op_fetch(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Bring home the output of jobs that was to stay on the host; return errors by id."""
-        return {"errors": self._queue.fetch(request["jobs"], _person_of(client, request))}
+        return {"errors": _told(self._queue.fetch(request["jobs"], _person_of(client, request)))}
 
     # --- sessions ---
 
@@ -312,6 +319,10 @@ class Agent:
         if session := self._book.to(config).get(target.label):
             return self._link(session.name, session.target, request["environ"])
         return self._link(links.temporary(target), target, request["environ"])
+
+
+def _told(errors: dict[str, JobctlError]) -> dict[str, tuple[int, str]]:
+    return {job_id: (error.status, str(error)) for job_id, error in errors.items()}
 
 
 def _person_of(client: Client, request: dict[str, Any]) -> Ask | None:

@@ -410,9 +410,12 @@ class Spread:
 
     # --- what is done to it ---
 
-    def stop(self, numbers: set[int] | None, grace: float, reason: str) -> tuple[bool, str]:
+    def stop(
+        self, numbers: set[int] | None, grace: float, reason: str
+    ) -> tuple[bool, JobctlError | None]:
         """Stop items, or all; return whether something is left, and why a host was not reached."""
-        left, error, reached = False, "", False
+        left, reached = False, False
+        error: JobctlError | None = None
         if numbers is None:
             self.task.note_stop("stop", reason)
         else:
@@ -424,13 +427,13 @@ class Spread:
                 continue
             far = self._far_of(share)
             if far is None:
-                error = error if self._over else f"{share.host} cannot be reached"
+                error = error if self._over else Unreachable(f"{share.host} cannot be reached")
                 continue
             try:
                 chosen = [0] if numbers is None else sorted(mine)
                 answer = share.end_items(far, chosen, grace, reason)
             except JobctlError as failure:
-                error = str(failure)
+                error = failure
                 continue
             some, reached = bool(answer.split()), True
             left = left or some
@@ -438,7 +441,7 @@ class Spread:
                 self._settled(share, wait=not some)
         if error and numbers is None:
             if reached:
-                error += "; the rest is stopped as soon as it can be"
+                error.args = (f"{error}; the rest is stopped as soon as it can be",)
             else:
                 self.task.unlink("stop")
         self.conclude()
@@ -472,12 +475,13 @@ class Spread:
         with self._change:
             self._unended[share.number] &= self.task.runs_on(share.number)
 
-    def signal(self, numbers: set[int] | None, name: str) -> tuple[Sent, str]:
+    def signal(self, numbers: set[int] | None, name: str) -> tuple[Sent, JobctlError | None]:
         """Send a signal to items, or all.
 
         :return: what is said of them, by their ids, and why a host was not reached.
         """
-        missed, error = set[str](), ""
+        missed = set[str]()
+        error: JobctlError | None = None
         chosen = {0} if numbers is None else {n for n in numbers if not self.task.ended(n)}
         begun = {0} if numbers is None and self.task.ended_count() else set[int]()
         for share in self.shares:
@@ -487,7 +491,7 @@ class Spread:
                 continue
             far = self._far_of(share)
             if far is None:
-                error = error if self._over else f"{share.host} cannot be reached"
+                error = error if self._over else Unreachable(f"{share.host} cannot be reached")
                 begun |= mine  # as far as is known
                 continue
             words = self.task.stop_targets(sorted(mine))
@@ -496,7 +500,7 @@ class Spread:
                     "signal_items", os.fsencode(share.path), name.encode(), *map(str.encode, words)
                 )
             except NotDone as failure:
-                error = str(failure)
+                error = failure
                 begun |= mine
                 continue
             said = sent(answer.decode().split())

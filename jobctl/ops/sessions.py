@@ -276,7 +276,8 @@ def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
                 over.append(folder.id)
     if new:
         client.wake(state_dir, *new)
-    for error in client.call(state_dir, {"op": "fetch", "jobs": over})["errors"].values():
+    answer = client.call(state_dir, {"op": "fetch", "jobs": over})
+    for _, error in answer["errors"].values():
         raise Unreachable(error)
     return new
 

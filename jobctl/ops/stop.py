@@ -28,9 +28,10 @@ _THERE = " {}; act on it there"
 class NotActedOn(JobctlError):
     """What was to be done to a job was not, or not wholly."""
 
-    def __init__(self, job_id: str, why: str) -> None:
+    def __init__(self, job_id: str, why: str, status: int = 0) -> None:
         """Say so of a job."""
         self.job = job_id
+        self.status = status or self.status
         super().__init__(f"job {job_id}{why}")
 
 
@@ -81,7 +82,7 @@ class Unbegun(NotActedOn):
 
 
 class Away(NotActedOn):
-    """A job's host is out of reach, or does not do what was asked of it."""
+    """A job runs on another machine that shares our state directory."""
 
     status = Unreachable.status
 
@@ -227,7 +228,9 @@ def ask_hosts(
     ids, person = [job.id for job in chosen], ask is not None
     request = {"op": operation, "jobs": ids, "person": person, **how}
     answer = client.call(jobs.state_dir, request, ask=ask)
-    errors: list[JobctlError] = [Away(at, f": {why}") for at, why in answer["errors"].items()]
+    errors: list[JobctlError] = [
+        NotActedOn(job_id, f": {why}", status) for job_id, (status, why) in answer["errors"].items()
+    ]
     errors += [Unreached(job_id, how["name"]) for job_id in answer.get("missed", ())]
     errors += [Unbegun(job_id) for job_id in answer.get("unbegun", ())]
     return errors + [Unended(job_id) for job_id in answer.get("left", ())]
