@@ -8,6 +8,15 @@ from contextlib import suppress
 
 from jobctl.records import opened, put_at
 
+_LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def lack(state_dir: str, error: BaseException) -> str:
+    """Return what to say of an error if the state directory lacks room, or is read-only."""
+    if not isinstance(error, OSError) or error.errno not in _LACKS:
+        return ""
+    return f"cannot write in {state_dir}: {error.strerror}"
+
 
 def write(path: str, content: bytes) -> None:
     """Make a file of its own with some content; where that fails, there is none.

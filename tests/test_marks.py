@@ -89,3 +89,19 @@ def test_what_is_received_on_a_full_disk_is_known(jobctl: Jobctl, disk: Disk) ->
     assert jobctl.out("receive", job) == "x\n"
     disk.free()
     assert not jobctl.job(job)["has_more_data"]
+
+
+def test_who_waits_goes_on_when_there_is_room(jobctl: Jobctl, disk: Disk) -> None:
+    job = jobctl.start("--foreach", "-", "echo", "{}", input=b"a\nb\n")
+    jobctl.run("wait", job)
+    disk.fill()
+    why = b"jobctl: waiting: cannot write in %s: No space left on device\n"
+    told = why % bytes(jobctl.state_dir)
+    assert jobctl.run("receive", "--wait", "--timeout", "1", job, status=124).stderr == told
+    waiting = jobctl.popen("receive", "--wait", job, stdout=-1, stderr=-1)
+    assert waiting.stderr
+    assert waiting.stderr.readline() == told
+    disk.free()
+    assert waiting.communicate(timeout=60) == (b"a\nb\n", b"")
+    assert waiting.returncode == 0
+    assert jobctl.out("receive", job) == ""

@@ -12,7 +12,7 @@ from far import Far
 from sshd import Sshd
 from test_items import children, each
 
-from jobctl.agent.room import lack
+from jobctl.whole import lack
 
 
 class Small(Far):

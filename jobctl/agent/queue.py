@@ -16,7 +16,6 @@ from jobctl import process, quoting, records
 from jobctl.agent.caller import People
 from jobctl.agent.far import Far
 from jobctl.agent.link import Link
-from jobctl.agent.room import lack
 from jobctl.agent.shares import Share, Spread
 from jobctl.agent.slots import Slots
 from jobctl.carried import Carried
@@ -30,6 +29,7 @@ from jobctl.runner import SCRIPT, SHELL, Sent, sent
 from jobctl.share import FarTask
 from jobctl.store import Store
 from jobctl.transport.base import Ask
+from jobctl.whole import lack
 
 _HOSTS_AT_ONCE = 32
 _UNLIMITED = 1 << 31

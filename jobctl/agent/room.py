@@ -8,18 +8,12 @@ import threading
 import time
 from contextlib import suppress
 
-_LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+from jobctl.whole import lack
+
 _BEAT = 1.0
 """Seconds between two tries."""
 _PROBE = b"\n" * (1 << 16)
 """As much as comes from a host at once."""
-
-
-def lack(state_dir: str, error: BaseException) -> str:
-    """Return what to say of an error if the state directory lacks room, or is read-only."""
-    if not isinstance(error, OSError) or error.errno not in _LACKS:
-        return ""
-    return f"cannot write in {state_dir}: {error.strerror}"
 
 
 class Room:

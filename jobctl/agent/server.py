@@ -25,7 +25,6 @@ from jobctl.agent.openers import Openers
 from jobctl.agent.passing import run
 from jobctl.agent.post import NotTheAgent, Post
 from jobctl.agent.queue import Queue
-from jobctl.agent.room import lack
 from jobctl.carried import Carried
 from jobctl.errors import BadUsage, JobctlError, Refused, Unreachable
 from jobctl.links import Links
@@ -33,6 +32,7 @@ from jobctl.model import printable
 from jobctl.target import Target, parse_target
 from jobctl.transport import config as configuration
 from jobctl.transport.base import Ask, Cancelled, Connection
+from jobctl.whole import lack
 
 _IDLE = 5.0
 """Seconds without anything to do after which the agent ends."""

@@ -19,7 +19,6 @@ from contextlib import suppress
 
 from jobctl import items
 from jobctl.agent.far import Far, NotDone
-from jobctl.agent.room import lack
 from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.folder import FOR_HOSTS
@@ -27,6 +26,7 @@ from jobctl.model import State
 from jobctl.runner import Sent, sent
 from jobctl.share import FarTask
 from jobctl.timing import Clocks
+from jobctl.whole import lack
 
 _AHEAD = 1.0
 """For how many seconds a host is given items that it cannot run yet, so that it never waits."""

@@ -226,7 +226,7 @@ def follow(
     received = {job.id for job in over}
     goes_on = [job for job in jobs if job.id not in received]
     ids = sorted({part for job in goes_on for part in job.children or (job.id,)}, key=order)
-    listener = Listener(_failure, _emptied, _event if events else None)
+    listener = Listener(_failure, _emptied, _waiting, _event if events else None)
     receiver = Receiver(store.jobs, manner, listener)
     try:
         for error in _fetched(store, goes_on):
@@ -324,6 +324,10 @@ def _remove(ids: list[str], manner: Manner) -> None:
 
 def _failure(job: Job) -> str:
     return render.message(f"job {job.id} failed: {job.reason}")
+
+
+def _waiting(why: str) -> None:
+    render.say(f"waiting: {printable(why)}")
 
 
 def _emptied(job_id: str, stream: str) -> str:

@@ -23,10 +23,13 @@ from jobctl.model import Job, Marks, State, order, printable
 from jobctl.ops.delivery import Origin, Part, Sink, uninterrupted
 from jobctl.ops.lines import Stretch, TaggedLines
 from jobctl.ops.wait import Ends
+from jobctl.whole import lack
 
 _LIVELY = 0.01
 _QUIET = 0.04
 """Seconds between looks for new output: right after some came, and otherwise."""
+_AGAIN = 0.5
+"""Seconds until it is tried again to note what is received, where there was no room."""
 _REST = 4
 """How many times as long as a look took that brought nothing it is, at least, to the next."""
 _ALL = 1.0
@@ -65,6 +68,8 @@ class Listener:
     """Makes the line that is told once the last byte of a Failed job was delivered, or nothing."""
     emptied: Callable[[str, str], str]
     """Makes the line for a job, by its id, that has emptied a stream of its own."""
+    waiting: Callable[[str], None] | None = None
+    """Is told once why nothing can be noted here, and that there is a wait for room therefore."""
     changed: Callable[[Job], str] | None = None
     """Makes the line for a job in another state than before, or seen for the first time."""
 
@@ -74,7 +79,7 @@ class Unmarkable(JobctlError):
 
     def __init__(self, job_id: str, error: OSError) -> None:
         """Say so of a job."""
-        self.why = error.strerror
+        self.error = error
         super().__init__(
             f"job {job_id}: cannot note what is received: {error.strerror}; use --keep or --again"
         )
@@ -87,7 +92,7 @@ class Unmarked(JobctlError):
         """Say so of some bytes of a stream."""
         super().__init__(
             f"job {job_id}: {count} bytes of its {stream} were delivered, and that cannot be noted:"
-            f" {error.why}; the next receive delivers them again"
+            f" {error.error.strerror}; the next receive delivers them again"
         )
 
 
@@ -122,6 +127,9 @@ class Receiver:
         self._emptied: list[tuple[str, str]] = []
         """Jobs, and streams that they have emptied, that is yet to be told."""
         self._all_seen_at = 0.0
+        self._lacking = set[str]()
+        """Jobs of which nothing can be noted before there is room again."""
+        self._told_lack = False
         self.errors: dict[str, JobctlError] = {}
         """Why nothing more of a job was delivered, by its id."""
 
@@ -186,9 +194,12 @@ class Receiver:
 
     def _follow(self, ends: Ends, deadline: float | None) -> Iterator[Job]:
         pause, look_at = 0.0, 0.0
-        while ends.unfinished:
+        unnoted = list[Job]()
+        while ends.unfinished or unnoted:
             now = time.monotonic()
             late = deadline is not None and now >= deadline
+            if not ends.unfinished:
+                time.sleep(_AGAIN)
             # A job removed meanwhile has nothing more to deliver.
             ended = [job for _, job in ends.wait(max(0.0, look_at - now)) if job is not None]
             began = time.monotonic()
@@ -204,7 +215,13 @@ class Receiver:
                     look_at = min(look_at, deadline)
             for job in ended:
                 self._note(job)
+            again, unnoted = unnoted, []
+            for job in again + ended:
+                self._lacking.discard(job.id)
                 self._collect(job)
+                if job.id in self._lacking:
+                    unnoted.append(job)
+                    continue
                 self._stamps.pop(job.id, None)
                 yield job
             for sink in self._sinks.values():
@@ -256,9 +273,22 @@ class Receiver:
         try:
             return self._deliver(job)
         except (Unmarkable, Unmarked) as error:
+            if self._waits_for_room(job, error):
+                return False
             if self._jobs.folder(job.id).exists():
                 self.errors[job.id] = error
             return False
+
+    def _waits_for_room(self, job: Job, error: JobctlError) -> bool:
+        """Whether an error passes when there is room, for which somebody waits; tell so once."""
+        why = isinstance(error, Unmarkable) and lack(self._jobs.state_dir, error.error)
+        if not (why and self._listener.waiting):
+            return False
+        self._lacking.add(job.id)
+        if not self._told_lack:
+            self._told_lack = True
+            self._listener.waiting(why)
+        return True
 
     def _deliver(self, job: Job) -> bool:
         folder = self._jobs.folder(job.id)
