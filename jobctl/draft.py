@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -231,12 +232,23 @@ def adopt(folder: Folder, record: dict[str, bytes], place: Place, path: str) -> 
     commit(folder)
 
 
-def commit(folder: Folder, durably: bool = True) -> None:
-    """Make the job real, and that durable."""
-    os.rename(folder.file("spec.new"), folder.file("spec"))
+def commit(folder: Folder, durably: bool = True) -> str:
+    """Make the job real, and that durable.
+
+    From the rename on there is a job: it may be running, whatever comes after.
+
+    :return: why a power failure may undo it, "" if none can.
+    :raises OSError: there is no job.
+    """
     if durably:
-        _sync(folder.path)
         _sync(os.path.dirname(folder.path))
+    os.rename(folder.file("spec.new"), folder.file("spec"))
+    try:
+        if durably:
+            _sync(folder.path)
+    except OSError as error:
+        return f"cannot sync {folder.path}: {error.strerror}"
+    return ""
 
 
 def is_odd(name: str) -> bool:
@@ -303,5 +315,8 @@ def _sync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system has none
+            raise
     finally:
         os.close(fd)

@@ -236,10 +236,10 @@ def _start(wait: bool, form: str, singleton: bool, values: dict[str, Any]) -> in
         from jobctl.ops.others import unless_running
 
         job, begun = unless_running(
-            state_dir, spec.name, lambda: start(state_dir, spec, brief, attend)
+            state_dir, spec.name, lambda: start(state_dir, spec, brief, attend, render.say)
         )
     else:
-        job, begun = start(state_dir, spec, brief, attend), True
+        job, begun = start(state_dir, spec, brief, attend, render.say), True
     unable = _why_not(state_dir, job) if begun else ""
     if begun:
         _warn_of_emptying(spec, Jobs(state_dir).folder(job.id))

@@ -18,15 +18,20 @@ def start(
     spec: JobSpec,
     brief: bool = False,
     attend: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Job:
     """Return the new job: durably recorded, and, if it runs here, begun unless it waits.
 
-    Killed at any instant, this leaves either no job or a whole one.
+    Killed at any instant, this leaves either no job or a whole one. So does whatever fails: once
+    there is a job, nothing takes it back.
 
     :param brief: without a look at how it goes on hosts, which may be many.
     :param attend: is told its id before it is real, and an agent may begin it on a host.
 
-    :raises JobctlError: it could not be recorded; then there is no job.
+    :param tell: is told what is wrong with a job that is recorded all the same.
+
+    :raises JobctlError: it could not be recorded; then there is no job. Or it was, which the
+        message says, and could not be begun yet.
     """
     launch = _entrust if spec.places else _launch if spec.items is None else _deal_out
     folder = None
@@ -34,8 +39,12 @@ def start(
         folder = Jobs(state_dir).allocate()
         if attend and spec.places:
             attend(folder.id)
-        launch(folder, spec)
+        why = launch(folder, spec)
     except OSError as error:
+        if folder and folder.exists():
+            raise JobctlError(
+                f"job {folder.id} is recorded, and begins with the next jobctl: {error.strerror}"
+            ) from error
         if folder:
             folder.delete()
         raise JobctlError(
@@ -45,6 +54,8 @@ def start(
         if folder and not folder.exists():
             folder.delete()
         raise
+    if why and tell:
+        tell(f"job {folder.id} is recorded, but a power failure may undo that: {why}")
     if brief and spec.places:
         return folder.planned()
     job = Jobs(state_dir).folder(folder.id).read(process.boot_id())
@@ -53,8 +64,8 @@ def start(
     return job
 
 
-def _launch(folder: Folder, spec: JobSpec) -> None:
-    """Have a runner begin the job here."""
+def _launch(folder: Folder, spec: JobSpec) -> str:
+    """Have a runner begin the job here; return what commit() does, as the others below."""
     # The runner's shell starts up while the files are written.
     runner = Runner(folder)
     try:
@@ -62,28 +73,31 @@ def _launch(folder: Folder, spec: JobSpec) -> None:
         if not runner.ready():
             why = folder.log() or "is the disk full?"
             raise JobctlError(f"the runner did not start: {why}; nothing was recorded")
-        draft.commit(folder)
+        why = draft.commit(folder)
     except BaseException:
         runner.abandon()
         raise
     runner.go()
+    return why
 
 
-def _deal_out(folder: Folder, spec: JobSpec) -> None:
+def _deal_out(folder: Folder, spec: JobSpec) -> str:
     """Have slots here run the job's items."""
     task = Task(folder.path)
     with task.alone() as lock:
         draft.write(folder, spec)
-        draft.commit(folder)
+        why = draft.commit(folder)
         if lock is not None:  # it is ours: nobody knows of the job
             begin_slots(task, lock, int(task.spec()["throttle"]))
+        return why
 
 
-def _entrust(folder: Folder, spec: JobSpec) -> None:
+def _entrust(folder: Folder, spec: JobSpec) -> str:
     """Have the agent begin the job on its hosts, as soon as they are reached."""
     from jobctl.agent import client
 
     client.begin(folder.state_dir)  # it starts up while the files are written
     draft.write(folder, spec._replace(sendable=client.sendable(folder.state_dir)))
-    draft.commit(folder)
+    why = draft.commit(folder)
     client.wake(folder.state_dir, folder.id)
+    return why
