@@ -1517,8 +1517,12 @@ do_remove() {
     end_jobs 1000 'stopped by user: removed' $going
     for number in $going; do
         case $newline$left$newline in *"$newline$number$newline"* | *"${newline}killed"*) continue ;; esac
-        # Without spec it is no job any more.
-        [ ! -s "$number/exit" ] || { rm -f "$number/spec" && rm -rf "$number"; }
+        # In one step it is no job any more.
+        [ ! -s "$number/exit" ] || mv "$number" "$number.gone" || {
+            say "job $number cannot be removed"
+            : $((status = status ? status : 125))
+        }
+        rm -rf "$number.gone"
     done
     exit "$status"
 }

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from jobctl.target import Target
 
 STREAMS = ("stdout", "stderr")
+GONE = ".gone"
+"""What the name of a removed job's folder ends in, until nothing is left of it."""
 FOR_HOSTS = ("far.env", "far.env.odd", "far.send")
 """Files with what is for the environment of a job on its host."""
 SENT = (
@@ -509,12 +511,19 @@ class Folder:
     # --- the end ---
 
     def delete(self) -> None:
-        """Delete the job. From the first moment on it is none any more."""
+        """Delete the job. It is whole, or set aside in one step and none any more.
+
+        Whoever is killed afterwards leaves the rest to Jobs.numbers().
+
+        :raises OSError: nobody may do that here.
+        """
         import shutil
 
-        with suppress(OSError):  # a directory: then it is a damaged job until that is gone
-            os.unlink(self.file("spec"))
-        shutil.rmtree(self.path, ignore_errors=True)
+        gone = self.path + GONE
+        shutil.rmtree(gone, ignore_errors=True)  # of another one that had this number
+        with suppress(FileNotFoundError):
+            os.rename(self.path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def abandoned(self, boot: str) -> bool:
         """Whether this is what a killed `start` left behind."""

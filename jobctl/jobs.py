@@ -8,7 +8,7 @@ import re
 from typing import BinaryIO
 
 from jobctl import records
-from jobctl.folder import Folder
+from jobctl.folder import GONE, Folder
 from jobctl.share import FarTask
 from jobctl.task import Task
 
@@ -44,12 +44,21 @@ class Jobs:
         # Kept, as it knows by now how its children ended; but not one that is being written.
         return self._tasks.setdefault(number, task) if task.exists() else task
 
-    def numbers(self) -> list[int]:
-        """Return the numbers of all folders, in no order."""
+    def numbers(self, sweep: bool = False) -> list[int]:
+        """Return the numbers of all folders, in no order.
+
+        :param sweep: delete what is left of jobs whose removal was cut short.
+        """
         try:
-            return [int(name) for name in os.listdir(self.path) if _NUMBER.fullmatch(name)]
+            names = os.listdir(self.path)
         except FileNotFoundError:
             return []
+        for name in names if sweep else ():
+            if name.endswith(GONE):
+                import shutil
+
+                shutil.rmtree(f"{self.path}/{name}", ignore_errors=True)
+        return [int(name) for name in names if _NUMBER.fullmatch(name)]
 
     def stamp(self) -> int:
         """Return what changes when a folder comes or goes: nanoseconds since 1970."""

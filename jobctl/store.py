@@ -253,7 +253,7 @@ class Store:
                 # Nothing here is synced: what another boot left may be old.
                 db.execute("DELETE FROM jobs")
             changed, gone = self._news(db)
-            on_disk = set(self.jobs.numbers())
+            on_disk = set(self.jobs.numbers(sweep=True))
             indexed = {number for (number,) in db.execute("SELECT id FROM jobs")}
             gone |= indexed - on_disk
             new = {number: self._read_new(number) for number in sorted(on_disk - indexed)}
@@ -289,7 +289,8 @@ class Store:
         folder = self.jobs.folder(number)
         job = folder.read(self.boot)
         if job is None and folder.abandoned(self.boot):
-            folder.delete()
+            with suppress(OSError):
+                folder.delete()
         return job
 
 

@@ -66,7 +66,7 @@ def remove(store: Store, todo: Plan, ask: Asked | None = None) -> list[JobctlErr
     done = [part for part in every if store.jobs.folder(part.id).finished()]
     errors += ask_hosts(store.jobs, "erase", on_hosts(done), ask)
     for job in todo.forget:
-        store.jobs.folder(job.id).delete()
+        errors += _deleted(store, job.id)
     kept = {error.job for error in errors if isinstance(error, NotActedOn)}
     folders = [store.jobs.folder(part.id) for part in every]
     # In this order, as somebody else may be removing it.
@@ -75,10 +75,19 @@ def remove(store: Store, todo: Plan, ask: Asked | None = None) -> list[JobctlErr
     errors += map(Unended, sorted(unfinished))
     for job_id, children in pieces.items():
         if not (kept | unfinished).intersection(part.id for part in children):
-            store.jobs.folder(job_id).delete()
+            errors += _deleted(store, job_id)
     if todo.forget and any(job.type == TYPE_REMOTE for job in todo.forget):
         from jobctl.agent import client
 
         client.wake(store.jobs.state_dir)
     store.refresh()
     return todo.errors + errors
+
+
+def _deleted(store: Store, job_id: str) -> list[JobctlError]:
+    """Delete the folder of a job; return an error if that cannot be done."""
+    try:
+        store.jobs.folder(job_id).delete()
+    except OSError as error:
+        return [NotActedOn(job_id, f" cannot be removed: {error.strerror}")]
+    return []

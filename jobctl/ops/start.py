@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from jobctl import draft, process
 from jobctl.errors import JobctlError
@@ -46,7 +47,8 @@ def start(
                 f"job {folder.id} is recorded, and begins with the next jobctl: {error.strerror}"
             ) from error
         if folder:
-            folder.delete()
+            with suppress(OSError):
+                folder.delete()
         raise JobctlError(
             f"cannot start a job in {state_dir}: {error.strerror}; nothing was recorded"
         ) from error

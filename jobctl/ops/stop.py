@@ -161,6 +161,8 @@ def _all_ended(task: Task, numbers: set[int]) -> bool:
     while time.monotonic() < deadline:
         if all(task.ended(n) if n != _WHOLE else task.finished() for n in numbers):
             return True
+        if not task.exists():
+            return True
         task.read(process.boot_id())  # should a slot have been killed, this finds it
         time.sleep(_MOMENT)
     return False
