@@ -90,6 +90,11 @@ class Carried:
         """Whether its output is to come here."""
         return not self.keeps_results_there or self.folder.has("wanted")
 
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for its end, so that its host is to be told."""
+        return self.folder.has("stop")
+
     def want(self) -> None:
         """Have its output come here, though it was to stay there."""
         self.folder.put("wanted", b"")

@@ -13,6 +13,8 @@
 #   sh items.sh signal DIR NAME ITEM...    send one signal; prints the numbers of items of which it
 #                                          reached nothing, and NUMBER:unbegun of those that have
 #                                          not begun
+#   sh items.sh withdraw DIR               where a share was stopped: write down as stopped what no slot
+#                                          has begun, once none lives that could
 #   sh items.sh mend DIR                   write down what is lost on a host, and give back what
 #                                          was taken and not begun
 #
@@ -62,7 +64,7 @@ unset jobctl_sourced
 # Set by functions of runner.sh, and by the spec.
 own='' born='' begun='' found='' started='' pid='' ticks='' boot='' boot_now='' known='' now=''
 place='' host_now='' keeper='' keeper_ticks='' slot_fate='' short=''
-uptime='' killed='' refusal=''
+uptime='' killed='' refusal='' instant=''
 jobctl_dir='' jobctl_tools=${jobctl_tools-} jobctl_own='' jobctl_born='' jobctl_attempt='' jobctl_now='' jobctl_uptime=''
 children='' on_finish='' retries=0 timeout='' timeout_text='' stdin='' caller='' instance_id=''
 
@@ -356,20 +358,24 @@ begun_ones() {
 
 # Of the items on standard input, as spans prints them, writes down those as failed, with reason $1,
 # of which no slot says one of the letters $2, and that do not run; item $3, if given, does not. Makes
-# the file unclear if there are others that do.
+# the file unclear if there are others that do. The end is another one with letter $4. Lines "begun" and
+# a span are of items that are not meant.
 fail_unrecorded() {
     [ -f spec ] || exit 1 # the job was removed
     clock
     mkdir -p slots/0
     # In this order: an item that ends meanwhile is found in a journal.
-    { sed 's/^/span /'; cookies | sed 's/^/cookie /'; journals; } | awk -v end="F - - $now ${uptime:--} $1" \
+    { put_line "why $1"; sed 's/^/span /'; cookies | sed 's/^/cookie /'; journals; } |
+        awk -v end="${4-F} - - $now ${uptime:--}" \
         -v letters="$2" -v over="${3-}" -v whole="${instance_id%????????????}" '
+        NR == 1 { why = substr($0, 5); next }
         /^[1-9][0-9]* [BCFX] / { if (index(letters, $2)) known[$1] }
+        /^span begun / { known[$3] }
         /^cookie / && index($3, whole) == 1 { runs[substr($3, length(whole) + 1) + 0] }
         /^span [1-9]/ { for (n = $2 + 0; n < $2 + $3; n++) asked[n] }
         END { for (n in asked) if (!(n in known)) {
                   if ((n in runs) && n != over) print n >"unclear"
-                  else print "\n" n, end } }' >>slots/0/journal
+                  else print "\n" n, end, why } }' >>slots/0/journal
 }
 
 # Succeeds if nobody else has item $jobctl_number, nor ever will. Sets lacking to the folder without
@@ -544,6 +550,45 @@ stop_items() {
     for member in $known; do
         put_line "${member%%/*}"
     done | sort -u
+    case $1 in 0:*) [ -z "$share" ] || [ ! -f spec ] || withdraw ;; esac
+}
+
+# Of a share that was stopped, writes down as stopped what no slot has begun, once none lives that could.
+# So it is always a line in a journal that tells of an end, and it comes after what the item wrote.
+withdraw() {
+    load_whole
+    [ -n "$share" ] && [ -e stop ] && no_slot_lives || return 0
+    reason_in stop || reason='stopped by user'
+    shorten "$reason"
+    # shellcheck disable=SC2119
+    { spans; begun_ones | sed 's/^/begun /'; } | fail_unrecorded "$short" CFXB '' X
+}
+
+# Succeeds as soon as no slot lives, or is about to; fails if that takes more than ten seconds.
+no_slot_lives() {
+    instant
+    limit=$((instant + 1000))
+    while :; do
+        living=''
+        for slot in slots/[1-9]*; do
+            [ -d "$slot" ] || continue
+            judge_slot "$slot"
+            case $slot_fate in living | elsewhere | begins) living=1 && break ;; esac
+        done
+        [ -n "$living" ] || return 0
+        instant
+        [ "$instant" -lt "$limit" ] || return 1
+        pause
+    done
+}
+
+# Sets instance_id to that of the whole job, and share if this is a share of it.
+load_whole() {
+    [ -f spec ] || exit 1 # the job was removed
+    instance_id='' whole='' share=''
+    # shellcheck source=/dev/null
+    . ./spec
+    instance_id=${whole:-$instance_id}
 }
 
 send_items() {
@@ -574,10 +619,7 @@ send_items() {
 mend() {
     cd -- "$1" || exit 125
     boot
-    instance_id='' whole=''
-    # shellcheck source=/dev/null
-    . ./spec
-    instance_id=${whole:-$instance_id}
+    load_whole
     [ ! -e highest ] || restore_slots .
     rest=''
     for slot in slots/[1-9]*; do
@@ -628,11 +670,12 @@ mend_items() {
 
 case ${1-} in
 mend) shift && mend "$@" ;;
+withdraw) cd -- "$2" && boot && withdraw ;;
 slots) shift && slots "$@" ;;
 stop) shift && stop_items "$@"; put_line 'done' ;;
 signal) shift && send_items "$@"; put_line 'done' ;;
 *)
-    echo 'items.sh: slots, stop, signal or mend' >&2
+    echo 'items.sh: slots, stop, signal, withdraw or mend' >&2
     exit 2
     ;;
 esac

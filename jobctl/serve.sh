@@ -28,9 +28,11 @@
 #                                      folder has gone since, some may have begun
 #   feed TAG ID SLOTS COUNT N LINE     take so many items from the Nth on, as items.sh has them;
 #                                      the REASON is "gone" where share has not been, or its folder
-#                                      was removed
+#                                      was removed. Where the job was stopped, they are journaled as
+#                                      stopped
 #   end_items TAG FOLDER GRACE REASON ITEM...   stop items, as items.sh names them; prints those of
-#                                      which something is left
+#                                      which something is left. Number 0: those that were fed and
+#                                      have not begun are journaled as stopped
 #   signal_items TAG FOLDER NAME ITEM...        send them a signal; prints those not reached
 #   end TAG FOLDER GRACE REASON JOB... stop jobs; prints those of which something is left
 #   signal TAG FOLDER NAME JOB...      send them a signal
@@ -292,7 +294,11 @@ feed() {
     # Who brings it again has not heard of its items for long.
     [ ! -e "$file" ] || sh "$here/items.sh" mend "guest/$2" </dev/null 6>&- 7>&-
     if [ -e "$file" ] || { printf '%s\n' "$6" >"guest/$2/next" && mv -f "guest/$2/next" "$file"; }; then
-        more_slots "guest/$2" "$3" "$4"
+        if [ -e "guest/$2/stop" ]; then
+            (sh "$here/items.sh" withdraw "guest/$2" </dev/null >/dev/null 6>&- 7>&- &)
+        else
+            more_slots "guest/$2" "$3" "$4"
+        fi
         answer "$1 ok"
     elif lacks "guest/$2"; then
         answer "$1 no damaged: the folder $lacking is missing" # since we looked

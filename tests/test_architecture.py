@@ -66,6 +66,7 @@ INSIDE = {
         "passing",
         "post",
         "slots",
+        "endings",
         "queue",
         "server",
     ),

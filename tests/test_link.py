@@ -12,6 +12,7 @@ from conftest import wait_until
 from jobctl import draft
 from jobctl.agent import link
 from jobctl.agent.caller import Nobody
+from jobctl.agent.far import Far
 from jobctl.carried import Carried
 from jobctl.errors import Unreachable
 from jobctl.folder import Folder
@@ -34,6 +35,9 @@ class Company:
         """Do nothing."""
 
     def changed(self, job: Carried) -> None:
+        """Do nothing."""
+
+    def back(self, job: Carried, far: Far) -> None:
         """Do nothing."""
 
     def held_up(self, jobs: Iterable[Carried], reason: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Host:
         self._task = task
         self._number = number
         self.asked = list[set[int]]()
+        self.tell: Callable[[], None]
+        """Tells that lines of journals have come."""
 
     def request(self, verb: str, *words: bytes, seconds: float = 0) -> bytes:
         """Do it, and tell of nothing that is left."""
@@ -39,6 +42,7 @@ class Host:
             ended = running if 0 in numbers else running & numbers
             lines = b"".join(b"%d X 0 15 1 1 stopped\n" % n for n in sorted(ended))
             assert self._task.append_journal(self._number, 1, size, lines)
+            self.tell()
         return b""
 
 
@@ -81,6 +85,8 @@ def spread(task: FarTask, hosts: dict[int, Host]) -> Iterator[Spread]:
         pass
 
     spread = Spread(task, far_of, ignore, ignore, ignore)
+    for share in spread.shares:
+        hosts[share.number].tell = functools.partial(spread.news, share)
     yield spread
     task.delete()
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from queue import Empty, SimpleQueue
 
@@ -18,7 +19,7 @@ from jobctl.agent.commands import BEGIN, ENDED, Channel, Commands, NoPlace, Untr
 from jobctl.agent.content import Content
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.timing import Clocks, Moment
-from jobctl.transport.base import Ask, Connection, Denied, Lost, Stream, Terminal
+from jobctl.transport.base import Ask, Connection, Denied, Lost, NoConnection, Stream, Terminal
 
 SCRIPTS = (
     "runner.sh",
@@ -393,3 +394,50 @@ def _scripts() -> bytes:
         b' "$(printf %s "${w##*: }" | head -n 1)"; exit; };'
     )
     return b"".join(parts)
+
+
+def begun(connection: Connection, another: Another, host: str) -> Far:
+    """Return the far end of a new connection to a host.
+
+    :raises Unreachable: there is none; all messages name the host.
+    """
+    seconds = connection.connect_timeout
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        connection.close()
+
+    (limit := threading.Timer(seconds, give_up)).start()
+    try:
+        return Far(connection, another)
+    except Lost as error:
+        if not late.is_set():
+            raise Lost(_at_host(host, error)) from None
+        raise NoConnection(
+            f"cannot connect to {host}: its login shell does not answer"
+            f" within {seconds:g} seconds" + (f": {error.said}" if error.said else "")
+        ) from None
+    except Denied as error:
+        raise type(error)(_at_host(host, error)) from None
+    except BrokenPipeError:
+        raise Lost(_at_host(host, ENDED)) from None
+    except (ValueError, IndexError):
+        reason = "its login shell answers what makes no sense"
+        raise Denied(f"{host}: {reason}") from None
+    finally:
+        limit.cancel()
+
+
+def _at_host(host: str, error: object) -> str:
+    text = str(error)
+    return text if host in text else f"{host}: {text}"
+
+
+def unreachable(error: Exception) -> Unreachable:
+    """Return an error as one of a connection."""
+    if isinstance(error, Unreachable):
+        return error
+    if isinstance(error, JobctlError):
+        return Denied(str(error))
+    return Denied(f"the attempt to connect failed: {error!r}")

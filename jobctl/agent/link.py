@@ -16,15 +16,15 @@ from weakref import WeakKeyDictionary
 from jobctl import links
 from jobctl.agent.caller import Nobody, Read, Whoever
 from jobctl.agent.commands import ENDED, Commands, NoPlace
-from jobctl.agent.far import Far, NotDone
+from jobctl.agent.far import Far, NotDone, begun, unreachable
 from jobctl.agent.mirror import Mirror
 from jobctl.agent.room import Room
 from jobctl.agent.shares import Share
 from jobctl.carried import Carried
-from jobctl.errors import JobctlError, Unreachable
+from jobctl.errors import Unreachable
 from jobctl.links import Links, LinkState
 from jobctl.target import Target
-from jobctl.transport.base import Ask, Cancelled, Connection, Denied, Lost, NoConnection
+from jobctl.transport.base import Ask, Cancelled, Connection, Denied, Lost
 
 _LINGER = 30.0
 """Seconds that a temporary connection is kept when nothing needs it any more."""
@@ -49,6 +49,9 @@ class Company(Protocol):
 
     def changed(self, job: Carried) -> None:
         """A job began, or goes on differently."""
+
+    def back(self, job: Carried, far: Far) -> None:
+        """The host has a job, and can be told what was asked of it meanwhile."""
 
     def held_up(self, jobs: Iterable[Carried], reason: str) -> None:
         """Jobs cannot go on, as the host was not reached, and wait for the next attempt."""
@@ -267,7 +270,7 @@ class Link:
             try:
                 far = self._open()
             except Exception as error:  # whatever it is, who waits is to be told
-                self._failed(_unreachable(error))
+                self._failed(unreachable(error))
                 denied = isinstance(self.error, Denied)
                 if not self._rest(refused if denied else pause, denied):
                     break
@@ -292,7 +295,7 @@ class Link:
         self._unheard = False
         connection = self._connect(self.target, Whoever(self._person, self._present, self._read))
         try:
-            far = self._begun(connection)
+            far = begun(connection, self._another, self.target.label)
         except BaseException as error:
             if not (isinstance(error, NoPlace) and self._keep_bare(connection)):
                 connection.close()
@@ -323,40 +326,6 @@ class Link:
     def _another(self, ask: Ask | None) -> Connection:
         who = ask or Nobody()
         return self._connect(self.target, Whoever(lambda: who, lambda: who, self._read))
-
-    def _begun(self, connection: Connection) -> Far:
-        """Return the far end of a new connection; raise Unreachable."""
-        seconds = connection.connect_timeout
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            connection.close()
-
-        (limit := threading.Timer(seconds, give_up)).start()
-        try:
-            return Far(connection, self._another)
-        except Lost as error:
-            if not late.is_set():
-                raise Lost(self._at_host(error)) from None
-            raise NoConnection(
-                f"cannot connect to {self.target.label}: its login shell does not answer"
-                f" within {seconds:g} seconds" + (f": {error.said}" if error.said else "")
-            ) from None
-        except Denied as error:
-            raise type(error)(self._at_host(error)) from None
-        except BrokenPipeError:
-            raise Lost(self._at_host(ENDED)) from None
-        except (ValueError, IndexError):
-            reason = "its login shell answers what makes no sense"
-            raise Denied(f"{self.target.label}: {reason}") from None
-        finally:
-            limit.cancel()
-
-    def _at_host(self, error: object) -> str:
-        """Return what went wrong with the name of the host, which all messages have."""
-        text, host = str(error), self.target.label
-        return text if host in text else f"{host}: {text}"
 
     def _person(self) -> Ask:
         person = self._present()
@@ -529,6 +498,7 @@ class Link:
                 if isinstance(job, Share):
                     job.go_on(far)
                 self._mirror.follow(far, job)
+            self._company.back(job, far)
 
     def _give_up(self, job: Carried, reason: str) -> None:
         self._ended(job, job.end("Failed", reason))
@@ -599,12 +569,3 @@ class Link:
             except OSError:  # the disk is full: then others see an older state
                 with suppress(OSError):
                     os.write(2, b"cannot write the state of a connection\n")
-
-
-def _unreachable(error: Exception) -> Unreachable:
-    """Return an error as one of a connection."""
-    if isinstance(error, Unreachable):
-        return error
-    if isinstance(error, JobctlError):
-        return Denied(str(error))
-    return Denied(f"the attempt to connect failed: {error!r}")

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from jobctl import process, quoting, records
 from jobctl.agent.caller import People
+from jobctl.agent.endings import Endings, Errors, by_folder, elsewhere_of, named, request_end
 from jobctl.agent.far import Far
 from jobctl.agent.link import Link
 from jobctl.agent.shares import Share, Spread
@@ -41,8 +42,6 @@ _AGAIN = 5.0
 """Seconds until a job that could not be stopped is to be stopped again."""
 _GRACE = 10.0
 _C = TypeVar("_C", bound=Carried)
-Errors = dict[str, JobctlError]
-"""By the ids of the jobs, why something was not done to them."""
 _LEFT = "some of its processes there cannot be ended"
 _TO_BE_TOLD = 20.0
 """Seconds that the end of a job that was stopped takes, at most, to be known here."""
@@ -81,6 +80,7 @@ class Queue:
         self.waiting = set[str]()
         """Ids of jobs that wait for others."""
         self._slots = Slots()
+        self._endings = Endings()
         self._spreads: dict[str, Spread] = {}
         self._carriers: dict[str, Link] = {}
         """The links over which shares of jobs with items are reached, by the shares' ids."""
@@ -234,6 +234,10 @@ class Queue:
         """Tell those who wait for news that a job has changed."""
         self._tell(job.id)
 
+    def back(self, job: Carried, far: Far) -> None:
+        """End a job, as was asked for when its host could not be told, or told nothing back."""
+        self._endings.back(job, far)
+
     def person(self, jobs: Iterable[Carried]) -> Ask | None:
         """Return somebody at a terminal who waits for one of these jobs."""
         return self._people.who_waits(job.whole for job in jobs)
@@ -337,19 +341,37 @@ class Queue:
 
         :return: the ids of those of which something is left, and errors by id.
         """
+        asked = dict[Carried, Link]()
+        with self._endings.asked_for(ids):
+            answer = self._stop(ids, grace, reason, ask, asked)
+        for job, link in asked.items():
+            if far := link.far:
+                self.back(job, far)
+        return answer
+
+    def _stop(
+        self, ids: list[str], grace: float, reason: str, ask: Ask | None, asked: dict[Carried, Link]
+    ) -> tuple[list[str], Errors]:
+        """Do what stop() does.
+
+        :param asked: is given the jobs that are to end all the same where there was no answer.
+        """
         ids, of_items = self._apart(ids)
+        # First of all, as this agent may be killed.
+        chosen = self._carried(ids)
+        for job in chosen:
+            if not job.folder.finished():
+                self._note_stop(job, reason)
         left, errors = list[str](), Errors()
         for task, numbers in of_items.items():
             some, error = self._stop_items(task, numbers, grace, reason, ask)
             if error:
                 errors[task.id] = error
+                shares = spread.shares if (spread := self._spreads.get(task.id)) else []
+                asked |= {s: link for s in shares if (link := self._carriers.get(s.id))}
             elif some:
                 left.append(task.id)
         there = list[Carried]()
-        chosen = self._carried(ids)
-        for job in chosen:
-            if not job.folder.finished():
-                self._note_stop(job, reason)
         for job in chosen:
             if job.sent or job.adopted or not self._withdrawn(job):
                 there.append(job)
@@ -360,14 +382,23 @@ class Queue:
             for job in jobs:
                 if not job.folder.finished():
                     link.add(job)  # to hear of its end
+            link.opened(ask)
+            asked.update(dict.fromkeys(jobs, link))
             some, elsewhere = self._end(link, jobs, grace, reason, ask)
             left.extend(some)
             errors.update(elsewhere)
+            for job in jobs:
+                if isinstance(elsewhere.get(job.id), Unreachable):
+                    del asked[job]
 
         errors |= self._on_hosts(there, act)
         for job in there:
-            if job.id in errors:
+            if not (error := errors.get(job.id)):
+                asked.pop(job, None)
+            elif job not in asked:
                 job.folder.unlink("stop")
+            elif isinstance(error, Unreachable):
+                errors[job.id] = Unreachable(f"{error}; it is stopped as soon as it can be")
         return left, errors
 
     @staticmethod
@@ -467,12 +498,7 @@ class Queue:
         :return: the ids of those of which something is left, and errors by the ids of those
             that run on another machine, or whose end cannot be written down here.
         """
-        left, elsewhere = list[str](), Errors()
-        for folder, group in _by_folder(jobs).items():
-            words = (folder, b"%.0f" % (grace * 100), os.fsencode(reason), *group)
-            answer = link.opened(ask).request("end", *words, seconds=grace + 60).split()
-            elsewhere |= _elsewhere(answer, group)
-            left += _named(answer, group)
+        left, elsewhere = request_end(link.opened(ask), jobs, grace, reason)
         for job in jobs:
             if job.id not in left and job.id not in elsewhere:
                 _wait_until(lambda: job.folder.finished() or bool(link.lacking), _TO_BE_TOLD)  # noqa: B023
@@ -489,12 +515,12 @@ class Queue:
         result, elsewhere = Sent(set(), set()), Errors()
 
         def act(link: Link, jobs: list[Carried]) -> None:
-            for folder, group in _by_folder(jobs).items():
+            for folder, group in by_folder(jobs).items():
                 answer = link.opened(ask).request("signal", folder, name.encode(), *group).split()
-                elsewhere.update(_elsewhere(answer, group))
+                elsewhere.update(elsewhere_of(answer, group))
                 said = sent(map(os.fsdecode, answer))
                 for ids, numbers in zip(result, said, strict=True):
-                    ids.update(_named([*map(os.fsencode, numbers)], group))
+                    ids.update(named([*map(os.fsencode, numbers)], group))
             link.opened().look()
 
         ids, of_items = self._apart(ids)
@@ -567,33 +593,6 @@ class Queue:
                     gone[job.id] = Unreachable(f"its output on {job.host} was removed")
 
         return self._on_hosts(self._there(ids), act) | gone
-
-
-def _by_folder(jobs: list[Carried]) -> dict[bytes, dict[bytes, Carried]]:
-    """Return jobs as serve.sh names them, by the folder of their folders."""
-    found: dict[bytes, dict[bytes, Carried]] = {}
-    for job in jobs:
-        folder, _, name = os.fsencode(job.path).rpartition(b"/")
-        found.setdefault(folder, {})[name + b":" + job.instance_id.encode()] = job
-    return found
-
-
-def _named(answer: list[bytes], group: dict[bytes, Carried]) -> list[str]:
-    """Return the ids of the jobs that runner.sh printed the numbers of."""
-    return [job.id for word, job in group.items() if word.partition(b":")[0] in answer]
-
-
-def _elsewhere(answer: list[bytes], group: dict[bytes, Carried]) -> Errors:
-    """Return errors by the ids of the jobs of which runner.sh said NUMBER@HOST."""
-    hosts = dict(word.split(b"@", 1) for word in answer if b"@" in word)
-    return {
-        job.id: Unreachable(
-            f"it runs on {printable(os.fsdecode(host))}, which shares the state directory of"
-            f" {printable(job.host)}"
-        )
-        for word, job in group.items()
-        if (host := hosts.get(word.partition(b":")[0])) is not None
-    }
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> None:

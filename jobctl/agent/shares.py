@@ -15,10 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
 from jobctl import items
-from jobctl.agent.far import Far, NotDone
+from jobctl.agent.far import Elsewhere, Far, NotDone
 from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.folder import FOR_HOSTS
@@ -35,7 +34,9 @@ _MOST = 250
 _BEAT = 0.5
 _SILENCE = 10.0
 """Seconds without any news from a host that has items, after which it is told of them again."""
-_GRACE = 10.0
+_TO_BE_TOLD = 20.0
+"""Seconds that it takes, at most, to be known here what has become of the items of a host that was
+told to end them."""
 _GONE = "gone"
 """What a host says that has no folder of the job."""
 _UNLIMITED = 1 << 31
@@ -58,6 +59,8 @@ class Share(Carried):
         """Why that is so."""
         self._sent = set[int]()
         """First items of the blocks that the host has got over this connection."""
+        self._withdrawn_over: Far | None = None
+        """Over which connection the host said that it begins none of them any more."""
         self._heard = time.monotonic()
         self._ended: deque[float] = deque(maxlen=_MOST)
         """When items ended."""
@@ -87,21 +90,32 @@ class Share(Carried):
         cpus = self.folder.get("accepted")
         self.slots = self.spread.per_host or (int(cpus) if cpus.isdigit() else 1) or 1
         self.doubt()
-        if self.task.has("stop"):
-            threading.Thread(target=self.spread.stop_there, args=(self, far)).start()
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for the end of the whole job."""
+        return self.task.has("stop")
+
+    def may_be_fed(self, far: Far) -> bool:
+        """Whether the host can be told of items without running what was stopped."""
+        return not self.stop_asked or self._withdrawn_over is far
 
     def end_items(self, far: Far, numbers: Iterable[int], grace: float, reason: str) -> bytes:
         """End what the host runs of some items, 0 meaning all; return those of which some is left.
 
         :raises JobctlError: it cannot be told, or does not do it.
         """
+        numbers = list(numbers)
         words = map(str.encode, self.task.stop_targets(numbers))
         hundredths = b"%.0f" % (grace * 100)
         path = os.fsencode(self.path)
         seconds = grace + 60
-        return far.request(
+        answer = far.request(
             "end_items", path, hundredths, os.fsencode(reason), *words, seconds=seconds
         )
+        if 0 in numbers:
+            self._withdrawn_over = far
+        return answer
 
     def wish(self, handle: bytes) -> str:
         """Return how to ask the host for what is not here yet."""
@@ -280,6 +294,7 @@ class Spread:
                 if not self.task.ended(number):
                     self.task.note_end(number, State.FAILED, reason)
             self._unended[share.number].clear()
+            self._change.notify_all()
         self.conclude()
         self._fail_if_alone()
 
@@ -329,7 +344,7 @@ class Spread:
         while not self._over and self.task.exists():
             far = self._far_of(share) if share.slots else None
             try:
-                if far and not self.task.has("stop") and self._give(share, far):
+                if far and share.may_be_fed(far) and self._give(share, far):
                     continue
                 if share.hopeless:
                     self._retire(share)
@@ -358,6 +373,8 @@ class Spread:
         if share.hopeless:
             return False
         with self._change:
+            if share.stop_asked:
+                return False
             enough, has = share.enough(), len(self._unended[share.number])
             # Some at a time, before the half of what is to wait there is used up.
             if has >= share.slots and 2 * (has - share.slots) >= enough - share.slots:
@@ -414,7 +431,7 @@ class Spread:
         self, numbers: set[int] | None, grace: float, reason: str
     ) -> tuple[bool, JobctlError | None]:
         """Stop items, or all; return whether something is left, and why a host was not reached."""
-        left, reached = False, False
+        left, asked = False, False
         error: JobctlError | None = None
         if numbers is None:
             self.task.note_stop("stop", reason)
@@ -431,28 +448,33 @@ class Spread:
                 continue
             try:
                 chosen = [0] if numbers is None else sorted(mine)
-                answer = share.end_items(far, chosen, grace, reason)
-            except JobctlError as failure:
+                some = bool(share.end_items(far, chosen, grace, reason).split())
+            except Elsewhere as failure:
                 error = failure
                 continue
-            some, reached = bool(answer.split()), True
-            left = left or some
-            if numbers is None:
-                self._settled(share, wait=not some)
+            except JobctlError as failure:
+                error, asked = failure, True  # it may have got the request
+                continue
+            left, asked = left or some, True
+            if numbers is None and not some and not self._settled(share):
+                error = JobctlError(f"{share.host} has not told yet what became of all its items")
         if error and numbers is None:
-            if reached:
+            if asked:
                 error.args = (f"{error}; the rest is stopped as soon as it can be",)
             else:
                 self.task.unlink("stop")
         self.conclude()
         return left, error
 
-    def stop_there(self, share: Share, far: Far) -> None:
-        """Stop what a host has that could not be reached when the job was stopped."""
-        with suppress(JobctlError):
-            share.end_items(far, [0], _GRACE, os.fsdecode(self.task.get("stop").strip()))
-            self._settled(share, wait=True)
-            self.conclude()
+    def stop_there(self, share: Share, far: Far, grace: float) -> bool:
+        """Have a host end what it has of a job that was stopped; return whether that is done.
+
+        :raises JobctlError: it cannot be told, or does not do it.
+        """
+        share.end_items(far, [0], grace, os.fsdecode(self.task.get("stop").strip()))
+        done = self._settled(share)
+        self.conclude()
+        return done
 
     def _withdrawn(self, number: int, reason: str) -> bool:
         """Stop an item that no host was given; return False if one was."""
@@ -464,16 +486,12 @@ class Spread:
             self.task.note_end(number, State.STOPPED, reason)
             return True
 
-    def _settled(self, share: Share, wait: bool) -> None:
-        """Wait until what a host had begun has ended here, too; the rest it will not begin."""
-        deadline = time.monotonic() + 20.0
-        while wait and time.monotonic() < deadline:
-            running = self._unended[share.number] & self.task.runs_on(share.number)
-            if not running:
-                break
-            time.sleep(0.02)
+    def _settled(self, share: Share) -> bool:
+        """Wait until the host has told of all that it was given; return whether it has."""
         with self._change:
-            self._unended[share.number] &= self.task.runs_on(share.number)
+            return self._change.wait_for(
+                lambda: not self._unended[share.number] or share.hopeless, _TO_BE_TOLD
+            )
 
     def signal(self, numbers: set[int] | None, name: str) -> tuple[Sent, JobctlError | None]:
         """Send a signal to items, or all.

@@ -1,0 +1,87 @@
+"""`stop` of jobs on hosts that are not there, or tell nothing back, when they are to be told."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import sleeper, sleeping, wait_until
+from far import Far
+from sshd import Wire
+
+WAYS: dict[str, Callable[[Far, Wire], object]] = {
+    "cut": lambda far, wire: wire.cut(),
+    "killed": lambda far, wire: far.kill_agent(),
+}
+"""How it comes that nobody hears what the host answers."""
+
+
+def share_of(far: Far) -> Path:
+    """Return the folder of the only share on the host."""
+    (found,) = (far.there / "guest").glob("*/items")
+    return found.parent
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Return what all items in the folder of a job, or of a share, have written."""
+    children = folder / "children"
+    files = (*children.glob("*.stdout"), *children.glob("*/stdout"))
+    found = {
+        path.relative_to(children).parts[0].partition(".")[0]: path.read_bytes() for path in files
+    }
+    return {number: text for number, text in found.items() if text}
+
+
+def items(far: Far, text: str) -> str:
+    """Start a job with 50 items, two of which run at once; return its id."""
+    words = ("start", "-q", "--foreach", "-", "-H", "web1", "--per-host", "2", "-c", text)
+    return far.out(*words, input="".join(f"{n}\n" for n in range(1, 51)).encode()).strip()
+
+
+def test_the_answer_to_stop_comes_after_all_output(far: Far, wire: Wire, tmp_path: Path) -> None:
+    nap = sleeper()
+    job = items(far, f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo {{}}; {nap}")
+    wait_until(lambda: [r["state"] for r in far.jobs("--children", job)].count("Running") >= 2)
+    wire.latency = 0.3
+    (tmp_path / "go").touch()
+    wait_until(lambda: sum(map(len, outputs(share_of(far)).values())) == 4)
+    far.run("stop", job)
+    wire.latency = 0.0
+    assert far.out("receive", job, status=None) == "1\n2\n"
+    assert {record["state"] for record in far.jobs("--children", job)} == {"Stopped"}
+    assert sleeping(nap) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_asked_of_a_host_is_done(far: Far, wire: Wire, way: str) -> None:
+    text = "trap '' TERM; while :; do echo {}; sleep 0.02; done"
+    job, single = items(far, text), far.start("-c", text)
+    wait_until(lambda: [r["state"] for r in far.jobs("--children", job)].count("Running") >= 2)
+    stop = far.popen("stop", "--grace", "3", job, single, stderr=subprocess.PIPE)
+    share, guest = share_of(far), far.guest(single)
+    wait_until(lambda: (share / "stop").exists())
+    WAYS[way](far, wire)
+    _, told = stop.communicate()
+    assert stop.returncode == (5 if way == "cut" else 125), told
+    assert far.run("wait", "--timeout", "60", job, single, status=None).returncode == 1
+    assert {record["state"] for record in far.jobs("--children", job)} == {"Stopped"}
+    assert far.job(single)["state"] == "Stopped"
+    assert outputs(far.folder(job)) == outputs(share)
+    assert far.output(single) == (guest / "stdout").read_text()
+
+
+def test_stopping_is_not_forgotten_with_the_agent(far: Far, wire: Wire) -> None:
+    nap = sleeper()
+    job = far.start(*nap.split())
+    wait_until(lambda: sleeping(nap))
+    far.kill_agent()
+    wire.freeze()
+    stop = far.popen("stop", job, stderr=subprocess.DEVNULL)
+    wait_until((far.folder(job) / "stop").exists)
+    far.kill_agent()
+    wire.thaw()
+    stop.wait()
+    far.run("wait", "--timeout", "60", job, status=1)
+    assert (far.job(job)["state"], sleeping(nap)) == ("Stopped", [])
