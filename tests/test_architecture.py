@@ -345,7 +345,7 @@ def test_the_runner_parses(shell: str) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-TESTS = sorted(Path(__file__).parent.glob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def calls(path: Path, *names: str) -> Iterator[ast.Call]:

@@ -1,0 +1,27 @@
+"""What a fault leaves of an operation, wherever it strikes: some of them in each run."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scenes import SCENES
+
+SWEEP = Path(__file__).with_name("sweep.py")
+TRACED = sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+@pytest.mark.skipif(not TRACED, reason="the tracer knows Linux on x86-64 only")
+@pytest.mark.parametrize("few", [3, pytest.param(0, marks=pytest.mark.long)], ids=["few", "all"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_what_a_fault_leaves(
+    scene: str, few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = [sys.executable, str(SWEEP), scene, "--few", str(few)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=3600)
+    assert result.returncode == 0, f"{' '.join(words)}\n{result.stdout}{result.stderr}"
