@@ -25,6 +25,13 @@ _LINE = re.compile(
 """What items.sh and note_end() write; what is no such line says nothing."""
 
 
+def lines_in(text: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield what the lines of a journal say: the numbers of items, and the rest."""
+    for found in map(_LINE.fullmatch, text.split(b"\n")):
+        if found:
+            yield int(found[1]), found[2]
+
+
 class Run(NamedTuple):
     """A command that was begun."""
 
@@ -37,13 +44,20 @@ class Run(NamedTuple):
 class Journals:
     """The slots of one job. What was read once is not read again: journals only grow."""
 
-    def __init__(self, path: str, clocks: Callable[[str], Clocks | None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        clocks: Callable[[str], Clocks | None],
+        holds: Callable[[str], Callable[[int], bool]],
+    ) -> None:
         """Look at the slots in a folder that need not exist.
 
         :param clocks: returns how the clocks of a slot's host stand to ours, None if it is here.
+        :param holds: returns what tells of which items a slot can say something.
         """
         self._path = path
         self._clocks = clocks
+        self._holds = holds
         self._offsets: dict[str, int] = {}
         self._begun: dict[int, tuple[str, bytes]] = {}
         """Slots and lines of the items that were begun, without their numbers."""
@@ -201,10 +215,10 @@ class Journals:
             self._offsets[slot] = at + len(text)
             itself = self._self(slot)
             self._boots[slot] = records.text(itself[2]) if itself else process.boot_id()
-            for line in text.split(b"\n"):
-                if not (found := _LINE.fullmatch(line)):
+            holds = self._holds(slot)
+            for number, rest in lines_in(text):
+                if not holds(number):
                     continue
-                number, rest = int(found[1]), found[2]
                 if rest[:1] == b"B":
                     self._begun[number] = slot, rest
                 elif number not in self.ends:

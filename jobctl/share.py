@@ -6,8 +6,9 @@ the journal of slot K of the Hth host into `slots/H.K/`.
 
 from __future__ import annotations
 
+import bisect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -70,6 +71,14 @@ class FarTask(Task):
         """Return how the clocks of a slot's host stand to ours, as far as is known."""
         host, dot, _ = slot.partition(".")
         return self.shares()[int(host) - 1].clocks() if dot else None
+
+    def holds(self, slot: str) -> Callable[[int], bool]:
+        """Return what tells of which items a slot can say something: of what its host was given."""
+        host, dot, _ = slot.partition(".")
+        if not dot:
+            return super().holds(slot)  # what we write down ourselves
+        number = records.integer(host.encode()) or 0
+        return self.share(number).holder() if number <= self.share_count else lambda number: False
 
     def _share_of(self, number: int) -> ShareFolder | None:
         """Return the share that an item is in, if it was given to a host."""
@@ -280,13 +289,35 @@ class ShareFolder(Folder):
         size = self.size("given")
         if size != self._given_size:
             lines = (line.split() for line in self.get("given").splitlines())
-            self._given = [(int(line[0]), int(line[1])) for line in lines if len(line) == 2]
+            most = self.task.count
+            numbers = ([records.integer(word) or 0 for word in line] for line in lines)
+            self._given = [
+                (line[0], min(line[1], most))
+                for line in numbers
+                if len(line) == 2 and 0 < line[0] <= most
+            ]
             self._given_size = size
         return self._given
 
     def holds(self, numbers: set[int]) -> set[int]:
         """Return those of some items that the host was given."""
         return {n for n in numbers if any(at <= n < at + count for at, count in self.given())}
+
+    def holder(self) -> Callable[[int], bool]:
+        """Return what tells whether the host was given an item, up to now.
+
+        Where that is no file any more, it may have been given any.
+        """
+        most = self.task.count
+        if not self.has("given"):
+            return lambda number: number <= most
+        blocks = sorted(self.given())
+
+        def held(number: int) -> bool:
+            at = bisect.bisect_right(blocks, (number, most)) - 1
+            return at >= 0 and number < sum(blocks[at]) and number <= most
+
+        return held
 
     def give(self, first: int, count: int) -> None:
         """Write down that the host is about to be given items.

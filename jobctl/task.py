@@ -37,7 +37,7 @@ class Task(Folder):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._journals = Journals(f"{path}/slots", self.clocks)
+        self._journals = Journals(f"{path}/slots", self.clocks, self.holds)
         self.part_marks = PartMarks(path, lambda: self.count)
         """What was received of the children."""
         self._block: tuple[int, list[bytes]] = (0, [])
@@ -46,6 +46,11 @@ class Task(Folder):
     def clocks(self, slot: str) -> Clocks | None:
         """Return how the clocks of a slot's host stand to ours, None where they are the same."""
         return None
+
+    def holds(self, slot: str) -> Callable[[int], bool]:
+        """Return what tells of which items a slot can say something: of those that there are."""
+        count = self.count
+        return lambda number: number <= count
 
     @staticmethod
     def is_at(path: str) -> bool:
@@ -174,14 +179,20 @@ class Task(Folder):
 
     def _rest(self) -> tuple[State, str]:
         """Return state and reason of the items that were not begun."""
-        if self.finished() and self.has("lost"):
-            return State.FAILED, os.fsdecode(self.get("lost").strip())
         if self.finished():
-            return State.STOPPED, os.fsdecode(self.get("stop").strip()) or "stopped by user"
+            return self._unbegun_end()
         if reason := self.elsewhere(process.boot_id()):
             return State.DISCONNECTED, reason
         other = records.text(records.load(self.file("run")).get("waiting"))
         return State.NOT_STARTED, f"waiting for job {other}" if other else "waiting for a slot"
+
+    def _unbegun_end(self) -> tuple[State, str]:
+        """Return how what no journal tells of has ended: Stopped only if somebody asked for it."""
+        if self.has("lost"):
+            return State.FAILED, os.fsdecode(self.get("lost").strip())
+        if self.has("stop"):
+            return State.STOPPED, os.fsdecode(self.get("stop").strip()) or "stopped by user"
+        return State.FAILED, _UNRECORDED
 
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
@@ -465,14 +476,13 @@ class Task(Folder):
         """
         self._journals.catch_up()
         self._journals.flush()
-        rest = (State.FAILED, self.get("lost")) if self.has("lost") else (State.STOPPED, b"")
         children = [
             (number, STATES[line[:1]], line.split(b" ", 5)[-1])
             for number, line in self._journals.ends.items()
         ]
         if len(children) < self.count:
-            text = (rest[1] or self.get("stop")).strip()
-            children.append((self.count + 1, rest[0], text))
+            rest, why = self._unbegun_end()
+            children.append((self.count + 1, rest, os.fsencode(why)))
         state, reason = State.COMPLETED, b""
         for worst in (State.STOPPED, State.FAILED):
             if such := [(child[0], child[2]) for child in children if child[1] is worst]:

@@ -382,6 +382,51 @@ def test_a_host_that_lies_at_first(far: Far, make_sshd: MakeSshd, script: str, r
     assert why.startswith(reason)
 
 
+LIES = (
+    'journal $handle 1 0 591\\n$(seq -f "%.0f C 0 - 1 1 x" 40)\\n\\n',
+    "journal $handle 1 0 14\\n40 C 0 - 1 1 \\n\\n",
+    "item $handle 40 out 0 4\\nlie\\n\\n",
+    "emptied $handle 40 out\\n",
+)
+"""What a host says of items that it was not given."""
+
+
+def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd) -> None:
+    """Its own are lost, with the reason; the others are as they are."""
+    lies = " ".join(f'{at}) printf "{lie}" ;;' for at, lie in enumerate(LIES))
+    liar(
+        far,
+        make_sshd,
+        f"""echo jobctl-ready 1; echo have /x; echo serving boot spares 1795804318.25 - m host
+        at=$(cat {far.state_dir}.at)
+        while read -r verb tag rest; do
+            case $verb in
+            carry_items) handle=$tag && continue ;;
+            carry | drop | look) continue ;;
+            esac
+            tag=${{tag#"'"}}
+            case $verb in share) echo "${{tag%%"'"*}} ok 2" ;; *) echo "${{tag%%"'"*}} ok" ;; esac
+            [ "$verb" != feed ] || {{ sleep 0.3; case $at in {lies} esac; }}
+        done""",
+    )
+    text = b"".join(b"%d\n" % number for number in range(1, 41))
+    for at in range(len(LIES)):
+        Path(f"{far.state_dir}.at").write_text(str(at))
+        job = far.on("liar,web1", "--per-host", "2", "--foreach", "-", "echo", input=text)
+        state, reason, _ = far.outcome(job)
+        assert state == "Failed"
+        assert re.match(r"liar: it tells of item \d+, which it was not given", reason), reason
+        children = far.jobs("--children", job)[1:]
+        told = {(child["location"], child["state"]) for child in children}
+        assert told == {("liar", "Failed"), ("web1", "Completed")}
+        for child in children:
+            if child["location"] == "web1":
+                name = f"children/{child['id'].partition('.')[2]}.stdout"
+                assert (far.folder(job) / name).read_text() == child["item"] + "\n"
+        far.run("remove", job)
+        far.kill_agent()
+
+
 @pytest.mark.parametrize(
     ("frames", "reason"),
     [

@@ -153,3 +153,48 @@ def test_no_host_is_left_while_nothing_can_be_written(spread: Spread, task: FarT
     journal.rmdir()
     wait_until(task.finished)
     assert {task.child(n).read("").state for n in range(1, 11)} == {State.FAILED}  # type: ignore[union-attr]
+
+
+def end(number: int) -> bytes:
+    return b"%d C 0 - 1 1 \n" % number
+
+
+@pytest.mark.parametrize("number", [0, 5, 9, 11, 41, 10**9, 10**12])
+def test_what_a_host_was_not_given(spread: Spread, task: FarTask, number: int) -> None:
+    """It may not tell of it, neither an end nor output; of what it was given, it may."""
+    share = spread.shares[0]
+    size = Path(task.file("slots/1.1/journal")).stat().st_size
+    told: list[tuple[list[bytes], bytes]] = [
+        ([b"item", b"1", b"%d" % number, b"out", b"0", b"1"], b"x"),
+        ([b"emptied", b"1", b"%d" % number, b"out"], b""),
+    ]
+    if 0 < number < 10**9:  # else it is no line of a journal
+        told.append(([b"journal", b"1", b"1", b"%d" % size, b"9"], end(1) + end(number)))
+    for words, content in told:
+        assert share.misfit(words, content) == f"it tells of item {number}, which it was not given"
+    assert not share.misfit([b"journal", b"1", b"1", b"%d" % size, b"9"], end(1))
+    assert not share.misfit([b"item", b"1", b"4", b"err", b"0", b"1"], b"x")
+    assert not share.misfit([b"self", b"1", b"9", b"4"], b"1 2\n")
+    # Be it in a journal all the same, it says nothing.
+    assert task.append_journal(1, 1, size, end(number))
+    assert task.append_journal(4, 1, 0, end(1))
+    assert not any(task.ended(n) for n in range(1, 11))
+    assert task.ended_count() == 0
+
+
+@pytest.mark.parametrize("file", ["stop", "lost", ""])
+def test_what_nobody_tells_of(task: FarTask, file: str) -> None:
+    """It is Stopped only if somebody asked for that."""
+    if file:
+        task.put(file, b"enough\n")
+    task.conclude()
+    ends = {(job.state, job.reason) for job in task.children("")}
+    if file:
+        state = State.STOPPED if file == "stop" else State.FAILED
+        assert ends == {(state, "enough")}
+    else:
+        ((state, reason),) = ends
+        assert (state, reason.partition(":")[0]) == (State.FAILED, "damaged")
+    whole = task.read("")
+    assert whole
+    assert whole.state is state

@@ -126,7 +126,7 @@ class Mirror:
         """Write down one frame."""
         if job is None:
             return
-        if words[0] in STREAMS:
+        if words[0] in STREAMS and not isinstance(job, Share):
             self._stream(words, job, more)
             return
         if words[0] == b"much":
@@ -135,6 +135,8 @@ class Mirror:
             self._again(job)
             return
         if words[0] == b"emptied":
+            if isinstance(job, Share) and self._misfits(words, job, b""):
+                return
             number = int(words[2]) if len(words) > 3 else None
             with self._lock:
                 if words[1] in self._jobs:
@@ -176,6 +178,8 @@ class Mirror:
             names = [name for name in FOLDERS if words[2:] == [name.encode()]]
             self._gone(words[1], job, *(f"{job.host}: {MISSING.format(name)}" for name in names))
             return
+        if self._misfits(words, job, content):
+            return
         with self._lock:
             if words[1] not in self._jobs:
                 return
@@ -183,6 +187,13 @@ class Mirror:
                 raise Lost("the host sends another part of the output than was asked for")
         if words[0] == b"journal":
             job.spread.news(job)  # which may have us let go of it
+
+    def _misfits(self, words: list[bytes], job: Share, content: bytes) -> bool:
+        """Give up a share whose host tells of what it was not given; return whether it does."""
+        why = job.misfit(words, content)
+        if why:
+            self._gone(words[1], job, f"{job.host}: {why}")
+        return bool(why)
 
     def _finish(self, handle: bytes, job: Carried, content: bytes) -> None:
         self._forget(handle)

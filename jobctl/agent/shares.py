@@ -16,11 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from jobctl import items
+from jobctl import items, records
 from jobctl.agent.far import Elsewhere, Far, NotDone
 from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.folder import FOR_HOSTS
+from jobctl.journal import lines_in
 from jobctl.model import State
 from jobctl.runner import Sent, sent
 from jobctl.share import FarTask
@@ -125,18 +126,31 @@ class Share(Carried):
         slots = self.slots or 1
         return f"carry_items {handle.decode()} {self.path} {slots} '{journals}' '{partly}'"
 
+    def misfit(self, words: list[bytes], content: bytes) -> str:
+        """Return what is wrong if the host tells of what it was not given, else ""."""
+        numbers: Iterable[int] = ()
+        if words[0] == b"journal":
+            numbers = (number for number, _ in lines_in(content))
+        elif words[0] in (b"item", b"emptied") and len(words) > 3:
+            numbers = (records.integer(words[2]) or 0,)
+        holds, none = self.place.holder(), not os.path.lexists(self.place.file("given"))
+        other = next((number for number in numbers if none or not holds(number)), None)
+        return "" if other is None else f"it tells of item {other}, which it was not given"
+
     def take(self, words: list[bytes], content: bytes) -> bool:
         """Write down what came; return False if it is not what was asked for."""
         task = self.task
         if words[0] == b"item":
             stream = STREAMS[words[3]]
             return task.append(int(words[2]), stream, int(words[4]), content)
-        if not words[2].isdigit():
+        if records.integer(words[2][:10]) is None:
             return False
         if words[0] == b"self":
             task.put_slot(self.number, int(words[2]), content)
             return True
-        return task.append_journal(self.number, int(words[2]), int(words[3]), content)
+        return words[0] == b"journal" and task.append_journal(
+            self.number, int(words[2]), int(words[3]), content
+        )
 
     def begin_anew(self, stream: str, number: int | None = None) -> None:
         """Take down that an item has emptied a stream there."""
