@@ -168,7 +168,15 @@ why_not() {
 # Leaves nothing half written of the job in the current folder, which is ours to begin.
 undo() {
     refused=1
-    rm -f spec spec.new run env env.odd exit.new
+    rm -f spec run
+}
+
+# Answers request $1: the job in folder $2 was not taken. Nothing of it stays here.
+refuse() {
+    cd "$state" || exit
+    (cd "$2" && rm -f spec.new env env.odd exit.new script stdin) 2>/dev/null
+    why_not "$2"
+    answer "$1 no cannot write in $state/$2: $why"
 }
 
 # Succeeds if $1 is the folder of one job. A computer whose record of a job is damaged is to reach
@@ -214,9 +222,7 @@ accept() {
         fi
     fi
     if [ "$refused" ]; then
-        cd "$state" || exit
-        why_not "guest/$2"
-        answer "$1 no cannot write in $state/guest/$2: $why"
+        refuse "$1" "guest/$2"
     elif [ "$ours" ]; then
         clock
         put_line "new $6 guest/$2 $7 $8" >&7
@@ -272,9 +278,7 @@ share() {
         cd "$state" || exit
     fi
     if [ ! -s "guest/$2/spec" ]; then
-        rm -f "guest/$2/spec.new" "guest/$2/env" "guest/$2/env.odd"
-        why_not "guest/$2"
-        answer "$1 no cannot write in $state/guest/$2: $why"
+        refuse "$1" "guest/$2"
         return
     fi
     answer "$1 ok $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"

@@ -143,3 +143,23 @@ def test_a_job_is_on_a_full_host_whole_or_not_at_all(far: Far, full: Path, tmp_p
         job = far.on("web1", *given)
         assert far.outcome(job)[:2] == ("Completed", "")
         far.run("remove", job)
+
+
+@pytest.mark.parametrize("kind", ["one", "items"])
+def test_nothing_of_a_job_stays_on_a_host_that_refused_it(
+    far: Far, full: Path, tmp_path: Path, kind: str
+) -> None:
+    far.run("session", "new", "web1")
+    (tmp_path / "script").write_text("cat\n")
+    (tmp_path / "items").write_text("1\n2\n")
+    given = ["-e", "BIG=" + "x" * 70_000, "-f", str(tmp_path / "script")]
+    free = os.statvfs(far.there).f_bavail * os.statvfs(far.there).f_frsize
+    full.write_bytes(b"x" * (free - 49_152))
+    job = far.on(
+        "web1", *given, *(["--foreach", str(tmp_path / "items")] if kind == "items" else [])
+    )
+    assert far.outcome(job)[0] == "Failed"
+    guest = far.there / "guest"
+    assert not {"spec", "script", "env"} & {path.name for path in guest.rglob("*")}
+    far.run("remove", job)
+    assert list(guest.iterdir()) == []

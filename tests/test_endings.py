@@ -85,3 +85,14 @@ def test_stopping_is_not_forgotten_with_the_agent(far: Far, wire: Wire) -> None:
     stop.wait()
     far.run("wait", "--timeout", "60", job, status=1)
     assert (far.job(job)["state"], sleeping(nap)) == ("Stopped", [])
+
+
+@pytest.mark.long
+def test_a_request_is_a_use_of_the_connection(far: Far) -> None:
+    """A connection without jobs is kept for 30 seconds; this takes longer from its last job on."""
+    nap = sleeper()
+    left = f'trap "" TERM; (trap "" TERM; exec {nap}) >/dev/null 2>&1 & exit 0'
+    job = far.start("-c", left)
+    far.run("wait", job)
+    far.run("stop", "--grace", "33", job)
+    assert sleeping(nap) == []

@@ -134,6 +134,11 @@ class Far(Commands):
             raise (Elsewhere if word == b"away" else NotDone)(rest.decode("utf-8", "replace"))
         return b" ".join(parts)
 
+    @property
+    def owes(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._answers)
+
     def _tell(self, channel: Channel, line: bytes) -> None:
         try:
             with self._lock:

@@ -167,6 +167,7 @@ class Link:
         :raises Unreachable: it could not be opened this time.
         """
         with self._change:
+            self._idle_since = time.monotonic()  # something is to be asked for
             if self._far and self._far.alive():
                 return self._far
             self._far = None  # it broke, and its thread has yet to find out
@@ -468,6 +469,8 @@ class Link:
             self._look_at = self._look_at or now + _LOOKS[1]
             return self._look_at - now
         self._look_at = None
+        if self._far and self._far.owes:
+            self._idle_since = now  # to ask the host for something is a use
         idle = self.temporary and not self._users
         return self._idle_since + _LINGER - now if idle else None
 

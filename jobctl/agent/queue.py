@@ -478,9 +478,8 @@ class Queue:
 
     @staticmethod
     def _shares_there(task: FarTask) -> list[Share]:
-        """Return the shares of a finished job that hosts have."""
-        shares = Spread.shares_of(task)
-        return [share for share in shares if share.folder.has("accepted") and share.exists()]
+        """Return the shares of a finished job that hosts may have."""
+        return [share for share in Spread.shares_of(task) if share.sent and share.exists()]
 
     def _withdrawn(self, job: Carried) -> bool:
         """Take a job back that was not handed to its host; return False if it just was."""
