@@ -24,7 +24,9 @@ _FAULTS = {
 no folders. To write over what there is takes no room, so pwrite has no ENOSPC of its own."""
 _NOT_OURS = re.compile(r">(dash|sleep): ")
 """The job's own command, which may write into the folder, too."""
-_INDEX = re.compile(r"S/index\.db")
+_INDEX = re.compile(r"S/index\b")
+_PAGES = re.compile(r"pwrite S/index\S+ #([3-9]|\d\d+)$")
+"""More pages of the index, how many of which there are is up to SQLite."""
 _DECISIVE = re.compile(
     r"/(spec|exit|received|accepted|given|run|journal)\b|/last\b|/(taken|begun)/|/(stop|sent)\b"
 )
@@ -45,7 +47,12 @@ def of(keys: Iterable[str], who: str = "") -> Iterator[Point]:
     """
     for key in dict.fromkeys(keys):
         found = _KEY.fullmatch(key)
-        if not found or _NOT_OURS.search(key) or not re.search(who, found["who"]):
+        if (
+            not found
+            or _NOT_OURS.search(key)
+            or _PAGES.search(key)
+            or not re.search(who, found["who"])
+        ):
             continue
         for fault, calls in _FAULTS.items():
             # The index can be deleted: it is only not to bring anything down.

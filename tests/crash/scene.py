@@ -96,6 +96,7 @@ class Scene:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.fault = ""
+        self.out = base / "out"
         self.logs = base / "logs"
         self.logs.mkdir(parents=True)
         self.env = {

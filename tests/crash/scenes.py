@@ -101,5 +101,114 @@ class End(Scene):
             yield f"exited 7, and is {told[0]}"
 
 
+class Remove(Scene):
+    """A finished job is as it was, or gone; and what was begun ends with the next command."""
+
+    name = "remove"
+    commit = "jobctl remove: rename S/jobs/1 S/jobs/1.gone #1"
+    who = "^jobctl remove"
+
+    def prepare(self) -> None:
+        """Have one."""
+        self.jobctl("start", "-q", "-w", *self.command("a"))
+
+    def words(self) -> list[str]:
+        """Remove it."""
+        return ["remove", "1"]
+
+    def check(self, status: int | None, said: str, committed: bool) -> Iterator[str]:
+        """Whole or gone."""
+        listed = self.jobctl("get", "-o", "json")
+        records = json.loads(listed.stdout)
+        if status == 0 and records:
+            yield "said 0, and is still listed"
+        if committed and records:
+            yield "was set aside, and is listed"
+        if records:
+            got = self.jobctl("receive", "--again", "1").stdout
+            if records[0]["state"] != "Completed" or got != _OUTPUT:
+                yield f"is listed, {records[0]['state']}, with {got!r}"
+            again = self.jobctl("remove", "1")
+            if again.returncode:
+                yield f"a second remove: {again.returncode} {again.stderr[:300]}"
+        left = sorted(path.name for path in (self.base / "state/jobs").iterdir())
+        if left:
+            yield f"left in jobs/: {left}"
+
+
+class RemoveItems(Remove):
+    """The same of a job with items."""
+
+    name = "remove-items"
+
+    def prepare(self) -> None:
+        """Have one."""
+        (self.base / "items").write_text("1\n")
+        foreach = ("--foreach", str(self.base / "items"))
+        self.jobctl("start", "-q", "-w", *foreach, *self.command("a"))
+
+
+class Receive(Scene):
+    """What is received goes out once: twice only where the receiver was killed, or says so."""
+
+    name = "receive"
+    commit = "jobctl receive: pwrite S/jobs/1/received #1"
+    who = "^jobctl receive"
+
+    def prepare(self) -> None:
+        """Have a finished job of which nothing was received."""
+        self.jobctl("start", "-q", *self.command("a"))
+        self.jobctl("wait", "1")
+
+    def words(self) -> list[str]:
+        """Receive it."""
+        return ["receive", "1"]
+
+    def sink(self) -> str:
+        """Return what the broken one has put out."""
+        return self.out.read_text()
+
+    def check(self, status: int | None, said: str, committed: bool) -> Iterator[str]:
+        """All of it comes, in this call or in the next."""
+        first, second = self.sink(), self.jobctl("receive", "1").stdout
+        told = self.fault == "KILL" or "the next receive delivers them again" in said
+        repeated = told and first == second == _OUTPUT
+        if first + second != _OUTPUT and not repeated:
+            yield f"{first!r}, then {second!r}; ended with {status}: {said[-300:]}"
+        if self.fault and "standard output" in said:
+            yield f"standard output is blamed: {said[-200:]}"
+        if status == 0 and first != _OUTPUT:
+            yield f"said 0, and put out {first!r}"
+
+
+class Stop(Scene):
+    """A job that runs is stopped, or that it could not be is said, and a second one does it."""
+
+    name = "stop"
+    commit = "runner stop: write S/jobs/1/stop #1"
+    who = "^jobctl stop|^runner stop"
+
+    def prepare(self) -> None:
+        """Have one that runs."""
+        self.jobctl("start", "-q", *self.command("a", "forever"))
+
+    def words(self) -> list[str]:
+        """Stop it."""
+        return ["stop", "1", "--grace", "1"]
+
+    def check(self, status: int | None, said: str, committed: bool) -> Iterator[str]:
+        """What was said is so."""
+        if status == 0 and (state := self._state()) != "Stopped":
+            yield f"said 0, and is {state}"
+        again = self.jobctl("stop", "1")
+        if again.returncode or (state := self._state()) != "Stopped":
+            yield f"a second stop: {again.returncode} {again.stderr[:300]}, and is {self._state()}"
+
+    def _state(self) -> str:
+        return str(json.loads(self.jobctl("get", "-o", "json", "1").stdout)[0]["state"])
+
+
 _KILLED = "lost: runner was killed"
-SCENES: dict[str, Callable[[Path], Scene]] = {scene.name: scene for scene in (Start, Items, End)}
+_OUTPUT = "line 1\nline 2\nline 3\n"
+_ALL: tuple[type[Scene], ...] = (Start, Items, End, Remove, RemoveItems, Receive, Stop)
+SCENES: dict[str, Callable[[Path], Scene]] = {scene.name: scene for scene in _ALL}
