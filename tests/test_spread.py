@@ -19,6 +19,7 @@ from jobctl.model import JobSpec, Place, State
 from jobctl.runner import Sent
 from jobctl.share import FarTask
 from jobctl.target import Target
+from jobctl.transport.base import Lost
 
 
 class Host:
@@ -28,11 +29,14 @@ class Host:
         self._task = task
         self._number = number
         self.asked = list[set[int]]()
+        self.lost = False
         self.tell: Callable[[], None]
         """Tells that lines of journals have come."""
 
     def request(self, verb: str, *words: bytes, seconds: float = 0) -> bytes:
         """Do it, and tell of nothing that is left."""
+        if self.lost:
+            raise Lost("the connection broke before the host answered")
         first = {"end_items": 3, "signal_items": 2}[verb]
         numbers = {int(word.split(b":")[0]) for word in words[first:]}
         self.asked.append(numbers)
@@ -89,6 +93,15 @@ def spread(task: FarTask, hosts: dict[int, Host]) -> Iterator[Spread]:
         hosts[share.number].tell = functools.partial(spread.news, share)
     yield spread
     task.delete()
+
+
+def test_a_host_that_is_lost_keeps_no_other_from_a_signal(
+    spread: Spread, hosts: dict[int, Host]
+) -> None:
+    hosts[1].lost = True
+    said, error = spread.signal({1, 7}, "USR1")
+    assert (hosts[2].asked, said.missed) == ([{7}], set())
+    assert "broke" in str(error)
 
 
 STOPPED = [

@@ -316,13 +316,16 @@ class Queue:
             except JobctlError as error:
                 errors.update(dict.fromkeys([job.id for job in group], error))
             except OSError as error:
-                why = JobctlError(lack(self._state_dir, error) or error.strerror)
-                errors.update(dict.fromkeys([job.id for job in group], why))
+                errors.update(dict.fromkeys([job.id for job in group], self._unwritten(error)))
 
         with ThreadPoolExecutor(_HOSTS_AT_ONCE) as pool:
             for done in [pool.submit(try_on, *entry) for entry in found.items()]:
                 done.result()
         return errors
+
+    def _unwritten(self, error: OSError) -> JobctlError:
+        """Return what to say of what could not be written down."""
+        return JobctlError(lack(self._state_dir, error) or error.strerror)
 
     def _carried(self, ids: list[str]) -> list[Carried]:
         folders = (self._jobs.folder(job_id) for job_id in ids)
@@ -357,14 +360,21 @@ class Queue:
         :param asked: is given the jobs that are to end all the same where there was no answer.
         """
         ids, of_items = self._apart(ids)
+        left, errors = list[str](), Errors()
         # First of all, as this agent may be killed.
         chosen = self._carried(ids)
         for job in chosen:
             if not job.folder.finished():
-                self._note_stop(job, reason)
-        left, errors = list[str](), Errors()
+                try:
+                    self._note_stop(job, reason)
+                except OSError as failure:
+                    errors[job.id] = self._unwritten(failure)
+        chosen = [job for job in chosen if job.id not in errors]
         for task, numbers in of_items.items():
-            some, error = self._stop_items(task, numbers, grace, reason, ask)
+            try:
+                some, error = self._stop_items(task, numbers, grace, reason, ask)
+            except OSError as failure:
+                some, error = False, self._unwritten(failure)
             if error:
                 errors[task.id] = error
                 shares = spread.shares if (spread := self._spreads.get(task.id)) else []

@@ -448,7 +448,7 @@ class Spread:
         left, asked = False, False
         error: JobctlError | None = None
         if numbers is None:
-            self.task.note_stop("stop", reason)
+            self._note_stop(reason)
         else:
             numbers = {n for n in numbers if not self._withdrawn(n, reason)}
         for share in self.shares:
@@ -479,6 +479,14 @@ class Spread:
                 self.task.unlink("stop")
         self.conclude()
         return left, error
+
+    def _note_stop(self, reason: str) -> None:
+        try:
+            self.task.note_stop("stop", reason)
+        except OSError:
+            if not any(map(self._begun, self.shares)):
+                raise
+            # The hosts write it down as well: what fills a disk can be stopped.
 
     def stop_there(self, share: Share, far: Far, grace: float) -> bool:
         """Have a host end what it has of a job that was stopped; return whether that is done.
@@ -531,7 +539,7 @@ class Spread:
                 answer = far.request(
                     "signal_items", os.fsencode(share.path), name.encode(), *map(str.encode, words)
                 )
-            except NotDone as failure:
+            except JobctlError as failure:
                 error = failure
                 begun |= mine
                 continue
