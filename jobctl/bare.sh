@@ -421,6 +421,14 @@ function load(file, record,   line, key, raw, chunk, n, i, part) {
     close(file)
 }
 
+# Returns whether a job can have ended so, as end_in does in folder.py.
+function possible(state, code, signal) {
+    if (state !~ /^(Completed|Failed|Stopped)$/) return 0
+    if (code !~ /^[0-9]*$/ || length(code) > 3 || code + 0 > 255) return 0
+    if (signal != "" && (signal !~ /^[1-9][0-9]*$/ || length(signal) > 3 || signal + 0 > 127)) return 0
+    return state != "Completed" || (code + 0 == 0 && signal == "")
+}
+
 function integer(s) { return s ~ /^[0-9]+$/ ? s : "null" }
 function text(s) { return "\"" escaped(s, 1) "\"" }
 
@@ -448,7 +456,8 @@ function show(n,   state, reason, place, open) {
         state = ended["state"]
         reason = ended["reason"]
         open = pending(n, "stdout") || pending(n, "stderr")
-        if (state !~ /^(Completed|Failed|Stopped)$/) {
+        if (!possible(state, ended["code"], ended["signal"])) {
+            ended["code"] = ended["signal"] = ""
             state = "Failed"
             reason = "damaged: the file exit cannot be read"
         }

@@ -11,9 +11,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from jobctl import process, quoting, records, whole
 from jobctl.errors import BadUsage
@@ -42,6 +42,8 @@ PIECE = 1 << 20
 _UUID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 _HOST = re.compile(r"[\w.-]+", re.ASCII)
 _LOST = {Place.HERE: "lost: runner was killed", Place.BEFORE: "lost: host rebooted"}
+_CODE = re.compile(r"([01]?\d?\d|2[0-4]\d|25[0-5])?", re.ASCII)
+_SIGNAL = re.compile(r"([1-9]\d?|1[01]\d|12[0-7])?", re.ASCII)
 _DAMAGED = "damaged: the file {} cannot be read"
 
 
@@ -262,16 +264,16 @@ class Folder:
 
     def _finished(self, record: dict[str, bytes]) -> dict[str, Any]:
         """Return what is known of a finished job, by the record of its end."""
-        state, reason = ended_as(record)
+        end = end_in(record)
         # Asked first: what is written after that is seen when it is asked again.
         still_written = any(records.being_written(self.file(stream)) for stream in STREAMS)
         marks = self.marks()
         ended = _seen(record, "ended")
         return {
-            "state": state,
-            "reason": reason,
-            "exit_code": records.integer(record.get("code")),
-            "signal": records.integer(record.get("signal")),
+            "state": end.state,
+            "reason": end.reason,
+            "exit_code": end.code,
+            "signal": end.signal,
             "ended_at": ended.time,
             "ended_boot": ended.boot,
             "ended_uptime": ended.uptime,
@@ -534,15 +536,29 @@ class Folder:
         return age > 60 and not self.exists() and self.watched(boot) is None
 
 
-def ended_as(record: dict[str, bytes]) -> tuple[State, str]:
-    """Return how a finished job ended, and why, by the record of its end."""
-    try:
+class End(NamedTuple):
+    """How a finished job ended."""
+
+    state: State
+    reason: str
+    code: int | None
+    """The exit status, 0 to 255."""
+    signal: int | None
+
+
+def end_in(record: Mapping[str, bytes], where: str = "exit") -> End:
+    """Return how a finished job ended, and why, by the record of its end.
+
+    What cannot be true of a process (POSIX wait(2)) is damage to the file `where`.
+    """
+    code, signal = records.text(record.get("code")), records.text(record.get("signal"))
+    with suppress(ValueError):
         state = State(records.text(record.get("state")))
-    except ValueError:
-        state = State.RUNNING
-    if state.finished:
-        return state, os.fsdecode(record.get("reason", b""))
-    return State.FAILED, _DAMAGED.format("exit")
+        possible = state.finished and _CODE.fullmatch(code) and _SIGNAL.fullmatch(signal)
+        if possible and (state is not State.COMPLETED or (code in ("", "0") and not signal)):
+            reason = os.fsdecode(record.get("reason", b""))
+            return End(state, reason, int(code) if code else None, int(signal) if signal else None)
+    return End(State.FAILED, _DAMAGED.format(where), None, None)
 
 
 def cookie(value: bytes | None) -> str:

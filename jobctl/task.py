@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobctl import items, process, quoting, records
-from jobctl.folder import STREAMS, Folder
+from jobctl.folder import STREAMS, Folder, end_in
 from jobctl.journal import STATES, Journals, Run
 from jobctl.model import TYPE_TASK, Job, Marks, State, parent_of
 from jobctl.process import Identity, Place
@@ -298,12 +298,15 @@ class Task(Folder):
     def _part_end(self, job: Job, number: int, line: bytes, marks: Marks) -> Job:
         fields = (line.split(b" ", 5) + [b""] * 6)[:6]
         state, code, signal, _, _, reason = fields
+        told = {"state": STATES[state].value.encode(), "reason": reason}
+        numbers = {"code": code.strip(b"-"), "signal": signal.strip(b"-")}
+        end = end_in(told | numbers, "journal")
         run, ended = self._journals.run(number), self._journals.ended(number)
         return job._replace(
-            state=STATES[state],
-            reason=os.fsdecode(reason),
-            exit_code=records.integer(code),
-            signal=records.integer(signal),
+            state=end.state,
+            reason=end.reason,
+            exit_code=end.code,
+            signal=end.signal,
             pid=run.pid or None,
             began_at=run.began.time,
             ended_at=ended.time,

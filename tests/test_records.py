@@ -116,3 +116,30 @@ def test_records_that_are_pipes(jobctl: Jobctl) -> None:
             os.kill(pid, signal.SIGKILL)
     assert bare.job(first)["state"] == jobctl.state(first) == "Running"
     jobctl.run("remove", "--force", "--all")
+
+
+DAMAGED_ENDS = [
+    "state='Failed' code='256' signal=''",
+    "state='Failed' code='99999999999999999999' signal=''",
+    "state='Failed' code='-1' signal=''",
+    "state='Failed' code='' signal='128'",
+    "state='Failed' code='' signal='0'",
+    "state='Completed' code='3' signal=''",
+    "state='Completed' code='0' signal='9'",
+    "state='Running' code='0' signal=''",
+]
+"""What no process can have ended with."""
+
+
+def test_ends_that_cannot_be(jobctl: Jobctl) -> None:
+    jobs = [jobctl.done("true") for _ in DAMAGED_ENDS]
+    for job, end in zip(jobs, DAMAGED_ENDS, strict=True):
+        (jobctl.folder(job) / "exit").write_text(end.replace(" ", "\n") + "\n")
+    (jobctl.state_dir / "index.db").unlink()
+    for job, end in zip(jobs, DAMAGED_ENDS, strict=True):
+        record = jobctl.job(job)
+        assert (record["state"], record["exit_code"], record["signal"]) == ("Failed", None, None), (
+            end
+        )
+        assert record["reason"] == "damaged: the file exit cannot be read"
+        assert jobctl.run("receive", "--wait", job, status=125).stderr.count(b"Traceback") == 0

@@ -69,7 +69,7 @@ def main() -> NoReturn:
     options.caller_umask = paths.keep_private()
     status = _run()
     # Nothing is left that would justify the time of taking the interpreter down in order.
-    os._exit(status)
+    os._exit(status if 0 <= status < 256 else 125)
 
 
 def _run() -> int:

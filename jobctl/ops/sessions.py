@@ -9,7 +9,7 @@ from jobctl import draft, paths, quoting, records
 from jobctl.agent import client
 from jobctl.agent.client import Asked
 from jobctl.errors import JobctlError, Refused, Unreachable
-from jobctl.folder import STREAMS, cookie, ended_as
+from jobctl.folder import STREAMS, End, cookie, end_in
 from jobctl.jobs import Jobs
 from jobctl.links import Links, LinkState, Session
 from jobctl.model import TYPE_BACKGROUND, TYPE_REMOTE, Job, Place, State, printable
@@ -214,7 +214,7 @@ def _found(words: list[bytes], data: bytes, location: str, clocks: Clocks) -> Fo
 
     if begun_there and (created := ours(spec, "created")) is not None:
         spec["created"] = b"%.6f" % created  # else it is by the clock of whoever started it
-    state, reason = ended_as(end) if finished else _unfinished(letter, run)
+    ended = end_in(end) if finished else End(*_unfinished(letter, run), None, None)
     instance_id, marks = cookie(spec.get("instance_id")), records.marks_in(received)
     sizes = zip(STREAMS, map(records.integer, words[3:5]), strict=False)
     unreceived = any(marks.next(stream, size or 0) for stream, size in sizes)
@@ -223,11 +223,11 @@ def _found(words: list[bytes], data: bytes, location: str, clocks: Clocks) -> Fo
         name=text("name"),
         instance_id=instance_id,
         type=TYPE_BACKGROUND,
-        state=state,
-        reason=reason,
+        state=ended.state,
+        reason=ended.reason,
         has_more_data=not finished or unreceived,
-        exit_code=records.integer(end.get("code")),
-        signal=records.integer(end.get("signal")),
+        exit_code=ended.code,
+        signal=ended.signal,
         location=location,
         command=text("command"),
         argv=tuple(map(os.fsdecode, quoting.split(spec.get("words", b"")))),
