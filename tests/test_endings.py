@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import sleeper, sleeping, wait_until
 from far import Far
-from sshd import Wire
+from sshd import MakeSshd, Wire
 
 WAYS: dict[str, Callable[[Far, Wire], object]] = {
     "cut": lambda far, wire: wire.cut(),
@@ -96,3 +96,21 @@ def test_a_request_is_a_use_of_the_connection(far: Far) -> None:
     far.run("wait", job)
     far.run("stop", "--grace", "33", job)
     assert sleeping(nap) == []
+
+
+def test_one_of_two_hosts_is_away(far: Far, make_sshd: MakeSshd) -> None:
+    nap, server = sleeper(), make_sshd()
+    far.sshd.hosts(*server.hosts().read_text().replace("Host web1", "Host other").splitlines())
+    words = ("start", "-q", "--foreach", "-", "-H", "web1,other", "--per-host", "1")
+    job = far.out(*words, "-c", nap, input=b"1\n2\n").strip()
+    wait_until(lambda: len(sleeping(nap)) == 2)
+    server.stop()
+    assert "the rest is stopped as soon as it can be" in far.refused(5, "stop", job)
+    server.start()
+    far.run("wait", "--timeout", "60", job, status=1)
+    assert sleeping(nap) == []
+    server.stop()
+    far.run("remove", job, status=5)
+    server.start()
+    far.run("remove", job)
+    assert far.jobs() == []
