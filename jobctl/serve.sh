@@ -172,7 +172,7 @@ undo() {
 }
 
 # Answers request $1: the job in folder $2 was not taken. Nothing of it stays here.
-refuse() {
+turn_down() {
     cd "$state" || exit
     (cd "$2" && rm -f spec.new env env.odd exit.new script stdin) 2>/dev/null
     why_not "$2"
@@ -222,7 +222,7 @@ accept() {
         fi
     fi
     if [ "$refused" ]; then
-        refuse "$1" "guest/$2"
+        turn_down "$1" "guest/$2"
     elif [ "$ours" ]; then
         clock
         put_line "new $6 guest/$2 $7 $8" >&7
@@ -278,7 +278,7 @@ share() {
         cd "$state" || exit
     fi
     if [ ! -s "guest/$2/spec" ]; then
-        refuse "$1" "guest/$2"
+        turn_down "$1" "guest/$2"
         return
     fi
     answer "$1 ok $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"

@@ -381,3 +381,14 @@ def test_ports_come_from_the_kernel() -> None:
             assert not re.search(r", [1-9]\d*\)$", address), f"{path.name}:{call.lineno}: {address}"
             found += address.endswith(", 0)")
     assert found > 3
+
+
+def test_what_reads_another_script_replaces_none_of_its_functions() -> None:
+    """Runners that serve.sh begins are made of it, and would have its own in their place."""
+
+    def functions(name: str) -> set[str]:
+        text = (PACKAGE / name).read_text()
+        return set(re.findall(r"^(\w+)\(\) \{", text, re.MULTILINE))
+
+    theirs = functions("runner.sh") | functions("command.sh") | functions("slots.sh")
+    assert not functions("serve.sh") & theirs
