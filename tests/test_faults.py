@@ -398,15 +398,17 @@ def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd)
         far,
         make_sshd,
         f"""echo jobctl-ready 1; echo have /x; echo serving boot spares 1795804318.25 - m host
-        at=$(cat {far.state_dir}.at)
+        at=$(cat {far.state_dir}.at) handle='' fed=''
         while read -r verb tag rest; do
+            tag=${{tag#"'"}} tag=${{tag%%"'"*}}
             case $verb in
-            carry_items) handle=$tag && continue ;;
+            carry_items) handle=$tag ;;
             carry | drop | look) continue ;;
+            share) echo "$tag ok 2" ;;
+            feed) echo "$tag ok" && fed=1 ;;
+            *) echo "$tag ok" ;;
             esac
-            tag=${{tag#"'"}}
-            case $verb in share) echo "${{tag%%"'"*}} ok 2" ;; *) echo "${{tag%%"'"*}} ok" ;; esac
-            [ "$verb" != feed ] || {{ sleep 0.3; case $at in {lies} esac; }}
+            [ -z "$handle" ] || [ -z "$fed" ] || {{ sleep 0.3; case $at in {lies} esac; }}
         done""",
     )
     text = b"".join(b"%d\n" % number for number in range(1, 41))
