@@ -153,6 +153,10 @@ class Scene:
         removed = self.jobctl("remove", "--all", "--force")
         if removed.returncode:
             yield f"remove --all: {removed.returncode} {removed.stderr[:300]}"
+        yield from self.left()
+
+    def left(self) -> Iterator[str]:
+        """Yield what is there of jobs that are gone, if anything is."""
         left = sorted(path.name for path in (self.base / "state/jobs").iterdir())
         if left:
             yield f"left in jobs/: {left}"

@@ -131,9 +131,7 @@ class Remove(Scene):
             again = self.jobctl("remove", "1")
             if again.returncode:
                 yield f"a second remove: {again.returncode} {again.stderr[:300]}"
-        left = sorted(path.name for path in (self.base / "state/jobs").iterdir())
-        if left:
-            yield f"left in jobs/: {left}"
+        yield from self.left()
 
 
 class RemoveItems(Remove):
