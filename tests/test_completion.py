@@ -179,6 +179,9 @@ def _listed(command: list[str], lines: Sequence[str], env: dict[str, str]) -> li
             found.append(shown.partition("\n")[2].replace(f"READY> {line}", ""))
             terminal.send('\x15echo A"GAIN"\r')
             terminal.expect_exact("AGAIN")
+        # A shell whose terminal is taken away at its prompt may complain of that.
+        terminal.send("exit\r")
+        terminal.expect(pexpect.EOF)
     finally:
         terminal.close(force=True)
     return found

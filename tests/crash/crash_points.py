@@ -25,8 +25,8 @@ no folders. To write over what there is takes no room, so pwrite has no ENOSPC o
 _NOT_OURS = re.compile(r">(dash|sleep): ")
 """The job's own command, which may write into the folder, too."""
 _INDEX = re.compile(r"S/index\b")
-_PAGES = re.compile(r"pwrite S/index\S+ #([3-9]|\d\d+)$")
-"""More pages of the index, how many of which there are is up to SQLite."""
+_MORE = re.compile(r" S/index\S+ #([3-9]|\d\d+)$")
+"""The index once more: how often, is up to SQLite, and to what there is to see by then."""
 _DECISIVE = re.compile(
     r"/(spec|exit|received|accepted|given|run|journal)\b|/last\b|/(taken|begun)/|/(stop|sent)\b"
 )
@@ -50,7 +50,7 @@ def of(keys: Iterable[str], who: str = "") -> Iterator[Point]:
         if (
             not found
             or _NOT_OURS.search(key)
-            or _PAGES.search(key)
+            or _MORE.search(key)
             or not re.search(who, found["who"])
         ):
             continue

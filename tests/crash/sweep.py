@@ -17,6 +17,9 @@ from crash_points import Point
 from scene import fresh
 from scenes import SCENES
 
+NOT_REACHED = ["not reached"]
+TRIES = 3
+
 
 def points_of(name: str) -> list[Point]:
     """Return all faults of a scene, by a run without one.
@@ -44,6 +47,20 @@ def chosen(said: argparse.Namespace) -> list[Point]:
     return [point for point in points if said.only in f"{point.fault} {point.key}"]
 
 
+def tried(name: str, point: Point) -> list[str]:
+    """Return what is wrong after a fault.
+
+    Which processes make a call first, and how often they look, differs between two runs: a call
+    that this run did not make may well be made by the next one.
+    """
+    wrong = NOT_REACHED
+    for _ in range(TRIES):
+        if wrong == NOT_REACHED:
+            with fresh(SCENES[name]) as scene:
+                wrong, _ = scene.run(point)
+    return wrong
+
+
 def tell(point: Point, wrong: list[str]) -> None:
     """Print a finding."""
     lines = "".join(f"    {line}\n" for line in wrong)
@@ -55,13 +72,11 @@ def sweep(name: str, points: list[Point]) -> bool:
     """Run them all; return whether all is well."""
     bad = missed = 0
     for point in points:
-        with fresh(SCENES[name]) as scene:
-            wrong, _ = scene.run(point)
-        if wrong == ["not reached"]:
-            missed += 1
-        elif wrong:
-            bad += 1
+        wrong = tried(name, point)
+        if wrong:
             tell(point, wrong)
+        missed += wrong == NOT_REACHED
+        bad += bool(wrong) and wrong != NOT_REACHED
     sys.stdout.write(f"{name}: {len(points)} faults, {missed} not reached, {bad} findings\n")
     # A point that is never reached shows nothing: the instrument is blunt then.
     return not bad and len(points) > 0 and missed * 10 <= len(points)
