@@ -20,6 +20,7 @@ PLACE = Path(paths.__file__).with_name("place.sh")
 NAMES = ("JOBCTL_STATE_DIR", "XDG_STATE_HOME", "HOME")
 USUAL = ".local/state/jobctl"
 SOMEBODY = 4321
+OPEN = "others can write to the state directory"
 # What is named, in a folder that is the home and the current directory, and there before; and
 # which directory is meant, or the status and part of the message of a refusal.
 TABLE: dict[str, tuple[dict[str, str], object]] = {
@@ -41,16 +42,66 @@ TABLE: dict[str, tuple[dict[str, str], object]] = {
     "readable": ({"JOBCTL_STATE_DIR": "readable"}, "readable"),
     "full": ({"JOBCTL_STATE_DIR": "full"}, "full"),
     "link": ({"JOBCTL_STATE_DIR": "link"}, "private"),
-    "group": ({"JOBCTL_STATE_DIR": "group"}, (4, "others can write to {here}/group; chmod go-w")),
-    "others": ({"JOBCTL_STATE_DIR": "others"}, (4, "others can write")),
+    "group": ({"JOBCTL_STATE_DIR": "group"}, (4, f"{OPEN} {{here}}/group, and may have done so: ")),
+    "others": ({"JOBCTL_STATE_DIR": "others"}, (4, "move it away, or set JOBCTL_STATE_DIR")),
     "theirs": ({"JOBCTL_STATE_DIR": "theirs"}, (4, f"belongs to user {SOMEBODY}, not to you")),
-    "their link": ({"JOBCTL_STATE_DIR": "their"}, (4, f"belongs to user {SOMEBODY}, not to you")),
+    "their link": (
+        {"JOBCTL_STATE_DIR": "their"},
+        (4, f"{{here}}/their belongs to user {SOMEBODY};"),
+    ),
     "our link": ({"JOBCTL_STATE_DIR": "to"}, (4, f"belongs to user {SOMEBODY}, not to you")),
     "file": ({"JOBCTL_STATE_DIR": "file"}, (125, "{here}/file is not a directory; move it away")),
     "below": ({"JOBCTL_STATE_DIR": "file/a"}, (125, "{here}/file/a: Not a directory; set JOBCTL")),
     "loop": ({"JOBCTL_STATE_DIR": "loop"}, (125, "loop")),
+    # The way there.
+    "below others": (
+        {"JOBCTL_STATE_DIR": "others/a"},
+        (4, "others can replace the state directory {here}/others/a: they can write to"),
+    ),
+    "far below others": ({"JOBCTL_STATE_DIR": "others/a/b"}, (4, "{here}/others; chmod go-w it")),
+    "below a group": ({"JOBCTL_STATE_DIR": "team/a"}, (4, "they can write to {here}/team; chmod")),
+    "below a group of one": ({"JOBCTL_STATE_DIR": "group/a"}, "group/a"),
+    "below a sticky folder": ({"JOBCTL_STATE_DIR": "sticky/a"}, "sticky/a"),
+    "below theirs": ({"JOBCTL_STATE_DIR": "theirs/a"}, (4, f"theirs belongs to user {SOMEBODY};")),
+    "past others": ({"JOBCTL_STATE_DIR": "others/../a"}, "a"),
+    "a link past others": ({"JOBCTL_STATE_DIR": "past"}, "private"),
+    "a link among others": (
+        {"JOBCTL_STATE_DIR": "others/link"},
+        (4, "they can write to {here}/others; chmod"),
+    ),
+    "a link to such a link": ({"JOBCTL_STATE_DIR": "out"}, (4, "they can write to {here}/others;")),
+    "a link above": ({"JOBCTL_STATE_DIR": "up/a"}, "in/a"),
+    "their link above": (
+        {"JOBCTL_STATE_DIR": "their/a"},
+        (4, f"{{here}}/their belongs to user {SOMEBODY};"),
+    ),
+    "their link in a sticky folder": (
+        {"JOBCTL_STATE_DIR": "sticky/their/a"},
+        (4, f"sticky/their belongs to user {SOMEBODY};"),
+    ),
+    "odd names": ({"JOBCTL_STATE_DIR": "o d -> d/*/a"}, "in/*/a"),
 }
-MODES = {"private": 0o700, "readable": 0o755, "group": 0o770, "others": 0o702, "theirs": 0o700}
+MODES = {
+    "private": 0o700,
+    "readable": 0o755,
+    "group": 0o770,
+    "team": 0o775,
+    "others": 0o702,
+    "sticky": 0o1777,
+    "theirs": 0o700,
+}
+LINKS = {
+    "link": "private",
+    "their": "private",
+    "to": "theirs",
+    "loop": "loop",
+    "past": "others/../private",
+    "others/link": "../private",
+    "out": "others/link",
+    "up": "{here}/in",
+    "sticky/their": "../in",
+    "o d -> d": "in",
+}
 
 
 @pytest.fixture(name="here")
@@ -64,11 +115,11 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (home / name).chmod(mode)
     (home / "full").chmod(0o755)
     (home / "file").touch()
-    for name, target in {"link": "private", "their": "private", "to": "theirs"}.items():
-        (home / name).symlink_to(target)
-    (home / "loop").symlink_to("loop")
-    for name in ("their", "theirs"):
+    for name, target in LINKS.items():
+        (home / name).symlink_to(target.format(here=home))
+    for name in ("their", "theirs", "sticky/their"):
         os.chown(home / name, SOMEBODY, -1, follow_symlinks=False)
+    os.chown(home / "team", -1, SOMEBODY)
     monkeypatch.chdir(home)
     before = os.umask(0o022)
     yield home

@@ -527,9 +527,20 @@ def test_a_state_directory_that_others_can_write_to_on_the_host(
     far.there.mkdir(parents=True)
     far.there.chmod(0o770)
     said = far.refused(4, "session", "new", "web1")
-    assert said == f"jobctl: web1: others can write to {far.there}; chmod go-w it"
+    assert said == (
+        f"jobctl: web1: others can write to the state directory {far.there}, and may have done so:"
+        " move it away, or set JOBCTL_STATE_DIR by SetEnv in ssh_config"
+    )
     far.there.chmod(0o707)
     assert "others can write" in far.refused(4, "session", "new", "web1")
+    far.there.chmod(0o700)
+    far.there.parent.chmod(0o777)
+    said = far.refused(4, "session", "new", "web1")
+    assert said == (
+        f"jobctl: web1: others can replace the state directory {far.there}: they can write to"
+        f" {far.there.parent}; chmod go-w it, or set JOBCTL_STATE_DIR by SetEnv in ssh_config"
+    )
+    far.there.parent.chmod(0o755)
     far.there.chmod(0o700)
     os.chown(far.there, 4321, -1)
     assert "belongs to user 4321, not to you" in far.refused(4, "session", "new", "web1")

@@ -237,7 +237,10 @@ class Far(Commands):
     def enter(self, terminal: Terminal, mark: str, ask: Ask, environ: Mapping[str, str]) -> Stream:
         """Begin an interactive shell in a terminal, its prompt marked."""
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@:-") else "_" for c in mark)
-        command = f'{_place()}; exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
+        command = (
+            f'{_place()}; [ -z "$w" ] || {{ printf "jobctl: %s\\n" "$w" >&2; exit $s; }};'
+            f' exec /bin/sh "$d/lib/{_version()}/enter.sh" {safe}'
+        )
         command = f"exec /bin/sh -c '{self._place}{command}'"
         return self._connection.open(command, terminal, ask, environ)
 
