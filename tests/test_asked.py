@@ -188,6 +188,7 @@ def test_who_cancels_a_question_of_one_host_answers_no_other(far: Far) -> None:
             assert "needs its passphrase" in reason
 
 
+@pytest.mark.long
 def test_whatever_needs_a_host_asks(far: Far) -> None:
     key = locked(far)
     prompt = f"web1: Enter passphrase for key '{key}': "

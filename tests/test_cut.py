@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from conftest import (
@@ -17,6 +16,7 @@ from conftest import (
     shell_words,
     sleeper,
     sleeping,
+    strace,
     wait_until,
 )
 from far import Far
@@ -75,11 +75,11 @@ def test_what_ends_jobs_of_a_host_is_killed(jobctl: Jobctl, shell: str) -> None:
         assert jobctl.state(job) not in _FINISHED
 
 
-def test_what_sends_a_signal_is_killed(jobctl: Jobctl, tmp_path: Path) -> None:
+def test_what_sends_a_signal_is_killed(jobctl: Jobctl) -> None:
     nap = sleeper()
     jobs = [jobctl.sh(f"exec {nap}"), each(jobctl, "a\n", "-c", f"exec {nap}")]
     wait_until(lambda: len(sleeping(nap)) == 2)
-    kills = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), "-e", "inject=kill:signal=KILL"]
+    kills = strace("kill", "-e", "inject=kill:signal=KILL")
     for job in jobs:
         result = subprocess.run(
             [*kills, PROGRAM, "stop", "--signal", "CONT", job],

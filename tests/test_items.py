@@ -654,6 +654,7 @@ def test_a_reboot(jobctl: Jobctl) -> None:
     assert jobctl.job(job)["reason"] == "lost: host rebooted"
 
 
+@pytest.mark.long
 def test_start_killed_at_any_time(jobctl: Jobctl, tmp_path: Path) -> None:
     """There is no job, or a whole one."""
     file = tmp_path / "items"

@@ -29,7 +29,11 @@ def test_never_ends(far, request):
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGKILL, 1), (signal.SIGTERM, 0), (signal.SIGINT, 0)]
+    ("number", "workers"),
+    [
+        (signal.SIGKILL, 1),
+        *(pytest.param(n, 0, marks=pytest.mark.long) for n in (signal.SIGTERM, signal.SIGINT)),
+    ],
 )
 def test_nothing_is_left_of_a_run_that_is_ended(
     tmp_path: Path, number: signal.Signals, workers: int

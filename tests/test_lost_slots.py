@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, living_slots, processes_with, wait_until
+from conftest import PROGRAM, first_of, living_slots, processes_with, wait_until
 from far import Far
 from sshd import MakeSshd
 from test_items import children, each
@@ -49,7 +49,7 @@ def share(far: Far, job: str) -> Path:
     return far.there / "guest" / spec["instance_id"].decode()
 
 
-@pytest.mark.parametrize("killed", [True, False], ids=["killed", "living"])
+@pytest.mark.parametrize("killed", first_of(True, False), ids=["killed", "living"])
 def test_what_a_slot_has_lost(either: Far, tmp_path: Path, killed: bool) -> None:
     """What it runs is judged when it has ended; the other items are run."""
     slots = ("--per-host" if either.remote else "-t", "1")

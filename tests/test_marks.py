@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, Jobctl
+from conftest import PROGRAM, Jobctl, first_of, strace
 from test_hostile import Disk, _disk
 
 disk = _disk
@@ -19,13 +19,13 @@ _PIECE = 64 * 1024
 
 def broken(jobctl: Jobctl, folder: Path, fault: str, *words: str) -> tuple[list[str], bytes]:
     """Return what breaks a write of a job's mark during a command, and what that prints."""
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(folder / "received")]
-    command = [*strace, "-e", f"inject=pwrite64:{fault}", PROGRAM, "receive", *words]
+    where = ("-P", str(folder / "received"), "-e", f"inject=pwrite64:{fault}")
+    command = [*strace("pwrite64", *where), PROGRAM, "receive", *words]
     result = subprocess.run(command, env=jobctl.env, capture_output=True, check=False)
     return result.stderr.decode().splitlines(), result.stdout
 
 
-@pytest.mark.parametrize("when", [1, 2, 9])
+@pytest.mark.parametrize("when", first_of(2, 1, 9))
 def test_no_more_than_a_piece_comes_twice(jobctl: Jobctl, tmp_path: Path, when: int) -> None:
     job = jobctl.done("-c", LINES)
     folder, whole = jobctl.folder(job), (jobctl.folder(job) / "stdout").read_bytes()

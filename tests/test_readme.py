@@ -190,6 +190,7 @@ def test_every_code_block_is_of_a_kind_that_is_run() -> None:
     assert all(block.steps for block in found)
 
 
+@pytest.mark.long
 def test_all_commands_in_order(far: Far, events: dict[str, Callable[[], None]], tree: Path) -> None:
     env = new_user(far)
     # As if it had been installed here by the first command, which has a test of its own.

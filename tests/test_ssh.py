@@ -286,6 +286,7 @@ def test_compression(sshd: Sshd) -> None:
     connection.close()
 
 
+@pytest.mark.long
 def test_new_keys_while_channels_come_and_go(make_sshd: MakeSshd) -> None:
     """Both sides want new keys all the time, and channels end in the middle of it."""
     server = make_sshd("RekeyLimit 1M")

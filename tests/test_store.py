@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM, Jobctl, wait_until
+from conftest import PROGRAM, Jobctl, strace, wait_until
 
 from jobctl import process, quoting
 from jobctl.errors import NotFound
@@ -95,7 +95,7 @@ def test_what_is_over_is_not_looked_at(jobctl: Jobctl, tmp_path: Path) -> None:
     jobctl.run("receive", "--all")
     jobctl.run("get", "-q")
     trace = tmp_path / "trace"
-    words = [*("strace", "-f", "-qq", "-o", str(trace), "-e", "trace=open,openat"), PROGRAM]
+    words = [*strace("open,openat", log=trace), PROGRAM]
     for command, status in [
         (("wait", "-q", "--all"), 1),
         (("wait", "-q", "--any", "1-3"), 0),

@@ -6,14 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, Jobctl, wait_until
+from conftest import PROGRAM, Jobctl, strace, wait_until
 from far import Far
 
 
 def started(jobctl: Jobctl, path: Path, error: str, *words: str) -> tuple[int, str, str]:
     """Start a job while no sync of a folder succeeds; return status, output and what is said."""
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(path)]
-    command = [*strace, "-e", f"inject=fsync:error={error}", PROGRAM, "start", "-q", *words]
+    fault = ("-P", str(path), "-e", f"inject=fsync:error={error}")
+    command = [*strace("fsync", *fault), PROGRAM, "start", "-q", *words]
     result = subprocess.run(
         command, env=jobctl.env, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
@@ -55,6 +55,7 @@ def test_a_folder_that_cannot_be_synced(
 
 
 def test_a_folder_of_a_job_for_a_host_that_cannot_be_synced(far: Far) -> None:
+    far.run("session", "new", "web1")  # so that the agent is no child of what is traced
     far.run("get")
     words = ("-H", "web1", "echo", "x")
     status, job, said = started(far, far.state_dir / "jobs/1", "EIO", *words)

@@ -12,7 +12,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, Jobctl, living_slots, processes_with, sleeper, sleeping, wait_until
+from conftest import (
+    PROGRAM,
+    Jobctl,
+    first_of,
+    living_slots,
+    processes_with,
+    sleeper,
+    sleeping,
+    wait_until,
+)
 from far import Far
 from sshd import MakeSshd, Wire
 from test_items import children, each
@@ -56,6 +65,7 @@ def test_a_session_whose_leader_has_gone(either: Far) -> None:
     assert either.jobs() == []
 
 
+@pytest.mark.long
 def test_a_program_of_ones_own(either: Far, tmp_path: Path) -> None:
     program = tmp_path / "sleeper"
     shutil.copy(shutil.which("sleep") or "", program)
@@ -80,6 +90,7 @@ def foreign() -> tuple[Jobctl, list[str]]:
     return Jobctl(home / "state", home), [str(setuid), "--reuid", "0", "--clear-groups"]
 
 
+@pytest.mark.long
 def test_a_command_of_another_user() -> None:
     program, as_root = foreign()
     home = program.state_dir.parent
@@ -274,7 +285,7 @@ def test_a_signal_to_what_has_just_begun(far: Far, wire: Wire, tmp_path: Path) -
     far.run("wait", plain, items, last)
 
 
-@pytest.mark.parametrize("where", [(), ("-H", "web1")], ids=["here", "there"])
+@pytest.mark.parametrize("where", first_of(("-H", "web1"), ()), ids=["there", "here"])
 def test_items_of_another_user(tmp_path: Path, make_sshd: MakeSshd, where: tuple[str, ...]) -> None:
     """Stopped by one who may not signal them: no further ones begin, and these end as they do."""
     if os.getuid() != 0 or sys.platform != "linux":
