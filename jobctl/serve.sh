@@ -501,7 +501,7 @@ list_jobs() {
         elif [ "$fate" = elsewhere ]; then
             letter=E
         elif alive "$pid" "$ticks" "$place"; then
-            letter=$condition
+            letter=${condition:-R}
         fi
         sizes_of "$path/stdout $path/stderr"
         # shellcheck disable=SC2086  # two numbers
@@ -509,7 +509,7 @@ list_jobs() {
         record='' words="job $path $letter ${1%%,*} ${2%%,*}"
         for name in spec run exit received; do
             content=''
-            [ ! -f "$path/$name" ] || read_text "$path/$name"
+            [ ! -f "$path/$name" ] || read_text "$path/$name" 8000000
             record=$record$content words="$words ${#content}"
         done
         put_line "$words ${#record}"
@@ -671,11 +671,13 @@ small_text() {
     [ "${#content}" -eq "$2" ]
 }
 
-# Sets content to what file $1 holds, which is to be short, without NULs.
+# Sets content to what file $1 holds, which is to be short, without NULs; to nothing if it is longer
+# than $2 bytes, which the other side would not take.
 read_text() {
     content=''
-    while IFS= read -r line; do content=$content$line$nl; done <"$1"
+    while [ "${#content}" -le "$2" ] && IFS= read -r line; do content=$content$line$nl line=''; done <"$1"
     content=$content$line
+    [ "${#content}" -le "$2" ] || content=''
 }
 
 # Sends what is new of stream $3 of job $1, or of its item $2: file $4, whose size and time are
@@ -738,7 +740,7 @@ send_file() {
     if [ ! -f "$3" ]; then
         content=''
     elif [ "$5" -lt 2000 ]; then
-        read_text "$3"
+        read_text "$3" "$4"
     else
         content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
         content=${content%.}
@@ -753,7 +755,7 @@ send_exit() {
     eval "case \${stuck_out_$1} in *' 3') unread=stdout ;; esac"
     eval "case \${stuck_err_$1} in *' 3') unread=stderr ;; esac"
     content=''
-    [ ! -f "$path/exit" ] || read_text "$path/exit"
+    [ ! -f "$path/exit" ] || read_text "$path/exit" 60000
     case $content in
     *"reason=''"*) [ -z "$unread" ] || content="${content}reason='cannot read its $unread on the host'$nl" ;;
     esac
@@ -843,7 +845,12 @@ look_at_items() {
         slot=${slot##*/}
         eval "at=\${journal_${handle}_$slot:-0}"
         if [ "${1%%,*}" -gt "$at" ]; then
-            text=$(tail -c "+$((at + 1))" "$journal"; echo .)
+            if [ $((${1%%,*} - at)) -le 1000000 ]; then
+                text=$(tail -c "+$((at + 1))" "$journal"; echo .)
+            else
+                text=$(tail -c "+$((at + 1))" "$journal" | head -c 1000000; echo .)
+                more=1
+            fi
             text=${text%.}
             text=${text%"${text##*"$nl"}"}
             eval "text_$slot=\$text"
@@ -888,6 +895,7 @@ EOF
         eval "text=\$text_$slot at=\${journal_${handle}_$slot:-0}"
         [ "$at" -gt 0 ] || [ ! -s "$path/slots/$slot/self" ] || {
             read -r line <"$path/slots/$slot/self"
+            [ "${#line}" -le 4000 ] || line=''
             put_line "self $handle $slot ${#line}"
             put_line "$line"
         }

@@ -55,6 +55,7 @@ INSIDE = {
         "client",
         "caller",
         "channels",
+        "frames",
         "content",
         "commands",
         "far",

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import at_rest, wait_until
+from conftest import at_rest, first_of, wait_until
 from far import Far
 from sshd import MakeSshd, Wire
 
@@ -391,14 +391,14 @@ LIES = (
 """What a host says of items that it was not given."""
 
 
-def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd) -> None:
+@pytest.mark.parametrize("lie", first_of(*LIES), ids=len)
+def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd, lie: str) -> None:
     """Its own are lost, with the reason; the others are as they are."""
-    lies = " ".join(f'{at}) printf "{lie}" ;;' for at, lie in enumerate(LIES))
     liar(
         far,
         make_sshd,
         f"""echo jobctl-ready 1; echo have /x; echo serving boot spares 1795804318.25 - m host
-        at=$(cat {far.state_dir}.at) handle='' fed=''
+        handle='' fed=''
         while read -r verb tag rest; do
             tag=${{tag#"'"}} tag=${{tag%%"'"*}}
             case $verb in
@@ -408,25 +408,21 @@ def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd)
             feed) echo "$tag ok" && fed=1 ;;
             *) echo "$tag ok" ;;
             esac
-            [ -z "$handle" ] || [ -z "$fed" ] || {{ sleep 0.3; case $at in {lies} esac; }}
+            [ -z "$handle" ] || [ -z "$fed" ] || {{ sleep 0.3; printf "{lie}"; }}
         done""",
     )
     text = b"".join(b"%d\n" % number for number in range(1, 41))
-    for at in range(len(LIES)):
-        Path(f"{far.state_dir}.at").write_text(str(at))
-        job = far.on("liar,web1", "--per-host", "2", "--foreach", "-", "echo", input=text)
-        state, reason, _ = far.outcome(job)
-        assert state == "Failed"
-        assert re.match(r"liar: it tells of item \d+, which it was not given", reason), reason
-        children = far.jobs("--children", job)[1:]
-        told = {(child["location"], child["state"]) for child in children}
-        assert told == {("liar", "Failed"), ("web1", "Completed")}
-        for child in children:
-            if child["location"] == "web1":
-                name = f"children/{child['id'].partition('.')[2]}.stdout"
-                assert (far.folder(job) / name).read_text() == child["item"] + "\n"
-        far.run("remove", job)
-        far.kill_agent()
+    job = far.on("liar,web1", "--per-host", "2", "--foreach", "-", "echo", input=text)
+    state, reason, _ = far.outcome(job)
+    assert state == "Failed"
+    assert re.match(r"liar: it tells of item \d+, which it was not given", reason), reason
+    children = far.jobs("--children", job)[1:]
+    told = {(child["location"], child["state"]) for child in children}
+    assert told == {("liar", "Failed"), ("web1", "Completed")}
+    for child in children:
+        if child["location"] == "web1":
+            name = f"children/{child['id'].partition('.')[2]}.stdout"
+            assert (far.folder(job) / name).read_text() == child["item"] + "\n"
 
 
 @pytest.mark.parametrize(
@@ -435,7 +431,9 @@ def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd)
         ("out 1 x 3\nabc\n", "makes no sense"),
         ("out 1 999 3\nabc\n", "another part of the output"),
         ("out 1 0 3\nabcd\n", "fewer bytes"),
-        ("exit 1 99999999\nabc\n", "makes no sense"),
+        ("exit 1 99999999\nabc\n", "the protocol: it sends 99999999 bytes as 'exit'"),
+        ("item 1 1 out 0 999999999\nabc\n", "the protocol: it sends 999999999 bytes as 'item'"),
+        ("job guest/x R 0 0 0 0 0 0 0\n\n", "the protocol: it sends jobs that nobody asked for"),
         ("exit 1 100\nstate", "ended the conversation"),
         ("state 1\n", "makes no sense"),
         ("nonsense\n", "makes no sense"),

@@ -202,7 +202,7 @@ class Channel:
         errors = b""
         with suppress(Lost):
             while not _first_line(errors) and (piece := self.read_error(_PIECE)):
-                errors += piece
+                errors = errors[-_MOST_NOISE:] + piece
         return _first_line(errors)
 
     def ended(self) -> Lost:

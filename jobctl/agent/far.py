@@ -9,7 +9,9 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from queue import Empty, SimpleQueue
 
@@ -17,6 +19,7 @@ from jobctl import process, quoting, records
 from jobctl.agent.channels import Another
 from jobctl.agent.commands import BEGIN, ENDED, Channel, Commands, NoPlace, Untrusted
 from jobctl.agent.content import Content
+from jobctl.agent.frames import MOST_ANSWERED, MOST_SURVEYED, Frame, parse, too_much
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.timing import Clocks, Moment
 from jobctl.transport.base import Ask, Connection, Denied, Lost, NoConnection, Stream, Terminal
@@ -38,6 +41,7 @@ _KILLS = (
 _PATIENCE = 60.0
 """Seconds that the far end may take for an answer to what it has only to look up."""
 _PIECE = 1 << 20
+_MARK = re.compile(rb"[\w-]{1,64}")
 _LITTLE = 1 << 16
 """Bytes of a job's output, or less, for which no other channel is made."""
 
@@ -65,8 +69,12 @@ class Far(Commands):
         """
         super().__init__(connection, another)
         self._tags = itertools.count(1)
-        self._answers: dict[bytes, SimpleQueue[bytes | None]] = {}
+        self._answers: dict[bytes, _Answer] = {}
+        self._surveys = set[bytes]()
+        """Tags of requests for all jobs that the host has not answered yet."""
         self._surveyed = list[bytes]()
+        """What it has sent of these jobs."""
+        self._surveyed_size = 0
         self._control = self._serving()
         """Where requests are made and answered, and output comes while there is little."""
         self._bulk: Channel | None = None
@@ -117,7 +125,9 @@ class Far(Commands):
         :raises Lost: the connection broke before the answer came.
         """
         tag = b"%d" % next(self._tags)
-        answer = self._answers[tag] = SimpleQueue()
+        answer = self._answers[tag] = _Answer(seconds)
+        if verb == "survey":
+            self._surveys.add(tag)
         text = quoting.join((tag, *words)).replace(b"\n", b"'\"$nl\"'")
         try:
             self._tell(self._control, verb.encode() + b" " + text)
@@ -126,7 +136,7 @@ class Far(Commands):
             parts = list[bytes]()
             word = b"more"
             while word == b"more":
-                word, _, rest = _wait(answer, seconds).partition(b" ")
+                word, _, rest = answer.get().partition(b" ")
                 parts.append(rest)
         finally:
             del self._answers[tag]
@@ -149,9 +159,11 @@ class Far(Commands):
     def _answered(self, line: bytes) -> None:
         """Hand an answer to who waits for it."""
         tag, _, rest = line.rstrip(b"\n").partition(b" ")
-        if rest == b"ok":
-            rest = b"ok " + b"".join(self._surveyed)
+        if tag in self._surveys:
+            self._surveys.discard(tag)
+            rest += b" " + b"".join(self._surveyed)
             self._surveyed.clear()
+            self._surveyed_size = 0
         if (waiting := self._answers.get(tag)) is not None:
             waiting.put(rest)
 
@@ -221,16 +233,26 @@ class Far(Commands):
             if line[:1].isdigit():
                 self._answered(line)
                 continue
-            words = line.split()
-            length = _length(words)
-            if words[0] == b"job":
-                self._surveyed.append(line + channel.exactly(length + 1))
+            frame = parse(line)
+            if frame.words[0] == b"job":
+                self._note_job(line, channel, frame)
                 continue
-            content = Content(channel, length, words[0] in _WITH_BYTES)
-            yield words, content.more
+            content = Content(channel, frame.length or 0, frame.length is not None)
+            yield frame.words, content.more
             if not content.over:
                 raise Lost("the host sent fewer bytes than it said")
         raise Lost(ENDED)
+
+    def _note_job(self, line: bytes, channel: Channel, frame: Frame) -> None:
+        """Take the record of a job, which somebody is to have asked for."""
+        if not self._surveys:
+            raise too_much("jobs that nobody asked for")
+        assert frame.length is not None
+        record = line + channel.exactly(frame.length + 1)
+        self._surveyed.append(record)
+        self._surveyed_size += len(record)
+        if self._surveyed_size > MOST_SURVEYED:
+            raise too_much(f"more than {MOST_SURVEYED} bytes of what jobs there are")
 
     # --- commands ---
 
@@ -270,10 +292,6 @@ class Far(Commands):
         super().close()
         for waiting in list(self._answers.values()):
             waiting.put(None)
-
-
-_WITH_BYTES = {b"job", b"out", b"err", b"run", b"progress", b"exit", b"item", b"self", b"journal"}
-_FIELDS = {b"item": 6, b"self": 4, b"journal": 5}
 
 
 _RUNNER = "unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
@@ -318,36 +336,45 @@ def _greeting(channel: Channel) -> list[bytes]:
         raise channel.ended()
     if words[0] == b"no":
         raise NoPlace(b" ".join(words[1:]).strip().decode("utf-8", "replace"))
-    if len(words) != 7 or words[0] != b"serving" or records.number(words[3]) is None:
+    sound = len(words) == 7 and words[0] == b"serving" and _MARK.fullmatch(words[5])
+    if not sound or records.number(words[3]) is None:
         raise Denied(f"what answers on this host is not jobctl: {words!r:.80}")
     channel.mark = words[5]
     return words
 
 
-def _length(words: list[bytes]) -> int:
-    """Return how many bytes follow a frame's words."""
-    if not words or len(words) < 2:
-        raise Lost("the host sends what makes no sense")
-    if words[0] not in _WITH_BYTES:
-        return 0
-    most = 18 if words[0] in (b"out", b"err") else 9 if len(words) > 3 else 7
-    fields = words[2:] if words[0] in _FIELDS else words[-1:]
-    numbers = [word for word in fields if word not in (b"out", b"err")]
-    if len(words) < _FIELDS.get(words[0], 2) or not all(map(bytes.isdigit, numbers)):
-        raise Lost(f"the host sends what makes no sense: {b' '.join(words)!r:.80}")
-    if not words[-1].isdigit() or len(words[-1]) > most:
-        raise Lost(f"the host sends what makes no sense: {b' '.join(words)!r:.80}")
-    return int(words[-1])
+class _Answer:
+    """What a host answers to a request, until somebody has it or it takes too long."""
 
+    def __init__(self, seconds: float | None) -> None:
+        """Begin to wait.
 
-def _wait(answer: SimpleQueue[bytes | None], seconds: float | None) -> bytes:
-    try:
-        reply = answer.get(timeout=seconds)
-    except Empty:
-        raise Lost("the host did not answer in time") from None
-    if reply is None:
-        raise Lost("the connection broke before the host answered")
-    return reply
+        :param seconds: how long all of it may take.
+        """
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._lines = SimpleQueue[bytes | None]()
+        self._size = 0
+
+    def put(self, line: bytes | None) -> None:
+        """Take a line of it, None if there will be none any more."""
+        self._size += len(line or b"")
+        if self._size > MOST_SURVEYED + MOST_ANSWERED:
+            raise too_much("an answer without end")
+        self._lines.put(line)
+
+    def get(self) -> bytes:
+        """Return the next line.
+
+        :raises Lost: it does not come.
+        """
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        try:
+            line = self._lines.get(timeout=left)
+        except Empty:
+            raise Lost("the host did not answer in time") from None
+        if line is None:
+            raise Lost("the connection broke before the host answered")
+        return line
 
 
 @functools.cache

@@ -280,8 +280,14 @@ class Link:
                 else:
                     pause = min(pause * 2, _PAUSES[1])
                 continue
-            began, refused = time.monotonic(), _REFUSED[0]
+            began = time.monotonic()
             self._serve(far)
+            if isinstance(self.error, Denied):  # it broke the protocol
+                if not self._rest(refused, True):
+                    break
+                refused = min(refused * 2, _REFUSED[1])
+                continue
+            refused = _REFUSED[0]
             lasted = time.monotonic() - began
             if lasted > 2 * pause:
                 pause = _PAUSES[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 
 from jobctl.agent.far import Far, NotDone
@@ -11,6 +13,32 @@ from jobctl.carried import STREAMS, Carried
 from jobctl.incoming import EmptiedThere
 from jobctl.task import FOLDERS, MISSING
 from jobctl.transport.base import Lost
+
+_OFTEN = 100
+"""How many records of one job are written in a second: many more than a host has reason to send."""
+_RECORDS = {b"run", b"progress", b"state", b"self", b"emptied"}
+"""What of a job is written anew, or into a new file, each time it comes."""
+
+
+class Pace:
+    """How long who is too fast is to wait: each file that we write takes the disk's time."""
+
+    def __init__(self, most: int) -> None:
+        """Let that many go by in a second, of each kind."""
+        self._most = most
+        self._since = 0.0
+        self._counts: Counter[bytes] = Counter()
+
+    def pause(self, kind: bytes, now: float) -> float:
+        """Count one more of a kind; return the seconds to wait before it is taken.
+
+        :param now: seconds of a clock that only goes forward.
+        """
+        if now - self._since >= 1.0:
+            self._since = now
+            self._counts.clear()
+        self._counts[kind] += 1
+        return self._since + 1.0 - now if self._counts[kind] > self._most else 0.0
 
 
 class Mirror:
@@ -35,6 +63,7 @@ class Mirror:
         self._changed = changed
         self._again = again
         self._lacks_room = lacks_room
+        self._pace = Pace(_OFTEN)
         self._lock = threading.Lock()
         self._jobs: dict[bytes, Carried] = {}
         self._last = 0
@@ -126,6 +155,8 @@ class Mirror:
         """Write down one frame."""
         if job is None:
             return
+        if words[0] in _RECORDS:
+            time.sleep(self._pace.pause(words[1], time.monotonic()))
         if words[0] in STREAMS and not isinstance(job, Share):
             self._stream(words, job, more)
             return

@@ -41,6 +41,8 @@ told to end them."""
 _GONE = "gone"
 """What a host says that has no folder of the job."""
 _UNLIMITED = 1 << 31
+_MOST_SLOTS = 10_000
+"""Slots that a host may have had for one job: more are made only when some were killed."""
 
 
 class Share(Carried):
@@ -62,6 +64,8 @@ class Share(Carried):
         """First items of the blocks that the host has got over this connection."""
         self._withdrawn_over: Far | None = None
         """Over which connection the host said that it begins none of them any more."""
+        self._slots = set[int]()
+        """Those that the host has told of."""
         self._heard = time.monotonic()
         self._ended: deque[float] = deque(maxlen=_MOST)
         """When items ended."""
@@ -129,6 +133,10 @@ class Share(Carried):
     def misfit(self, words: list[bytes], content: bytes) -> str:
         """Return what is wrong if the host tells of what it was not given, else ""."""
         numbers: Iterable[int] = ()
+        if words[0] in (b"self", b"journal"):
+            self._slots.add(int(words[2]))
+            if len(self._slots) > _MOST_SLOTS:
+                return f"it tells of more than {_MOST_SLOTS} slots"
         if words[0] == b"journal":
             numbers = (number for number, _ in lines_in(content))
         elif words[0] in (b"item", b"emptied") and len(words) > 3:
@@ -143,8 +151,6 @@ class Share(Carried):
         if words[0] == b"item":
             stream = STREAMS[words[3]]
             return task.append(int(words[2]), stream, int(words[4]), content)
-        if records.integer(words[2][:10]) is None:
-            return False
         if words[0] == b"self":
             task.put_slot(self.number, int(words[2]), content)
             return True

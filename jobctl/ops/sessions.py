@@ -176,13 +176,13 @@ def survey(state_dir: str, to: str, ask: Asked) -> list[Found]:
     answer = client.call(state_dir, {"op": "survey", "to": to}, ask=ask)
     data = answer["jobs"].encode("utf-8", "surrogateescape")
     clocks = Clocks(*(Moment(*moment) for moment in answer["clocks"]))
-    found = []
-    while data:
-        line, _, data = data.partition(b"\n")
-        words = line.split(b" ")
+    found, at = [], 0
+    while at < len(data):
+        end = data.index(b"\n", at) + 1
+        words = data[at:end].split()
         size = int(words[-1])  # the agent has looked at it
-        found.append(_found(words, data[:size], to, clocks))
-        data = data[size + 1 :]
+        found.append(_found(words, data[end : end + size], to, clocks))
+        at = end + size + 1
     here = {job.instance_id: job.has_more_data for job in known_here(state_dir, found)}
     found = [
         entry._replace(job=entry.job._replace(has_more_data=here[entry.job.instance_id]))

@@ -85,7 +85,13 @@ class Inlet(BufferedPipe):  # type: ignore[type-arg]
         self._size = 0
 
     def feed(self, data: bytes) -> None:
-        """Take what has come in."""
+        """Take what has come in.
+
+        :raises SSHException: it is more than the server was allowed to send; paramiko itself never
+            looks, and then keeps whatever comes.
+        """
+        if self._size > _LARGEST_WINDOW:
+            raise paramiko.SSHException("the server sends more than it is allowed to")
         with self._cv:
             self._pieces.append(data)
             self._size += len(data)
