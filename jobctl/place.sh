@@ -71,7 +71,7 @@ if [ -z "$w" ]; then
                 if [ "$m" -gt 40 ]; then set -- "$@" ""; break; fi
             fi
         done;
-        { LC_ALL=C ls -ldnq -- "$@" 2>/dev/null || echo; } | {
+        { { LC_ALL=C ls -ldnq -- "$@" || LC_ALL=C ls -ldn -- "$@" || echo; } 2>/dev/null; } | {
             l=0;
             while read -r m h o g h h h h f; do
                 if [ "$f" = / ]; then l=$o; fi;

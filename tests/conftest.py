@@ -74,14 +74,14 @@ def shell_words(shell: str) -> list[str]:
 def wait_until(predicate: Callable[[], object], seconds: float = PATIENCE) -> Any:
     """Return what predicate returns once that is true; fail with what it last returned.
 
-    It looks for a third of the time at most, as looking may be dear.
+    It looks for a sixth of the time at most, as looking may be dear.
     """
     began = looked = time.monotonic()
     while not (result := _found(predicate)):
         now = time.monotonic()
         if now > began + seconds:
             pytest.fail(f"still {result!r} after {seconds} s")
-        time.sleep(max(0.01, 2 * (now - looked)))
+        time.sleep(max(0.01, 5 * (now - looked)))
         looked = time.monotonic()
     return result
 
@@ -254,14 +254,32 @@ def at_rest(process: subprocess.Popen[bytes]) -> None:
 
 def at_home(home: Path) -> dict[int, str]:
     """Return the living processes that have this home directory, with what they run."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return {pid: words for pid, words in found.items() if words and pid != os.getpid()}
+    found, wanted = {}, b"\0" + os.fsencode(f"HOME={home}") + b"\0"
+    for pid, environ in _of_all("environ"):
+        if wanted in b"\0" + environ:
+            with suppress(OSError):
+                found[pid] = _content(f"/proc/{pid}/cmdline").replace(b"\0", b" ")
+    return {pid: os.fsdecode(words) for pid, words in found.items() if words}
+
+
+def _of_all(name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield what a file below /proc holds of all processes but this one."""
+    for pid in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if pid.isdigit() and int(pid) != os.getpid():
+            with suppress(OSError):
+                yield int(pid), _content(f"/proc/{pid}/{name}")
+
+
+def _content(path: str) -> bytes:
+    """Return what a file holds: this takes a third of the time of pathlib, thousands of times."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        pieces = [os.read(fd, 1 << 15)]
+        while pieces[-1]:
+            pieces.append(os.read(fd, 1 << 15))
+    finally:
+        os.close(fd)
+    return b"".join(pieces)
 
 
 def living_slots(folder: Path) -> list[int]:
@@ -308,6 +326,11 @@ def sleeping(nap: str) -> list[int]:
 
 def _living() -> Iterator[tuple[int, str]]:
     """Yield the pids of all living processes but this one, with their arguments."""
+    if sys.platform == "linux":
+        for number, words in _of_all("cmdline"):
+            if words:  # a zombie has none
+                yield number, os.fsdecode(words.replace(b"\0", b" "))
+        return
     listing = subprocess.run(
         ["ps", "-A", "-ww", "-o", "pid=,state=,args="], stdout=subprocess.PIPE, text=True
     ).stdout
@@ -334,7 +357,7 @@ def nothing_left(*homes: Path, but: Iterable[int] = ()) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             pytest.fail(f"left running: {left}")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def program(name: str) -> str:
 
 def keygen(path: Path, kind: str = "ed25519", passphrase: str = "", *options: str) -> Path:
     """Make a pair of keys at path and return path."""
-    words = [program("ssh-keygen"), "-q", "-t", kind, "-N", passphrase, "-f", str(path)]
+    words = [program("ssh-keygen"), "-q", "-a", "1", "-t", kind, "-N", passphrase, "-f", str(path)]
     subprocess.run([*words, "-C", path.name, *options], check=True, stdin=subprocess.DEVNULL)
     return path
 
