@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,12 @@ WEIRD = "a'; echo foo $(b) \"\n\\ *"
 def first_of(*values: Any) -> list[Any]:
     """Return parameters that hardly differ: a plain run tries the first alone, --all all."""
     return [values[0], *(pytest.param(value, marks=pytest.mark.long) for value in values[1:])]
+
+
+def rows_of(table: Sequence[tuple[Any, ...]], plain: int) -> list[Any]:
+    """Return rows of parameters that hardly differ: a plain run tries so many of them."""
+    rest = (pytest.param(*row, marks=pytest.mark.long) for row in table[plain:])
+    return [*table[:plain], *rest]
 
 
 SHELLS = ("dash", "bash --posix", "busybox sh")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl, first_of, wait_until
+from conftest import Jobctl, first_of, rows_of, wait_until
 from far import Far
 from test_hostile import WITHOUT_PRIVILEGE, call
 
@@ -329,14 +329,17 @@ def _holds(path: Path, text: str) -> bool:
 
 @pytest.mark.parametrize(
     ("options", "then"),
-    [
-        ((), "two"),
-        ((), "x"),
-        ((), "z" * 3000),
-        (("--merge",), "longer than that was"),
-        (("--foreach", "-"), "two"),
-        (("--foreach", "-"), "z" * 3000),
-    ],
+    rows_of(
+        [
+            ((), "two"),
+            ((), "x"),
+            ((), "z" * 3000),
+            (("--merge",), "longer than that was"),
+            (("--foreach", "-"), "two"),
+            (("--foreach", "-"), "z" * 3000),
+        ],
+        plain=5,
+    ),
 )
 def test_on_a_host(far: Far, tmp_path: Path, options: tuple[str, ...], then: str) -> None:
     """What had come stays here, and what it holds there now follows, also for the next agent."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import PROGRAM, at_home, wait_until
+from conftest import PROGRAM, at_home, first_of, wait_until
 from far import Far
 from sshd import MakeSshd, free_port
 from test_session import Make, at_terminal, far, make_far, sessions, status_of
@@ -43,7 +43,7 @@ def with_shell(make_far: Make, make_sshd: MakeSshd, shell: str) -> Far:
     return make_far(make_sshd(environ={"SHELL": path, "XDG_CONFIG_HOME": "/nonexistent"}))
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "fish"])
+@pytest.mark.parametrize("shell", first_of("bash", "zsh", "dash", "fish"))
 def test_shells(make_far: Make, make_sshd: MakeSshd, shell: str) -> None:
     far = with_shell(make_far, make_sshd, shell)
     far.run("session", "run", "web1", "true")
@@ -172,7 +172,7 @@ def modes(child: pexpect.spawn[str]) -> object:
     return termios.tcgetattr(child.child_fd)[:4]
 
 
-@pytest.mark.parametrize("how", ["exit", "agent killed", "connection lost", "TERM", "HUP"])
+@pytest.mark.parametrize("how", first_of("agent killed", "exit", "connection lost", "TERM", "HUP"))
 def test_the_terminal_is_as_it_was(far: Far, how: str) -> None:
     environ = {**far.env, "TERM": "xterm", "PS1": "here> ", "ENV": ""}
     shell = pexpect.spawn(

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import at_rest, first_of, wait_until
+from conftest import at_rest, first_of, rows_of, wait_until
 from far import Far
 from sshd import MakeSshd, Wire
 
@@ -355,23 +355,29 @@ SILENT = "cannot connect to liar: its login shell does not answer within 8 secon
 
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [
-        ("head -c 3000000 /dev/urandom", "liar: the login shell of this host ended before"),
-        ("yes", "liar: the login shell of this host ended before"),
-        ("exit 0", "liar: the login shell of this host ended before"),
-        (
-            "echo jobctl-ready 1; echo jobctl-ready >&2; echo 'sh: Cannot fork' >&2; exit 2",
-            "liar: the host ended the conversation: sh: Cannot fork",
-        ),
-        (
-            "echo jobctl-ready 1; echo jobctl-ready >&2; echo need /x; echo 'No fork' >&2; exit 2",
-            "liar: the host ended the conversation: No fork",
-        ),
-        (STAY, SILENT),
-        (f"echo jobctl-ready 1; {STAY}", SILENT),
-        (f"echo jobctl-ready x; {STAY}", "liar: its login shell answers what makes no sense"),
-        (f"echo jobctl-ready 1; echo have /x; echo no; {STAY}", "liar: what answers on this host"),
-    ],
+    rows_of(
+        [
+            ("head -c 3000000 /dev/urandom", "liar: the login shell of this host ended before"),
+            ("yes", "liar: the login shell of this host ended before"),
+            ("exit 0", "liar: the login shell of this host ended before"),
+            (
+                "echo jobctl-ready 1; echo jobctl-ready >&2; echo 'sh: Cannot fork' >&2; exit 2",
+                "liar: the host ended the conversation: sh: Cannot fork",
+            ),
+            (
+                "echo jobctl-ready 1; echo jobctl-ready >&2; echo need /x; echo Full >&2; exit 2",
+                "liar: the host ended the conversation: Full",
+            ),
+            (STAY, SILENT),
+            (f"echo jobctl-ready 1; {STAY}", SILENT),
+            (f"echo jobctl-ready x; {STAY}", "liar: its login shell answers what makes no sense"),
+            (
+                f"echo jobctl-ready 1; echo have /x; echo no; {STAY}",
+                "liar: what answers on this host",
+            ),
+        ],
+        plain=5,
+    ),
 )
 def test_a_host_that_lies_at_first(far: Far, make_sshd: MakeSshd, script: str, reason: str) -> None:
     liar(far, make_sshd, script, 8 if reason == SILENT else 60)
@@ -427,18 +433,24 @@ def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd,
 
 @pytest.mark.parametrize(
     ("frames", "reason"),
-    [
-        ("out 1 x 3\nabc\n", "makes no sense"),
-        ("out 1 999 3\nabc\n", "another part of the output"),
-        ("out 1 0 3\nabcd\n", "fewer bytes"),
-        ("exit 1 99999999\nabc\n", "the protocol: it sends 99999999 bytes as 'exit'"),
-        ("item 1 1 out 0 999999999\nabc\n", "the protocol: it sends 999999999 bytes as 'item'"),
-        ("job guest/x R 0 0 0 0 0 0 0\n\n", "the protocol: it sends jobs that nobody asked for"),
-        ("exit 1 100\nstate", "ended the conversation"),
-        ("state 1\n", "makes no sense"),
-        ("nonsense\n", "makes no sense"),
-        ("\n", "makes no sense"),
-    ],
+    rows_of(
+        [
+            ("out 1 x 3\nabc\n", "makes no sense"),
+            ("out 1 999 3\nabc\n", "another part of the output"),
+            ("out 1 0 3\nabcd\n", "fewer bytes"),
+            ("exit 1 99999999\nabc\n", "the protocol: it sends 99999999 bytes as 'exit'"),
+            ("item 1 1 out 0 999999999\nabc\n", "the protocol: it sends 999999999 bytes as 'item'"),
+            (
+                "job guest/x R 0 0 0 0 0 0 0\n\n",
+                "the protocol: it sends jobs that nobody asked for",
+            ),
+            ("exit 1 100\nstate", "ended the conversation"),
+            ("state 1\n", "makes no sense"),
+            ("nonsense\n", "makes no sense"),
+            ("\n", "makes no sense"),
+        ],
+        plain=5,
+    ),
 )
 def test_a_host_that_lies_later(far: Far, make_sshd: MakeSshd, frames: str, reason: str) -> None:
     end = "" if "ended" in reason else STAY

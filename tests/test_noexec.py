@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl
+from conftest import Jobctl, first_of
 from far import Far
 from sshd import MakeSshd
 from test_enter import entered, says, with_shell
@@ -115,7 +115,7 @@ def test_entered_by_a_shell_that_we_do_not_know(
     assert status_of(child) == 0
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "fish"])
+@pytest.mark.parametrize("shell", first_of("bash", "zsh", "dash", "fish"))
 def test_entered(
     make_far: Make, make_sshd: MakeSshd, noexec: Callable[[Path], Path], shell: str
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import PROGRAM, at_home, at_rest, nothing_left, processes_with, wait_until
+from conftest import PROGRAM, at_home, at_rest, nothing_left, processes_with, rows_of, wait_until
 from far import Far
 from sshd import MakeSshd, Sshd, free_port, keygen, program
 
@@ -309,14 +309,17 @@ def test_hosts_that_cannot_be_reached(far: Far) -> None:
 
 @pytest.mark.parametrize(
     ("shell", "reason"),
-    [
-        ("cat >/dev/null", "its login shell does not answer within 1 seconds"),
-        ("exit 1", "web1: the login shell of this host ended before it ran /bin/sh"),
-        ("echo; echo jobctl-ready; cat >/dev/null", ""),
-        ("echo; echo jobctl-ready 1; echo no; cat >/dev/null", ""),
-        ("echo; echo jobctl-ready 1; echo have /tmp; echo serv", "web1: "),
-        ("cat /dev/zero", ""),
-    ],
+    rows_of(
+        [
+            ("cat >/dev/null", "its login shell does not answer within 1 seconds"),
+            ("exit 1", "web1: the login shell of this host ended before it ran /bin/sh"),
+            ("echo; echo jobctl-ready; cat >/dev/null", ""),
+            ("echo; echo jobctl-ready 1; echo no; cat >/dev/null", ""),
+            ("echo; echo jobctl-ready 1; echo have /tmp; echo serv", "web1: "),
+            ("cat /dev/zero", ""),
+        ],
+        plain=2,
+    ),
 )
 def test_hosts_that_talk_nonsense(
     make_far: Make, make_sshd: MakeSshd, shell: str, reason: str

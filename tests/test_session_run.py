@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onegroup
 import pytest
-from conftest import PROGRAM, at_home, at_rest, sleeper, sleeping, wait_until
+from conftest import PROGRAM, at_home, at_rest, first_of, rows_of, sleeper, sleeping, wait_until
 from far import Far
 from sshd import MakeSshd, Sshd
 from test_session import Make, at_terminal, far, make_far, sessions, status_of
@@ -156,23 +156,26 @@ def test_words_are_verbatim(web: Far) -> None:
 
 @pytest.mark.parametrize(
     ("words", "status", "said"),
-    [
-        (("true",), 0, b""),
-        (("-c", "exit 77"), 77, b""),
-        (("-c", "exit 255"), 255, b""),
-        (("no-such-command",), 127, b"jobctl: command not found: no-such-command\n"),
-        (("cd", "/"), 127, b"jobctl: command not found: cd; use -c for shell text\n"),
-        (("echo a; exit",), 127, b"command not found: echo a; exit; use -c for shell text\n"),
-        (("true", "|", "wc"), 0, b"'|' is given to true as it is; use -c for shell text\n"),
-        (("~/x", "y"), 127, b"command not found: ~/x; use -c for shell text\n"),
-        (("a=b", "env"), 127, b"use -e to set a variable, or -c for shell text\n"),
-        (("/etc/passwd",), 126, b"jobctl: cannot execute /etc/passwd: permission denied\n"),
-        (("/",), 126, b"jobctl: cannot execute /: it is a directory\n"),
-        (("-c", "kill -9 $$"), 137, b""),
-        (("-c", "kill -TERM $$"), 143, b""),
-        (("-c", "kill -SEGV $$"), 139, b""),
-        (("-c", "kill -INT $$"), 130, b""),
-    ],
+    rows_of(
+        [
+            (("true",), 0, b""),
+            (("-c", "exit 77"), 77, b""),
+            (("-c", "exit 255"), 255, b""),
+            (("no-such-command",), 127, b"jobctl: command not found: no-such-command\n"),
+            (("cd", "/"), 127, b"jobctl: command not found: cd; use -c for shell text\n"),
+            (("echo a; exit",), 127, b"command not found: echo a; exit; use -c for shell text\n"),
+            (("true", "|", "wc"), 0, b"'|' is given to true as it is; use -c for shell text\n"),
+            (("~/x", "y"), 127, b"command not found: ~/x; use -c for shell text\n"),
+            (("a=b", "env"), 127, b"use -e to set a variable, or -c for shell text\n"),
+            (("/etc/passwd",), 126, b"jobctl: cannot execute /etc/passwd: permission denied\n"),
+            (("/",), 126, b"jobctl: cannot execute /: it is a directory\n"),
+            (("-c", "kill -9 $$"), 137, b""),
+            (("-c", "kill -TERM $$"), 143, b""),
+            (("-c", "kill -SEGV $$"), 139, b""),
+            (("-c", "kill -INT $$"), 130, b""),
+        ],
+        plain=8,
+    ),
 )
 def test_exit_status(web: Far, words: tuple[str, ...], status: int, said: bytes) -> None:
     result = web.run("session", "run", "web1", *words, status=status)
@@ -340,7 +343,7 @@ def test_a_terminal_is_read_only_in_the_foreground(web: Far) -> None:
 # --- many, and few channels ---
 
 
-@pytest.mark.parametrize("most", [10, 2, 1])
+@pytest.mark.parametrize("most", first_of(2, 1, 10))
 def test_many_at_once(make_far: Make, make_sshd: MakeSshd, most: int) -> None:
     far = make_far(make_sshd(f"MaxSessions {most}"))
     far.run("session", "new", "web1")
@@ -366,7 +369,7 @@ def test_many_at_once(make_far: Make, make_sshd: MakeSshd, most: int) -> None:
 # --- unusual hosts ---
 
 
-@pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh", "noisy bash", "stays"])
+@pytest.mark.parametrize("shell", first_of("tcsh", "fish", "zsh", "noisy bash", "stays"))
 def test_login_shells(make_far: Make, make_sshd: MakeSshd, shell: str) -> None:
     command = f'{shell} -c "$SSH_ORIGINAL_COMMAND"'
     if shell == "noisy bash":

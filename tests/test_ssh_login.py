@@ -12,7 +12,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from conftest import wait_until
+from conftest import rows_of, wait_until
 from paramiko.server import InteractiveQuery
 from sshd import (
     MakeSshd,
@@ -44,15 +44,18 @@ def authorize(server: Sshd, *keys: Path, options: str = "") -> None:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [
-        ("ed25519", ()),
-        ("ecdsa", ("-b", "256")),
-        ("ecdsa", ("-b", "384")),
-        ("ecdsa", ("-b", "521", "-m", "PEM")),
-        ("rsa", ("-b", "2048")),
-        ("rsa", ("-b", "2048", "-m", "PEM")),
-        ("rsa", ("-b", "2048", "-m", "PKCS8")),
-    ],
+    rows_of(
+        [
+            ("ed25519", ()),
+            ("ecdsa", ("-b", "256")),
+            ("ecdsa", ("-b", "384")),
+            ("ecdsa", ("-b", "521", "-m", "PEM")),
+            ("rsa", ("-b", "2048")),
+            ("rsa", ("-b", "2048", "-m", "PEM")),
+            ("rsa", ("-b", "2048", "-m", "PKCS8")),
+        ],
+        plain=3,
+    ),
 )
 @pytest.mark.parametrize("passphrase", ["", "open sésame"])
 def test_key_files(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import rows_of
 from scenes import SCENES
 
 SWEEP = Path(__file__).with_name("sweep.py")
@@ -22,7 +23,7 @@ TRACED = sys.platform == "linux" and platform.machine() == "x86_64"
 @pytest.mark.parametrize(
     ("scene", "few"),
     [
-        *SOME.items(),
+        *rows_of([*SOME.items()], plain=4),
         *(pytest.param(scene, MORE, marks=pytest.mark.long) for scene in SCENES if scene != "stop"),
     ],
 )
