@@ -56,6 +56,7 @@ INSIDE = {
         "caller",
         "channels",
         "frames",
+        "hands",
         "content",
         "commands",
         "far",
@@ -307,7 +308,9 @@ def test_no_file_is_long() -> None:
 
 
 def test_broad_excepts() -> None:
-    """At the top of the command line, and where a connection is made for those who wait for it."""
+    """At the top of the command line, of what the agent does for one job or in one thread, and
+    where a connection is made for those who wait for it.
+    """
     broad = [
         name
         for name in CODE
@@ -315,7 +318,7 @@ def test_broad_excepts() -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) == "Exception")
     ]
-    assert broad == ["jobctl.agent.link", "jobctl.cli.main"]
+    assert broad == ["jobctl.agent.hands", "jobctl.agent.link", "jobctl.cli.main"]
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.sh")), ids=lambda path: path.name)

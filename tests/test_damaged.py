@@ -290,3 +290,41 @@ def test_a_spec_that_cannot_be_read(far: Far) -> None:
     assert far.jobs() == []
     assert not any(guest.exists() for guest in guests)
     assert not processes_with(nap)
+
+
+@pytest.mark.parametrize("name", ["stdout", "run", "progress"])
+def test_a_file_here_that_nothing_can_be_written_to(far: Far, tmp_path: Path, name: str) -> None:
+    """That job is damaged, and can be removed; the others on the host go on."""
+    text = f'until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo 1 >"$JOBCTL_PROGRESS"; echo x'
+    jobs = [far.start("-c", text) for _ in range(3)]
+    for job in jobs:
+        far.until(job, "Running")
+    far.kill_agent()
+    harmed = far.folder(jobs[1]) / name
+    harmed.unlink(missing_ok=True)
+    harmed.mkdir()
+    (tmp_path / "go").touch()
+    for job in (jobs[0], jobs[2]):
+        assert far.outcome(job) == ("Completed", "", 0)
+        assert far.output(job) == "x\n"
+    state, reason, _ = far.outcome(jobs[1])
+    assert (state == "Completed") or reason.startswith("damaged: "), (state, reason)
+    assert "lost" not in (far.state_dir / "agent.log").read_text()
+    far.run("remove", *jobs)
+    assert far.jobs() == []
+
+
+def test_a_child_that_cannot_be_begun_gives_its_place_to_another(far: Far, second: Far) -> None:
+    far.sshd.hosts(*second.sshd.hosts().read_text().replace("Host web1", "Host web2").splitlines())
+    gate = far.start(*sleeper().split())
+    words = ("--after", gate, "-t", "1", "-H", "web1,web2", "echo", "x")
+    job = far.out("start", "-q", *words).strip()
+    far.kill_agent()
+    (far.folder(job) / "children/1/spec").write_text("host=''\n")
+    far.run("stop", gate)
+    far.run("wait", job, "--timeout", "60", status=1)
+    assert [record["state"] for record in far.jobs("--children", job)] == [
+        "Failed",
+        "Failed",
+        "Completed",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from jobctl.agent.far import Far
+from jobctl.agent.hands import hand
 from jobctl.agent.shares import Share
 from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
@@ -51,17 +53,19 @@ class Endings:
             if not job.stop_asked or self._requests[job.whole] or self._over.get(job.id) is far:
                 return
             self._over[job.id] = far
-        threading.Thread(target=self._until_ended, args=(job, far), daemon=True).start()
+        hand(functools.partial(self._until_ended, job, far))
 
     def _until_ended(self, job: Carried, far: Far) -> None:
-        while self._goes_on(job, far):
-            with suppress(JobctlError, OSError):
-                if _ended_there(job, far):
-                    break
-            time.sleep(_AGAIN)
-        with self._lock:
-            if self._over.get(job.id) is far:
-                del self._over[job.id]
+        try:
+            while self._goes_on(job, far):
+                with suppress(JobctlError, OSError):
+                    if _ended_there(job, far):
+                        break
+                time.sleep(_AGAIN)
+        finally:
+            with self._lock:
+                if self._over.get(job.id) is far:
+                    del self._over[job.id]
 
     def _goes_on(self, job: Carried, far: Far) -> bool:
         with self._lock:

@@ -17,6 +17,7 @@ from jobctl import links
 from jobctl.agent.caller import Nobody, Read, Whoever
 from jobctl.agent.commands import ENDED, Commands, NoPlace
 from jobctl.agent.far import Far, NotDone, begun, unreachable
+from jobctl.agent.hands import OF_ALL, hand
 from jobctl.agent.mirror import Mirror
 from jobctl.agent.room import Room
 from jobctl.agent.shares import Share
@@ -102,7 +103,7 @@ class Link:
         self.state = LinkState.OPENING
         self.error: Unreachable | None = None
         self._note(LinkState.OPENING)
-        threading.Thread(target=self._run, daemon=True).start()
+        hand(self._run)
 
     @property
     def temporary(self) -> bool:
@@ -405,11 +406,7 @@ class Link:
             while (job := self._next(far)) is not None:
                 if job.bulky and far.open_bulk():
                     movers.append(self._moving(far, bulk=True))
-                try:
-                    self._hand_over(far, job)
-                except OSError as error:
-                    if not self._lacks_room(error):
-                        raise
+                self._see_to_it(far, job)
         except Unreachable as error:
             self._lost(far, error)
         except BrokenPipeError:
@@ -479,6 +476,27 @@ class Link:
             self._idle_since = now  # to ask the host for something is a use
         idle = self.temporary and not self._users
         return self._idle_since + _LINGER - now if idle else None
+
+    def _see_to_it(self, far: Far, job: Carried) -> None:
+        """Begin a job or carry it on; what is wrong with its folder here is its trouble alone."""
+        try:
+            self._hand_over(far, job)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self._lacks_room(error):
+                return
+            if error.errno in OF_ALL:
+                raise
+            self._harmed(far, job, error)
+        except (ValueError, LookupError) as error:
+            self._harmed(far, job, error)
+
+    def _harmed(self, far: Far, job: Carried, error: Exception) -> None:
+        """End a job whose folder here is damaged, for us; the others go on."""
+        self.drop(job.id)
+        with suppress(OSError):
+            self._give_up(job, f"damaged: {getattr(error, 'strerror', None) or error}")
 
     def _hand_over(self, far: Far, job: Carried) -> None:
         with self._change:

@@ -6,8 +6,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 from jobctl.agent.far import Far, NotDone
+from jobctl.agent.hands import OF_ALL
 from jobctl.agent.shares import Share
 from jobctl.carried import STREAMS, Carried
 from jobctl.incoming import EmptiedThere
@@ -139,15 +141,16 @@ class Mirror:
             except EmptiedThere:
                 if job is not None:
                     self.follow(far, job)
-            except FileNotFoundError:
-                if job is None or job.exists():
-                    raise
-                self._forget(words[1])  # it was removed here
-                self._ended(job, False)
             except OSError as error:
-                if not self._lacks_room(error):
+                if self._lacks_room(error):
+                    self._leave_all(far)
+                elif job is not None and not job.exists():
+                    self._forget(words[1])  # it was removed here
+                    self._ended(job, False)
+                elif job is None or error.errno in OF_ALL:
                     raise
-                self._leave_all(far)
+                else:
+                    self._harmed(far, job, error)
             for _ in iter(more, b""):
                 pass  # of a job that we do not follow any more
 
@@ -238,6 +241,14 @@ class Mirror:
         first = job.end("Failed", why or job.removed_there)
         job.caught_up.set()
         self._ended(job, first)
+
+    def _harmed(self, far: Far, job: Carried, error: OSError) -> None:
+        """End a job, for us, of which nothing more can be written down; the others go on."""
+        self.leave(far, job)
+        with suppress(OSError):
+            why = f"damaged: cannot write what comes of it: {error.strerror}"
+            self._ended(job, job.end("Failed", why))
+        job.caught_up.set()
 
     def _forget(self, handle: bytes) -> None:
         with self._lock:

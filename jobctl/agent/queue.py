@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 from jobctl import process, quoting, records
 from jobctl.agent.caller import People
 from jobctl.agent.endings import Endings, Errors, by_folder, elsewhere_of, named, request_end
 from jobctl.agent.far import Far
+from jobctl.agent.hands import attempt, hand
 from jobctl.agent.link import Link
 from jobctl.agent.shares import Share, Spread
 from jobctl.agent.slots import Slots
@@ -100,7 +100,7 @@ class Queue:
         with self._looking:
             if ids:
                 for job_id in ids:
-                    self._look_at(job_id)
+                    attempt(functools.partial(self._look_at, job_id))
                 return
             # One of this thread's own: SQLite's connections belong to one.
             store = Store(self._state_dir)
@@ -109,7 +109,7 @@ class Queue:
                 found = list(map(str, store.unsettled("type = ?", [TYPE_REMOTE])))
                 self._slots.keep(set(found))
                 for job_id in found:
-                    self._look_at(job_id)
+                    attempt(functools.partial(self._look_at, job_id))
             except BaseException:
                 self.waiting |= waiting
                 raise
@@ -117,8 +117,7 @@ class Queue:
     def _look_at(self, job_id: str) -> None:
         whole = self._jobs.folder(job_id)
         if isinstance(whole, FarTask):
-            with suppress(JobctlError, OSError):
-                self._spread_out(whole)
+            self._spread_out(whole)
             return
         if not whole.remote:
             return  # it was removed
@@ -128,8 +127,7 @@ class Queue:
         most = 1 if not count else _UNLIMITED if throttle is None else throttle
         for part in [whole.child(number) for number in range(1, count + 1)] or [whole]:
             # One with a damaged folder is not to keep the others waiting.
-            with suppress(JobctlError, OSError):
-                self._look_after(part, most)
+            attempt(functools.partial(self._look_after, part, most))
 
     def _look_after(self, folder: Folder, most: int) -> None:
         if not folder.exists() or folder.finished():
@@ -137,10 +135,10 @@ class Queue:
         job = Carried(folder)
         self._attend(job)
         if self._may_begin(job) and not self._let_go(job):
-            if self._slots.take(job, most):
-                self._begin(job)
-            else:
+            if not self._slots.take(job, most):
                 job.folder.replace("run", quoting.dump({"held": b"1"}))
+            elif attempt(functools.partial(self._begin, job)):
+                self._give_place(job)
 
     def _spread_out(self, task: FarTask) -> None:
         """Have the shares of a job with items looked after."""
@@ -172,7 +170,8 @@ class Queue:
 
     def _spread_ended(self, job_id: str) -> None:
         """Do what is to be done when all items of a job have ended."""
-        for share in self._spreads.pop(job_id).shares:
+        spread = self._spreads.pop(job_id, None)
+        for share in spread.shares if spread else ():
             if link := self._carriers.pop(share.id, None):
                 link.drop(share.id)
         self._tell(job_id)
@@ -214,19 +213,16 @@ class Queue:
         pid, _, start = caller.partition(" ")
         if pid.isdigit() and job.id not in self._attended:
             self._attended.add(job.id)
-            words = (job, Identity(int(pid), start, self._boot))
-            threading.Thread(target=self._until_alone, args=words, daemon=True).start()
+            hand(functools.partial(self._until_alone, job, Identity(int(pid), start, self._boot)))
 
     def _until_alone(self, job: Carried, caller: Identity) -> None:
-        try:
-            while job.exists() and not job.folder.finished():
-                if process.alive(caller, self._boot):
-                    time.sleep(_BEAT)
-                else:
-                    self.stop([job.id], _GRACE, "stopped: the process that started it ended")
-                    time.sleep(0.0 if job.folder.finished() else _AGAIN)
-        finally:
-            self._attended.discard(job.id)
+        why = "stopped: the process that started it ended"
+        while job.exists() and not job.folder.finished():
+            if process.alive(caller, self._boot):
+                time.sleep(_BEAT)
+            elif attempt(lambda: self.stop([job.id], _GRACE, why)) or not job.folder.finished():
+                time.sleep(_AGAIN)
+        self._attended.discard(job.id)
 
     # --- what happens to jobs: see link.Company ---
 
@@ -249,20 +245,24 @@ class Queue:
     def ended(self, job: Carried) -> None:
         """Tell that a job is finished, and do what was to be done then."""
         self._tell(job.id)
+        self._give_place(job)
+        self._after(job.id.partition(".")[0])
+
+    def _give_place(self, job: Carried) -> None:
+        """Begin another child of the same whole job, as this one does no more."""
         following = self._slots.give_back(job)
         while following:
             folder = following.folder
             if folder.exists() and not folder.finished() and not folder.has("stop"):
                 folder.unlink("run")
-                self._begin(following)
-                break
+                if not attempt(functools.partial(self._begin, following)):
+                    break
             following = self._slots.give_back(following)
-        self._after(job.id.partition(".")[0])
 
     def _after(self, job_id: str) -> None:
         """Begin what waited for the end of a job, and say that it has come if it was the whole."""
         if self.waiting:
-            threading.Thread(target=self.look, daemon=True).start()
+            hand(self.look)
         folder = self._folder(job_id)
         if not folder.spec().get("on_finish"):
             return

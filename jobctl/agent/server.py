@@ -20,6 +20,7 @@ import jobctl
 from jobctl import __version__, links, process
 from jobctl.agent.caller import Client, People
 from jobctl.agent.client import ASKED, KEPT, peer_of
+from jobctl.agent.hands import attempt, hand, log
 from jobctl.agent.link import Link
 from jobctl.agent.openers import Openers
 from jobctl.agent.passing import run
@@ -27,7 +28,7 @@ from jobctl.agent.post import NotTheAgent, Post
 from jobctl.agent.queue import Queue
 from jobctl.carried import Carried
 from jobctl.errors import BadUsage, JobctlError, Refused, Unreachable
-from jobctl.links import Links
+from jobctl.links import Links, Session
 from jobctl.model import printable
 from jobctl.target import Target, parse_target
 from jobctl.transport import config as configuration
@@ -36,7 +37,6 @@ from jobctl.whole import lack
 
 _IDLE = 5.0
 """Seconds without anything to do after which the agent ends."""
-_LONGEST_LOG = 1 << 20
 _BEAT = 1.0
 _OWN = {*KEPT, ASKED, "JOBCTL_STATE_DIR", "JOBCTL_RUNNER"}
 """The variables that an agent has."""
@@ -80,7 +80,7 @@ class Agent:
                 connection, _ = self._post.listener.accept()
             except TimeoutError:
                 if self._queue.waiting:
-                    self._look()
+                    attempt(self._look)
                 if (
                     self._clients
                     or self._queue.busy
@@ -94,7 +94,7 @@ class Agent:
             if peer_of(connection) not in (None, os.geteuid()):
                 connection.close()
                 continue
-            threading.Thread(target=self._client, args=(connection,), daemon=True).start()
+            hand(functools.partial(self._client, connection))
 
     def _client(self, connection: socket.socket) -> None:
         with self._lock:
@@ -111,7 +111,7 @@ class Agent:
                 client.say(operation(client, request) or {})
         except JobctlError as error:
             client.say({"error": str(error), "status": error.status})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError) as error:
             log(f"a request failed: {error!r}")
             why = lack(self._state_dir, error) or f"the agent failed: {error}"
             client.say({"error": why, "status": 125})
@@ -149,10 +149,14 @@ class Agent:
         self._queue.look()
         for session in self._book.sessions():
             if session.wanted:
-                self._link(session.name, session.target)
-                now = self._book.session(session.name)
-                if now is None or not now.wanted:  # since we looked
-                    self._let_go(session.name)
+                attempt(functools.partial(self._see_to, session))
+
+    def _see_to(self, session: Session) -> None:
+        """Have a session connected."""
+        self._link(session.name, session.target)
+        now = self._book.session(session.name)
+        if now is None or not now.wanted:  # since we looked
+            self._let_go(session.name)
 
     def tell_why(self, jobs: set[str], reason: str) -> None:
         """Tell those who wait for some jobs why these do not go on."""
@@ -333,15 +337,6 @@ def _person_of(client: Client, request: dict[str, Any]) -> Ask | None:
 def _load() -> None:
     """Load what takes a while and will be needed, while others have something else to do."""
     import jobctl.transport.ssh  # noqa: F401
-
-
-def log(text: str) -> None:
-    """Write a line to the agent's log, which begins anew when it has become long."""
-    with suppress(OSError):
-        if os.fstat(2).st_size > _LONGEST_LOG:
-            os.ftruncate(2, 0)
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-        os.write(2, f"{stamp} {text}\n".encode("utf-8", "backslashreplace"))
 
 
 def _installed() -> tuple[int, int] | None:

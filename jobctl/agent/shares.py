@@ -10,6 +10,7 @@ agent was killed, the next one goes on from there.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jobctl import items, records
 from jobctl.agent.far import Elsewhere, Far, NotDone
+from jobctl.agent.hands import hand
 from jobctl.carried import STREAMS, Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.folder import FOR_HOSTS
@@ -259,7 +261,7 @@ class Spread:
         self._unended = {share.number: self._left(share) for share in self.shares}
         self._over = False
         for share in self.shares:
-            threading.Thread(target=self._feed, args=(share,), daemon=True).start()
+            hand(functools.partial(self._feed, share))
 
     @property
     def left(self) -> int:

@@ -1,0 +1,56 @@
+"""What the agent does for one job, or in one thread: no exception in it ends anything else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from jobctl.errors import JobctlError
+
+OF_ALL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors that no file is the reason of, but all that goes on."""
+_LONGEST_LOG = 1 << 20
+"""Bytes after which the log begins anew."""
+
+
+def log(text: str) -> None:
+    """Write a line to the agent's log, which begins anew when it has become long."""
+    with suppress(OSError):
+        if os.fstat(2).st_size > _LONGEST_LOG:
+            os.ftruncate(2, 0)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+        os.write(2, f"{stamp} {text}\n".encode("utf-8", "backslashreplace"))
+
+
+def attempt(work: Callable[[], object]) -> Exception | None:
+    """Do something; return the exception that it ended with, if any.
+
+    What nobody thought of is in the log, with its place.
+    """
+    try:
+        work()
+    except (JobctlError, OSError) as error:
+        return error
+    except Exception as error:
+        log(f"a fault in jobctl: {'; '.join(traceback.format_exc().split(chr(10)))}")
+        return error
+    return None
+
+
+def hand(work: Callable[[], object], failed: Callable[[Exception], object] | None = None) -> None:
+    """Do something in a thread of its own.
+
+    :param failed: is told the exception that it ended with, if any.
+    """
+
+    def run() -> None:
+        error = attempt(work)
+        if error and failed:
+            failed(error)
+
+    threading.Thread(target=run, daemon=True).start()
