@@ -529,10 +529,16 @@ end_items() {
     grace=$1 reason=$2
     shift 2
     # The first reason counts. It is written before it is read what runs: see note_begun.
-    case $1 in 0:*) [ -s exit ] || (set -C && put_line "$reason" >stop) ;; esac
+    case $1 in
+    0:*)
+        [ -s exit ] || [ -s stop ] || (put_line "$reason" >stop)
+        [ ! -s stop ] || IFS= read -r reason <stop
+        ;;
+    esac
     with_what_lives "$@"
     for job in $jobs; do
-        [ "${job%%:*}" = 0 ] || (set -C && put_line "$reason" >"children/${job%%:*}.stop")
+        stop=children/${job%%:*}.stop
+        [ "${job%%:*}" = 0 ] || [ -s "$stop" ] || (put_line "$reason" >"$stop")
     done
     # shellcheck disable=SC2016,SC2034  # of each; runner.sh asks
     stops='"children/$number.stop"'

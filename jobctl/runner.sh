@@ -482,9 +482,9 @@ stop() {
     not_elsewhere "$@"
     eval "set -- $jobs"
     for job in "$@"; do
-        # The first reason counts. It is written before run is read: see command_itself.
+        # The first reason counts, if who wrote it was not killed. It is there before run is read.
         number=${job%%:*}
-        [ -s "$number/exit" ] || [ -e "$number/stop" ] || (set -C && put_line "$reason" >"$number/stop") 2>/dev/null
+        [ -s "$number/exit" ] || [ -s "$number/stop" ] || (put_line "$reason" >"$number/stop") 2>/dev/null
     done
     # shellcheck disable=SC2016  # of each
     stops='"$number/stop"'
@@ -750,7 +750,7 @@ when_caller_ends() {
 }
 
 caller_has_ended() {
-    (set -C && echo 'stopped: the process that started it ended' >stop)
+    ([ -s stop ] || echo 'stopped: the process that started it ended' >stop)
     cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
 

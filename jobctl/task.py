@@ -462,7 +462,7 @@ class Task(Folder):
 
     def note_stop(self, name: str, reason: str) -> None:
         """Have slots stop, or not begin, what this file is for. The first reason counts."""
-        if not self.has(name):
+        if not self.size(name):
             self.replace(name, os.fsencode(reason) + b"\n")
 
     def withdraw(self, number: int, reason: str) -> bool:

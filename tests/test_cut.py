@@ -34,9 +34,13 @@ def acting(job: str) -> list[int]:
 
 
 def cut_short(program: Jobctl | Bare, job: str, instance_id: str, *words: str) -> tuple[int, str]:
-    """Kill what ends a job on behalf of a command; return the status and words of that."""
+    """Kill what ends a job on behalf of a command; return the status and words of that.
+
+    Not before the reason is written down, which another attempt would not know.
+    """
     process = program.popen(*words, job, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    for pid in wait_until(lambda: acting(instance_id)):
+    noted = program.folder(job) / "stop"
+    for pid in wait_until(lambda: noted.read_bytes() and acting(instance_id)):
         assert pid not in processes_with(REASON)  # all can read what is on a command line
         with suppress(ProcessLookupError):  # a shell that it had made for a moment
             os.kill(pid, signal.SIGKILL)
@@ -89,3 +93,14 @@ def test_what_sends_a_signal_is_killed(jobctl: Jobctl) -> None:
         )
         assert (result.returncode, b"was killed; do it again" in result.stderr) == (125, True)
     assert len(sleeping(nap)) == 2
+
+
+def test_a_reason_that_was_cut_short(jobctl: Jobctl) -> None:
+    """Whoever was to write it was killed before: the next one's counts."""
+    nap = sleeper()
+    jobs = [jobctl.start(*nap.split()), each(jobctl, "a\n", "-c", f"exec {nap}")]
+    wait_until(lambda: len(sleeping(nap)) == 2)
+    for job in jobs:
+        (jobctl.folder(job) / "stop").touch()
+        jobctl.run("stop", "--reason", "enough", job)
+        assert jobctl.job(job)["reason"] == "stopped by user: enough"

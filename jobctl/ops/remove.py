@@ -63,7 +63,9 @@ def remove(store: Store, todo: Plan, ask: Asked | None = None) -> list[JobctlErr
     pieces = {job.id: parts(store, [job], items=False) for job in todo.delete}
     every = [part for part_list in pieces.values() for part in part_list]
     errors = stop(store.jobs, every, _GRACE, "removed", reach=False, ask=ask)
-    done = [part for part in every if store.jobs.folder(part.id).finished()]
+    away = {error.job for error in errors if isinstance(error, NotActedOn)}
+    over = (part for part in every if store.jobs.folder(part.id).finished())
+    done = [part for part in over if part.id not in away]
     errors += ask_hosts(store.jobs, "erase", on_hosts(done), ask)
     for job in todo.forget:
         errors += _deleted(store, job.id)
