@@ -39,6 +39,8 @@
 #   hit TAG NAME PID                   send a signal to the group that a process leads, or else to
 #                                      it and all that descends from it
 #   erase TAG PATH...                  delete finished jobs
+#   ping TAG                           nothing: the answer, which goes through both processes, shows
+#                                      that they live
 #   survey TAG                         print all jobs: "job PATH LETTER OUT ERR SPEC RUN EXIT
 #                                      RECEIVED LENGTH", then these four files, of so many bytes,
 #                                      LENGTH in all, and a newline. LETTER is the condition of
@@ -441,6 +443,13 @@ hit() {
 erase() {
     tag=$1
     shift
+    # The other requests are not to wait for what takes long to delete.
+    (erase_each "$tag" "$@" &)
+}
+
+erase_each() {
+    tag=$1
+    shift
     for path in "$@"; do
         is_ours "$tag" "$path" || return 0
         if { [ -e "$path/spec" ] || [ -h "$path/spec" ]; } && [ ! -s "$path/exit" ] && ! with_items "$path"; then
@@ -456,6 +465,10 @@ erase() {
         rm -rf "$path"
     done
     answer "$tag ok"
+}
+
+ping() {
+    answer "$1 ok"
 }
 
 # The answer may be long.

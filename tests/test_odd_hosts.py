@@ -132,6 +132,34 @@ def test_a_host_that_sleeps(make_far: Make, sshd: Sshd, tmp_path: Path) -> None:
     far.run("session", "remove", "web1")
 
 
+@pytest.mark.long
+def test_a_far_side_that_falls_silent(make_far: Make, sshd: Sshd, tmp_path: Path) -> None:
+    """The server answers, but not what we have there: a disk hangs, say."""
+    far = make_far(sshd)
+    far.run("session", "new", "web1")
+    text = f"echo a; until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo b"
+    job, other = far.on("web1", "-c", text), far.on("web1", "-c", text)
+    for each in (job, other):
+        wait_until(lambda: far.output(each) == "a\n")  # noqa: B023
+    ours = [pid for pid, words in at_home(sshd.home).items() if "serve.sh control" in words]
+    asleep = [sshd.pid, *ours]  # it takes no other connection either
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        stop = far.popen("stop", other, stderr=subprocess.PIPE)
+        wait_until(lambda: "no answer for 28 seconds" in far.job(job)["reason"])
+        said = stop.communicate(timeout=60)[1]
+    finally:
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+    assert stop.returncode in (0, 5), said
+    (tmp_path / "go").touch()
+    far.run("wait", job, other, status=1)
+    assert [far.state(job), far.state(other)] == ["Completed", "Stopped"]
+    assert far.output(job) == "a\nb\n"
+    far.run("session", "remove", "web1")
+
+
 def test_what_the_login_exports_and_its_umask(make_far: Make, make_sshd: MakeSshd) -> None:
     names = "line path host out err run size now code signal word rest nl own state".split()
     far = make_far(make_sshd(environ={name: f"of {name}" for name in names}))

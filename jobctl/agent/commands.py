@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -193,6 +194,8 @@ class Channel:
                 killed = status is None or status > 128
                 raise Lost(said) if killed or said == _EARLY else Denied(said)
         self.pid = int(got.split()[1])
+        self.heard = time.monotonic()
+        """When something came last."""
         self.mark = b"jobctl-short"
         """What ends a frame that is shorter than was said: set once that is known."""
         self._error_noise = True
@@ -224,6 +227,7 @@ class Channel:
             if len(self._rest) - self._at > _MOST_NOISE:
                 raise Lost("the host sends a line without end")
             piece = self.stream.read(_PIECE)
+            self.heard = time.monotonic()
             if not piece:
                 return b""
             self._rest, self._at = self._rest[self._at :] + piece, 0
@@ -239,6 +243,7 @@ class Channel:
         """Return 1 to most bytes; Lost at the end."""
         if self._at == len(self._rest):
             self._rest, self._at = self.stream.read(_PIECE), 0
+            self.heard = time.monotonic()
             if not self._rest:
                 raise Lost(ENDED)
         return self._taken(self._at + most)

@@ -20,6 +20,7 @@ from jobctl.agent.channels import Another
 from jobctl.agent.commands import BEGIN, ENDED, Channel, Commands, NoPlace, Untrusted
 from jobctl.agent.content import Content
 from jobctl.agent.frames import MOST_ANSWERED, MOST_SURVEYED, Frame, parse, too_much
+from jobctl.agent.hands import hand
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.timing import Clocks, Moment
 from jobctl.transport.base import Ask, Connection, Denied, Lost, NoConnection, Stream, Terminal
@@ -42,6 +43,10 @@ _PATIENCE = 60.0
 """Seconds that the far end may take for an answer to what it has only to look up."""
 _PIECE = 1 << 20
 _MARK = re.compile(rb"[\w-]{1,64}")
+_ASKED_AFTER = 7.0
+"""Seconds of silence after which the host is to show that it lives."""
+_SHORTEST = 28.0
+"""Seconds that it gets at least, as its processes may be busy."""
 _LITTLE = 1 << 16
 """Bytes of a job's output, or less, for which no other channel is made."""
 
@@ -79,6 +84,9 @@ class Far(Commands):
         """Where requests are made and answered, and output comes while there is little."""
         self._bulk: Channel | None = None
         """Where it comes when there is much, which others are not to wait for."""
+        self._pings: dict[Channel, tuple[bytes, float]] = {}
+        """What was not answered yet on a channel, and since when."""
+        self._silence = max(_SHORTEST, connection.longest_silence)
         words = _greeting(self._control)
         there = Moment(records.number(words[3]), records.number(words[4]), records.text(words[1]))
         self.clocks = Clocks(there, process.now())
@@ -159,6 +167,9 @@ class Far(Commands):
     def _answered(self, line: bytes) -> None:
         """Hand an answer to who waits for it."""
         tag, _, rest = line.rstrip(b"\n").partition(b" ")
+        for channel, (asked, _) in list(self._pings.items()):
+            if asked == tag:
+                del self._pings[channel]
         if tag in self._surveys:
             self._surveys.discard(tag)
             rest += b" " + b"".join(self._surveyed)
@@ -205,6 +216,23 @@ class Far(Commands):
         """Have the host look soon whether there is something new."""
         for bulk in (False, True):
             self.carry("look", bulk)
+
+    def check(self) -> None:
+        """See that what serves us there still does so, without waiting for it.
+
+        Whatever comes over a channel shows that, too: a slow line is not cut.
+
+        :raises Lost: it has said nothing for too long, though it was to.
+        """
+        now = time.monotonic()
+        for channel in filter(None, (self._control, self._bulk)):
+            tag, since = self._pings.get(channel, (b"", now))
+            if now - max(channel.heard, since) > self._silence:
+                raise Lost(f"no answer for {self._silence:g} seconds")
+            if not tag and now - channel.heard > _ASKED_AFTER:
+                tag = b"%d" % next(self._tags)
+                self._pings[channel] = tag, now
+                hand(functools.partial(self._tell, channel, b"ping " + tag))
 
     def open_bulk(self) -> bool:
         """Make a way for jobs with much output; return False if there is one already.

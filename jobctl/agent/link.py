@@ -225,6 +225,16 @@ class Link:
         if bare:
             bare.close()
 
+    def check(self) -> None:
+        """Give the connection up if what serves us on the host does not answer."""
+        far = self._far
+        if far and (self._jobs or far.owes):
+            try:
+                far.check()
+            except Lost as error:
+                lost = Lost(f"connection to {self.target.label} lost: {error}")
+                hand(functools.partial(self._lost, far, lost))
+
     @property
     def lacking(self) -> str:
         """Why nothing of its jobs can be written down here now, "" if it can."""

@@ -72,6 +72,8 @@ class Agent:
         while True:
             if time.monotonic() > seen_at + _BEAT:
                 seen_at = time.monotonic()
+                for link in list(self._links.values()):
+                    attempt(link.check)
                 if not self._post.keep():
                     log("agent goes on: its socket was gone, and is there again")
                     self._look_soon()  # nobody could tell us of anything

@@ -93,6 +93,10 @@ class Connection(Protocol):
     def connect_timeout(self) -> float:
         """Seconds that this machine gets for an answer while things begin."""
 
+    @property
+    def longest_silence(self) -> float:
+        """Seconds without a sign of life after which this machine is taken for dead."""
+
     def open(
         self,
         command: str,

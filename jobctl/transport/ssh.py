@@ -249,6 +249,12 @@ class SshConnection:
         """Seconds that this machine gets for an answer while things begin."""
         return self._settings.connect_timeout
 
+    @property
+    def longest_silence(self) -> float:
+        """Seconds without a sign of life after which this machine is taken for dead."""
+        interval, count = self._settings.alive
+        return interval * (count + 1)
+
     def _channel(self, kind: str, destination: tuple[str, int] | None = None) -> Channel:
         """Return a new channel; raise NoChannel or Lost."""
         if not self.alive():
