@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -468,4 +469,44 @@ def test_a_host_that_lies_later(far: Far, make_sshd: MakeSshd, frames: str, reas
         lambda: (record := far.job(job))["state"] == "Disconnected" and reason in record["reason"]
     )
     assert far.output(job) in ("", "abc")
+    far.run("remove", "--local-only", job)
+
+
+FLOODS = {
+    "an answer without end": 'while :; do echo "$tag more $long"; done',
+    "jobs that nobody asked for": 'while :; do echo "job guest/x R 0 0 0 0 0 0 0"; echo; done',
+    "a line without end": "cat /dev/zero",
+    "": 'while :; do printf "%s\\n" "item 99 1 out 0 1048576"; head -c 1048577 /dev/zero; done',
+}
+"""What a host sends without end, and a part of the reason for which it is refused, if it is."""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory a process has")
+@pytest.mark.parametrize("reason", FLOODS, ids=len)
+def test_a_host_that_sends_without_end(far: Far, make_sshd: MakeSshd, reason: str) -> None:
+    """It takes no memory here, and holds no other host up."""
+    liar(
+        far,
+        make_sshd,
+        f"""echo jobctl-ready 1; echo have /x; echo serving boot spares 1795804318.25 - m host
+        long=$(head -c 60000 /dev/zero | tr '\\0' x)
+        read -r verb tag rest; tag=${{tag#"'"}} tag=${{tag%%"'"*}}
+        {FLOODS[reason]}""",
+    )
+    far.run("wait", far.on("web1", "true"))
+    agent = far.agent()
+    job = far.on("liar", "echo", "x")
+
+    def memory() -> int:
+        text = Path(f"/proc/{agent}/status").read_text()
+        return int(re.findall(r"RssAnon:\s+(\d+)", text)[0]) * 1024
+
+    before, most, end = memory(), 0, time.monotonic() + 8
+    while time.monotonic() < end:
+        most = max(most, memory())
+        time.sleep(0.02)
+    assert most - before < 60_000_000
+    assert reason in far.job(job)["reason"]
+    assert far.outcome(far.on("web1", "echo", "y")) == ("Completed", "", 0)
     far.run("remove", "--local-only", job)

@@ -170,12 +170,14 @@ class Far(Commands):
         for channel, (asked, _) in list(self._pings.items()):
             if asked == tag:
                 del self._pings[channel]
+        waiting = self._answers.get(tag)
         if tag in self._surveys:
             self._surveys.discard(tag)
-            rest += b" " + b"".join(self._surveyed)
-            self._surveyed.clear()
+            records, self._surveyed = b"".join(self._surveyed), []
             self._surveyed_size = 0
-        if (waiting := self._answers.get(tag)) is not None:
+            if waiting:
+                waiting.end(rest + b" " + records)
+        elif waiting:
             waiting.put(rest)
 
     def put(self, instance_id: str, name: str, source: int) -> None:
@@ -319,7 +321,7 @@ class Far(Commands):
         """End the connection, and all that goes over it."""
         super().close()
         for waiting in list(self._answers.values()):
-            waiting.put(None)
+            waiting.end()
 
 
 _RUNNER = "unset JOBCTL_INSTANCE_ID; export JOBCTL_RUNNER=1"
@@ -383,11 +385,15 @@ class _Answer:
         self._lines = SimpleQueue[bytes | None]()
         self._size = 0
 
-    def put(self, line: bytes | None) -> None:
-        """Take a line of it, None if there will be none any more."""
-        self._size += len(line or b"")
-        if self._size > MOST_SURVEYED + MOST_ANSWERED:
+    def put(self, line: bytes) -> None:
+        """Take a line of it."""
+        self._size += len(line)
+        if self._size > MOST_ANSWERED:
             raise too_much("an answer without end")
+        self._lines.put(line)
+
+    def end(self, line: bytes | None = None) -> None:
+        """Take the last line of it, of whatever length; None: it does not come."""
         self._lines.put(line)
 
     def get(self) -> bytes:
