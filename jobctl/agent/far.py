@@ -173,10 +173,9 @@ class Far(Commands):
         waiting = self._answers.get(tag)
         if tag in self._surveys:
             self._surveys.discard(tag)
-            records, self._surveyed = b"".join(self._surveyed), []
-            self._surveyed_size = 0
+            jobs, self._surveyed, self._surveyed_size = self._surveyed, [], 0
             if waiting:
-                waiting.end(rest + b" " + records)
+                waiting.end(rest + b" " + b"".join(jobs))
         elif waiting:
             waiting.put(rest)
 

@@ -79,7 +79,7 @@ class Link:
         self._company = company
         again = functools.partial(self.add, anew=True)
         self._room = Room(book.state_dir)
-        self._mirror = Mirror(self._ended, company.changed, again, self._lacks_room)
+        self._mirror = Mirror(self._ended, company.changed, again, self._lacks_room, self._harmed)
         self._change = threading.Condition()
         self._begin: deque[Carried] = deque()
         self._jobs: dict[str, Carried] = {}
@@ -498,15 +498,16 @@ class Link:
                 return
             if error.errno in OF_ALL:
                 raise
-            self._harmed(far, job, error)
+            self._harmed(job, error)
         except (ValueError, LookupError) as error:
-            self._harmed(far, job, error)
+            self._harmed(job, error)
 
-    def _harmed(self, far: Far, job: Carried, error: Exception) -> None:
+    def _harmed(self, job: Carried, error: Exception) -> None:
         """End a job whose folder here is damaged, for us; the others go on."""
         self.drop(job.id)
         with suppress(OSError):
             self._give_up(job, f"damaged: {getattr(error, 'strerror', None) or error}")
+        job.caught_up.set()
 
     def _hand_over(self, far: Far, job: Carried) -> None:
         with self._change:

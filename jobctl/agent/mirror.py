@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 
 from jobctl.agent.far import Far, NotDone
 from jobctl.agent.hands import OF_ALL
@@ -52,6 +51,7 @@ class Mirror:
         changed: Callable[[Carried], None],
         again: Callable[[Carried], object],
         lacks_room: Callable[[OSError], bool],
+        harmed: Callable[[Carried, Exception], object],
     ) -> None:
         """Write for nobody yet.
 
@@ -60,11 +60,13 @@ class Mirror:
         :param again: is told a job that is to be followed anew.
         :param lacks_room: is told why something could not be written; returns whether all jobs are
             to be followed anew later.
+        :param harmed: is told a job of which nothing can be written down, and why.
         """
         self._ended = ended
         self._changed = changed
         self._again = again
         self._lacks_room = lacks_room
+        self._harmed = harmed
         self._pace = Pace(_OFTEN)
         self._lock = threading.Lock()
         self._jobs: dict[bytes, Carried] = {}
@@ -150,7 +152,7 @@ class Mirror:
                 elif job is None or error.errno in OF_ALL:
                     raise
                 else:
-                    self._harmed(far, job, error)
+                    self._harmed(job, error)
             for _ in iter(more, b""):
                 pass  # of a job that we do not follow any more
 
@@ -241,14 +243,6 @@ class Mirror:
         first = job.end("Failed", why or job.removed_there)
         job.caught_up.set()
         self._ended(job, first)
-
-    def _harmed(self, far: Far, job: Carried, error: OSError) -> None:
-        """End a job, for us, of which nothing more can be written down; the others go on."""
-        self.leave(far, job)
-        with suppress(OSError):
-            why = f"damaged: cannot write what comes of it: {error.strerror}"
-            self._ended(job, job.end("Failed", why))
-        job.caught_up.set()
 
     def _forget(self, handle: bytes) -> None:
         with self._lock:

@@ -126,7 +126,6 @@ class Queue:
         throttle = records.integer(spec.get("throttle"))
         most = 1 if not count else _UNLIMITED if throttle is None else throttle
         for part in [whole.child(number) for number in range(1, count + 1)] or [whole]:
-            # One with a damaged folder is not to keep the others waiting.
             attempt(functools.partial(self._look_after, part, most))
 
     def _look_after(self, folder: Folder, most: int) -> None:
@@ -213,7 +212,8 @@ class Queue:
         pid, _, start = caller.partition(" ")
         if pid.isdigit() and job.id not in self._attended:
             self._attended.add(job.id)
-            hand(functools.partial(self._until_alone, job, Identity(int(pid), start, self._boot)))
+            alone = functools.partial(self._until_alone, job, Identity(int(pid), start, self._boot))
+            hand(alone, lambda _: self._attended.discard(job.id))
 
     def _until_alone(self, job: Carried, caller: Identity) -> None:
         why = "stopped: the process that started it ended"
