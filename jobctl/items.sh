@@ -190,7 +190,7 @@ slots() {
         await_others
         rm -f run
     fi
-    [ -z "$refusal" ] || [ -e stop ] || (set -C && printf '%s\n' "$refusal" >stop)
+    [ -z "$refusal" ] || [ -s stop ] || (printf '%s\n' "$refusal" >stop)
     if [ -n "$caller" ] && [ "$2" = 1 ]; then
         trap - TERM
         when_caller_ends 2>/dev/null 3>&- 5>&- 9>&- &
