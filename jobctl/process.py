@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from jobctl import descriptors
 from jobctl.timing import Moment
 
 _PROC = os.path.exists("/proc/self/stat")
@@ -299,7 +300,7 @@ class Watch:
         if self._others:
             timeout = 0 if self._ended_others() else min(timeout, 0.05)
         ended = set()
-        for fd, _ in self._poll.poll(max(0.0, timeout) * 1000):
+        for fd, _ in descriptors.wait(self._poll, max(0.0, timeout)):
             if fd in self._pidfds:
                 self._poll.unregister(fd)
                 os.close(fd)

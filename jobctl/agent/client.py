@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import socket
 import stat
 import struct
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from jobctl import descriptors
 from jobctl.errors import BadUsage, JobctlError, NotFound, Refused, Unreachable
 from jobctl.links import Links, agent_alive
 from jobctl.model import printable
@@ -65,14 +67,15 @@ class Talk:
         """
         self._state_dir = state_dir
         self._request = _encoded(state_dir, request)
-        self._rest = b""
         self._ask_for_it()
 
     def _ask_for_it(self) -> None:
         self.socket = _connected(self._state_dir)
         with suppress(BrokenPipeError, ConnectionResetError):  # then so does the first read
             self.socket.sendall(self._request)
-        self._lines = self.socket.makefile("rb")
+        self._lines, self._rest = list[bytes](), b""
+        self._poll = select.poll()
+        self._poll.register(self.socket, select.POLLIN)
 
     def say(self, message: dict[str, Any]) -> None:
         """Send one more line."""
@@ -89,7 +92,7 @@ class Talk:
         heard, losses = False, 0
         while True:
             try:
-                line = self._lines.readline()
+                line = self._line()
             except ConnectionResetError:
                 # It was killed, and had not read what we ask for.
                 losses += 1
@@ -108,14 +111,29 @@ class Talk:
 
     def pending(self) -> list[dict[str, Any]] | None:
         """Return what has come, once there is something to read; None if the agent has gone."""
-        try:
-            data = self.socket.recv(1 << 16)
-        except OSError:
-            data = b""
-        if not data:
-            return None
+        with suppress(OSError):
+            if self._hear():
+                lines, self._lines = self._lines, []
+                return [json.loads(line) for line in lines]
+        return None
+
+    def _line(self) -> bytes:
+        """Return the next line, once there is one; b"" if the agent has gone.
+
+        :raises ConnectionResetError: it was killed, and had not read what we ask for.
+        """
+        while not self._lines:
+            descriptors.wait(self._poll)
+            if not self._hear():
+                return b""
+        return self._lines.pop(0)
+
+    def _hear(self) -> bool:
+        """Take what has come; return whether there was something, which is so until the end."""
+        data = self.socket.recv(1 << 16)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        self._lines += lines
+        return bool(data)
 
     def heed(self, message: dict[str, Any], ask: Asked | None) -> bool:
         """Have a person answer a question, or read something; return whether it was that.
@@ -148,7 +166,6 @@ class Talk:
 
     def close(self) -> None:
         """End the connection."""
-        self._lines.close()
         self.socket.close()
 
 

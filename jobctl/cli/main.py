@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from jobctl import __version__, paths
+from jobctl import __version__, descriptors, paths
 from jobctl.cli import options, render
 from jobctl.errors import JobctlError, ReaderLeft
 
@@ -66,6 +66,7 @@ def main() -> NoReturn:
     """Run the command line and end with its exit status."""
     render.open_standard_files()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    descriptors.heed_signals()
     options.caller_umask = paths.keep_private()
     status = _run()
     # Nothing is left that would justify the time of taking the interpreter down in order.

@@ -17,7 +17,7 @@ from io import FileIO
 from typing import Any
 
 from jobctl.agent.client import Asked, Talk
-from jobctl.descriptors import read, write
+from jobctl.descriptors import read, wait, write
 from jobctl.errors import BadUsage, JobctlError
 from jobctl.model import printable
 
@@ -118,8 +118,7 @@ def _line(fd: int, deadline: float | None) -> bytes:
     poll, line = select.poll(), b""
     poll.register(fd, select.POLLIN)
     while not line.endswith(b"\n"):
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        events = poll.poll(left)
+        events = wait(poll, None if deadline is None else max(0.0, deadline - time.monotonic()))
         if not events:
             raise TimeoutError
         if events[0][1] & (select.POLLHUP | select.POLLERR):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from jobctl import descriptors
 from jobctl.errors import CannotWrite, ReaderLeft
 
 PIECE = 1 << 16
@@ -237,7 +238,7 @@ class Sink:
         """Wait for an event; return what was seen, 0 if nothing was."""
         poll = select.poll()
         poll.register(self._fd, event)
-        seen = poll.poll(None if seconds is None else seconds * 1000)
+        seen = descriptors.wait(poll, seconds)
         return seen[0][1] if seen else 0
 
     def _check(self, gone: bool) -> None:
