@@ -327,7 +327,7 @@ examine() {
     state=Running location=localhost reason='' condition=''
     judge_fate "$1"
     if [ "$fate" = living ]; then
-        if [ -z "$pid" ]; then
+        if ! has_begun "$1"; then
             other=$(sed -n "s/^waiting='\(.*\)'\$/\1/p" "$1/run" | tail -n 1)
             state=NotStarted reason=${other:+waiting for job $other}
             reason=${reason:-starting}
@@ -1107,7 +1107,7 @@ write_down() {
     [ -z "${opt_stdin+set}" ] || { stdin=stdin && cat <&7 >stdin || return; }
     if [ -n "${opt_script+set}" ]; then
         cat <&6 >script && chmod 700 script || return
-        load_command_sh
+        load command
         # shellcheck disable=SC2034  # command.sh asks
         jobctl_newline=$newline script=$(kind_of_script script)
         set -- "$opt_script" "$@"

@@ -217,7 +217,8 @@ class Carried:
     def note_run(self, content: bytes) -> None:
         """Write down who runs it there."""
         told = {key: value for key, value in quoting.load(content).items() if key in _RUN}
-        if "runner" in told:  # else it was deleted there, or damaged
+        # Else it was deleted there, or damaged.
+        if "runner" in told and ("pid" in told or not self.folder.names_command()):
             self.folder.replace("run", quoting.dump(self._ours(told, "began")))
 
     def note_progress(self, content: bytes) -> None:
@@ -225,11 +226,11 @@ class Carried:
         self.folder.replace("progress", content)
 
     def note_condition(self, letter: str) -> None:
-        """Write down whether its processes are stopped: a letter of proc_pid_stat(5).
+        """Write down what its command does, as serve.sh tells.
 
-        Or E: it runs on another machine than the host, which can do nothing to it.
+        That it runs is known by what stands in `run`, unless that is damaged there.
         """
-        if letter in ("T", "t", "E"):
+        if letter in ("T", "t", "E") or (letter == "R" and not self.folder.names_command()):
             self.folder.replace("condition", letter.encode())
         else:
             self.folder.unlink("condition")

@@ -7,7 +7,7 @@
 
 # shellcheck disable=SC2034  # runner.sh uses the variables
 jobctl_tools=${jobctl_tools-} jobctl_newline=${jobctl_newline-} jobctl_failure=${jobctl_failure-}
-jobctl_called=${jobctl_called-} jobctl_blank=' 	' jobctl_loaded=1
+jobctl_called=${jobctl_called-} jobctl_blank=' 	'
 
 # Returns if the command $1, which locate_program has looked for, can be executed, as far as
 # that is known before; else refuses.

@@ -204,13 +204,15 @@ class Folder:
         link = book.link(name)
         run = records.load(self.file("run"))
         opened = link.state is links.LinkState.OPENED
-        if "pid" not in run and (opened or not self.has("sent")):
+        condition = self.get("condition")
+        begun = "pid" in run or condition not in (b"", b"E")
+        if not begun and (opened or not self.has("sent")):
             other = records.text(run.get("waiting"))
             why = f"waiting for job {other}" if other else link.reason
             if "held" in run:
                 why = "waiting for a slot"
             return {"state": State.NOT_STARTED, "reason": why or f"waiting for {planned.location}"}
-        if self.get("condition") == b"E":
+        if condition == b"E":
             host = place_of(run, "")[0] or "another machine"
             reason = f"runs on {host}, which shares the state directory of {planned.location}"
             return {"state": State.DISCONNECTED, "reason": reason}
@@ -221,7 +223,7 @@ class Folder:
             return {"state": State.DISCONNECTED, "reason": reason}
         if self.has("stop"):
             return {"state": State.STOPPING}
-        return {"state": State.SUSPENDED if self.has("condition") else State.RUNNING}
+        return {"state": State.SUSPENDED if condition in (b"T", b"t") else State.RUNNING}
 
     def _unfinished(self, boot: str) -> dict[str, Any] | None:
         """Return what is known of an unfinished job, None if it turns out to be finished."""
@@ -236,7 +238,7 @@ class Folder:
         runner = process.alive(_identity(run, "runner", "runner_ticks", boot), boot)
         command = process.alive(_identity(run, "pid", "ticks", boot), boot)
         if runner or command:
-            if "pid" not in run:
+            if "pid" not in run and not records.size(self.file("lock")):
                 other = records.text(run.get("waiting"))
                 reason = f"waiting for job {other}" if other else "starting"
                 return {"state": State.NOT_STARTED, "reason": reason}
@@ -340,6 +342,10 @@ class Folder:
             if process.alive(identity, boot):
                 return identity
         return None
+
+    def names_command(self) -> bool:
+        """Whether its record says which process its command is, or was."""
+        return "pid" in records.load(self.file("run"))
 
     def stays_there(self) -> bool:
         """Whether its output is on a host, and does not come here by itself."""

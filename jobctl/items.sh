@@ -130,7 +130,7 @@ begin_once() {
     set -C
     until true >"$1/$jobctl_number" || [ ! -d "$1" ]; do
         [ ! -e "$1/$jobctl_number" ] || exit "$jobctl_not_ours"
-        load_command_sh && wait_for_room
+        load command && wait_for_room
     done 2>/dev/null
     set +C
 }
@@ -187,7 +187,9 @@ slots() {
     refusal=''
     if [ "$2" = 1 ] && [ -n "$after$after_ok" ]; then
         printf "boot='%s'\nhost='%s'\n" "$boot_now" "$host_now" >run
+        load after
         await_others
+        [ ! -e stop ] || refusal=stopped
         rm -f run
     fi
     [ -z "$refusal" ] || [ -s stop ] || (printf '%s\n' "$refusal" >stop)
@@ -203,7 +205,7 @@ slots() {
     done
     # Before the items, each of which is run in a shell of its own.
     clock
-    [ "$script" != executable ] || load_command_sh
+    [ "$script" != executable ] || load command
     self() { itself; }
     # shellcheck disable=SC2119
     serve_items
@@ -418,7 +420,7 @@ run_item() {
 # Writes line $1 into the journal, as soon as there is room on the disk. What a full one has taken of
 # it ends with a newline of its own.
 note() {
-    put_line "$1" >&5 || until { echo && put_line "$1"; } >&5; do load_command_sh && wait_for_room; done
+    put_line "$1" >&5 || until { echo && put_line "$1"; } >&5; do load command && wait_for_room; done
 }
 
 # To the starter, who wants to hear of the first item only.
@@ -494,7 +496,7 @@ finish() {
     settle "$state" '' '' "$reason"
     code=''
     # Without the folder, no item can be taken.
-    [ -z "$on_finish" ] || { rm -rf taken; announce >>log 2>&1 3>&- 5>&- 9>&-; }
+    [ -z "$on_finish" ] || { rm -rf taken; load after; announce >>log 2>&1 3>&- 5>&- 9>&-; }
     rm -rf env env.odd exit.new run taken begun unclear
 }
 

@@ -2,8 +2,8 @@
 # jobctl runner: runs one job's command and writes down what became of it.
 #
 # The only program that runs a job's command, on this machine and on any other.
-# It needs a POSIX sh with awk, date, grep, ln, mv, rm, sed, sleep and tr, has command.sh
-# beside it, and uses /proc, setsid (or perl) and flock where the host has them, else ps.
+# It needs a POSIX sh with awk, date, grep, ln, mv, rm, sed, sleep and tr, has command.sh and
+# after.sh beside it, and uses /proc, setsid (or perl) and flock where the host has them, else ps.
 #
 #   sh runner.sh run DIR                          run the job in DIR
 #   sh runner.sh begin DIR [PID]                  the same, and make it real first; ends
@@ -24,7 +24,7 @@
 #   env             the command's environment: lines of export NAME='value'
 #   env.odd         names that no shell can hold: set -- env 'NAME=value' ... "$@"
 #   stdin, script   where the job has them
-#   stdout, stderr, lock   empty
+#   stdout, stderr, lock   empty; a byte in lock says that the command has begun
 # and `run` adds
 #   run         who runs it: runner, runner_ticks, boot, host; then pid, ticks, began
 #               of each attempt, appended: of equal keys the last one counts
@@ -349,6 +349,8 @@ members() {
             root=${waiter:-$pid}
             alive "$root" "${waiter_ticks:-$ticks}" "$place" || root=none
             put_line "job ${job%%:*} $root ${job#*:}"
+            # Does no record name the command, it is a child of its runner.
+            [ "$pid" ] || [ "$place" != here ] || put_line "under ${job%%:*} ${runner:-none}"
             sessions_of "${job%%:*}"
         done
         for member in $known; do
@@ -364,6 +366,7 @@ members() {
         # All that is left of a session whose leader, the command, has gone. Its number is given to
         # no other process meanwhile.
         $1 == "session" { session[$3] = $2; led[$3] = $4; next }
+        $1 == "under" { of[$3] = $2; apart[$3] = 1; next }
         $1 == "known" { split($2, part, "/"); known[part[2] "/" part[3]] = part[1]; next }
         $1 == "cookie" { if ($3 == "runner") apart[$2] = 1; if ($3 in id) of[$2] = id[$3]; next }
         $1 == "own" { apart[$2] = 1; next }
@@ -445,10 +448,15 @@ take_back() {
     done
 }
 
+# Succeeds if the command of the job in folder $1 has begun; load_run was asked before.
+has_begun() {
+    [ -n "$pid" ] || [ -s "$1/lock" ]
+}
+
 # Succeeds if the command of job $number, whose fate was judged, has not begun.
 yet_to_begin() {
     case $fate/$pid in
-    living/) ;;
+    living/) ! has_begun "$number" ;;
     ended/) ! { [ -e "$number/spec" ] || [ -h "$number/spec" ]; } ;; # it is about to come here
     *) false ;;
     esac
@@ -607,7 +615,9 @@ do_job() {
     # shellcheck source=/dev/null
     . ./spec
     attempt=0 code='' killed='' refusal=''
-    await_others
+    [ -z "$after$after_ok$on_finish" ] || load after
+    [ -z "$after$after_ok" ] || await_others
+    [ ! -e stop ] || refusal=stopped
     while [ -z "$refusal" ]; do
         attempt=$((attempt + 1))
         try
@@ -629,59 +639,6 @@ do_job() {
     else
         exec rm -f env env.odd exit.new spec.new
     fi
-}
-
-# Waits for the jobs in $after and $after_ok. Sets refusal when one of the latter is
-# not Completed, or this job is stopped.
-await_others() {
-    for other in $after $after_ok; do
-        parts_of "$other"
-        for part in $parts; do
-            await "$part"
-        done
-    done
-    for other in $after_ok; do
-        parts_of "$other"
-        for part in $parts; do
-            grep -q "^state='Completed'" "$part/exit" 2>/dev/null ||
-                refusal="not begun: job $other did not complete"
-        done
-    done
-    [ ! -e stop ] || refusal=stopped
-}
-
-# Sets parts to the folders of job $1: those of its children, if it has any.
-parts_of() {
-    case $1 in
-    *.*) parts=../${1%.*}/children/${1#*.} ;;
-    *) parts=../$1 ;;
-    esac
-    [ -d "$parts/items" ] || [ -d "$parts/slots" ] || [ ! -d "$parts/children" ] || parts=$(printf '%s ' "$parts"/children/[0-9]*)
-}
-
-# Waits until job folder $1 is finished, lost, or gone, or this job is stopped.
-await() {
-    # Whether it is lost, only its host can tell, or whoever starts slots again.
-    others_tell=$(grep -e "^type='RemoteJob'" -e "^type='TaskJob'" "$1/spec" 2>/dev/null)
-    until [ -s "$1/exit" ] || ! { [ -e "$1/spec" ] || [ -h "$1/spec" ]; } || [ -e stop ]; do
-        told_time='' # is no longer the time
-        if [ -z "$others_tell" ]; then
-            judge_fate "$1"
-            case $fate in ended | lost) break ;; unknown) held "$1" || break ;; esac
-        fi
-        (
-            self
-            printf "waiting='%s'\nwaiter='%s'\nwaiter_ticks='%s'\n" "$other" "$own" "$born" >>run
-            [ ! -e stop ] || exit
-            say waiting
-            exec 3>&- 9>&-
-            # The kernel tells when the lock is let go; where that cannot be waited for,
-            # or the command has outlived its runner, look again in a second.
-            flock -s "$1/lock" true 2>/dev/null
-            [ -s "$1/exit" ] || exec sleep 1
-        )
-    done
-    printf "waiting=''\nwaiter=''\n" >>run
 }
 
 # Sets killed if it was a signal that ended a command with $code; $1 is the file log.
@@ -769,7 +726,7 @@ command_itself() {
     case $script in
     '') ;;
     executable)
-        load_command_sh
+        load command
         read_script "$dir/script"
         set -- "$jobctl_interpreter" ${jobctl_argument:+"$jobctl_argument"} "$dir/script" "$@"
         ;;
@@ -794,7 +751,7 @@ exec \"\$@\"" sh "$@"
     find_leader
     # Of a job from another computer it may be relative to the home directory.
     case $cwd in /*) ;; *) cd -- "${HOME:-/}" 2>/dev/null || cd / ;; esac
-    CDPATH='' cd -- "${cwd:-.}" 2>/dev/null || { load_command_sh && no_entry "$cwd"; }
+    CDPATH='' cd -- "${cwd:-.}" 2>/dev/null || { load command && no_entry "$cwd"; }
     umask "$umask"
     # From here on any variable but jobctl_* may have the caller's value.
     jobctl_pwd=$PWD
@@ -837,7 +794,9 @@ note_begun() {
     export JOBCTL_PROGRESS="$jobctl_dir/progress"
     # A full disk may have taken a part of it.
     until printf "\nattempt='%s'\npid='%s'\nticks='%s'\nbegan='%s'\nbegan_uptime='%s'\n" "$jobctl_attempt" \
-        "$jobctl_own" "$jobctl_born" "$jobctl_now" "$jobctl_uptime" >>"$jobctl_dir/run"; do load_command_sh && wait_for_room; done
+        "$jobctl_own" "$jobctl_born" "$jobctl_now" "$jobctl_uptime" >>"$jobctl_dir/run" &&
+        # The job may do to the file run what it likes: this it leaves.
+        { [ "$jobctl_attempt" -gt 1 ] || echo >"$jobctl_dir/lock"; }; do load command && wait_for_room; done
     # Who stops the job writes stop, then reads run; here it is the other way round, so
     # that at least one of both sees the other.
     [ ! -e "$jobctl_dir/stop" ] || kill -s TERM "$jobctl_own"
@@ -845,7 +804,7 @@ note_begun() {
 
 # Ends with status $1 and reason $2 before the command began.
 refuse() {
-    load_command_sh
+    load command
     end_unbegun "$1" "$2"
 }
 
@@ -863,7 +822,7 @@ findable() {
     if [ -f "$jobctl_found" ] && [ -x "$jobctl_found" ] && known_good "$jobctl_found"; then
         return
     fi
-    load_command_sh
+    load command
     examine "$1"
 }
 
@@ -891,15 +850,18 @@ locate_program() {
     set +f
 }
 
-load_command_sh() {
+# Reads the functions of the script $1 beside this one, once.
+load() {
+    case $jobctl_loaded in *" $1 "*) return 0 ;; esac
+    jobctl_loaded="$jobctl_loaded $1 "
     # shellcheck source=/dev/null
-    [ -n "${jobctl_loaded-}" ] || . "$jobctl_lib/command.sh"
+    . "$jobctl_lib/$1.sh"
 }
 
 # The last attempt ended with $code: puts it down if the command was never begun.
 unbegun() {
     case $code in 126 | 127) [ ! -e "${failures-}failure" ] || return 0 ;; *) return 0 ;; esac
-    load_command_sh
+    load command
     first_of "$words"
     note_unbegun "$first" "${failures-}$([ "$merge" ] && echo stdout || echo stderr)"
 }
@@ -944,32 +906,6 @@ again() {
     [ ! -e "${1}timedout" ] || rm -f "${1}timedout"
 }
 
-# Runs the shell text of --on-finish, in the job's directory and environment, and in a session of
-# its own: what is left in that of a slot is taken for a part of an item.
-announce() {
-    trap - HUP INT QUIT TERM PIPE
-    jobctl_hook=$on_finish jobctl_dir=$dir jobctl_state=$state jobctl_code=$code
-    find_leader
-    CDPATH='' cd -- "$cwd" || cd /
-    # shellcheck source=/dev/null
-    . "$jobctl_dir/env"
-    (cd "$jobctl_dir" && exec /bin/rm -f env env.odd exit.new spec.new)
-    # Without the cookie: to remove the job shall not end what it says at its end.
-    unset JOBCTL_INSTANCE_ID JOBCTL_PROGRESS JOBCTL_RUNNER
-    export JOBCTL_STATE="$jobctl_state" JOBCTL_EXIT_CODE="$jobctl_code"
-    exec ${jobctl_leader:+"$jobctl_leader"} /bin/sh -c "$jobctl_hook"
-}
-
-# For a job that ran on another host: does here what is to be done at its end.
-announce_there() {
-    cd -- "$1" || exit 125
-    dir=$PWD state=$2 code=$3 on_finish='' cwd='' caller_cwd=/
-    # shellcheck source=/dev/null
-    . ./spec
-    cwd=$caller_cwd
-    [ -z "$on_finish" ] || announce >>log 2>&1
-}
-
 # --- what to do ---------------------------------------------------------------
 
 umask 077
@@ -989,9 +925,9 @@ run) run "$2" '' '' ;;
 begin) run "$2" itself "${3-}" ;;
 stop) shift && stop "$@"; put_line 'done' ;;
 signal) shift && send "$@"; put_line 'done' ;;
-announce) shift && announce_there "$@" ;;
+announce) shift && load after && announce_there "$@" ;;
 cookies) cookies ;;
-advise | examine_alone) load_command_sh && "$1" "$2" ;;
+advise | examine_alone) load command && "$1" "$2" ;;
 *)
     echo 'runner.sh: run, begin, stop, signal, announce, cookies, advise or examine_alone' >&2
     exit 2

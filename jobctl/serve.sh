@@ -43,9 +43,8 @@
 #                                      that they live
 #   survey TAG                         print all jobs: "job PATH LETTER OUT ERR SPEC RUN EXIT
 #                                      RECEIVED LENGTH", then these four files, of so many bytes,
-#                                      LENGTH in all, and a newline. LETTER is the condition of
-#                                      the command, - where it does not live, = where the job
-#                                      has ended, E where it runs on another machine
+#                                      LENGTH in all, and a newline. LETTER is that of state, or =
+#                                      where the job has ended
 #
 # Without TAG, and without an answer:
 #
@@ -67,8 +66,9 @@
 #   emptied H STREAM, emptied H N STREAM   the job, or item N, has emptied a stream, which begins
 #                                      anew: its next offset is 0
 #   run H LENGTH, progress H LENGTH    what the file holds now follows, and a newline
-#   state H LETTER                     condition of the command: proc_pid_stat(5); E: it runs on
-#                                      another machine, which shares this state directory
+#   state H LETTER                     of the command: T or t, it is stopped, see proc_pid_stat(5);
+#                                      R, it has begun; -, it has not; E, it runs on another
+#                                      machine, which shares this state directory
 #   exit H LENGTH                      the file exit follows, and a newline. All output that
 #                                      there was at the end was sent before. H is free again.
 #   gone H [FOLDER]                    the job, with items that folder of it, is not there (any more).
@@ -508,14 +508,7 @@ list_jobs() {
         ! with_items "$path" || continue
         case ${path##*/} in *[!0-9A-Za-z-]*) continue ;; esac # we make none that is called so
         note_loss "$path"
-        letter=-
-        if [ -s "$path/exit" ]; then
-            letter='='
-        elif [ "$fate" = elsewhere ]; then
-            letter=E
-        elif alive "$pid" "$ticks" "$place"; then
-            letter=${condition:-R}
-        fi
+        if [ -s "$path/exit" ]; then letter='='; else note_condition "$path"; fi
         sizes_of "$path/stdout $path/stderr"
         # shellcheck disable=SC2086  # two numbers
         set -- $sizes
@@ -535,6 +528,19 @@ list_jobs() {
 note_loss() {
     judge_fate "$1"
     [ "$fate" != lost ] || settle_for "$1" Failed "$because"
+}
+
+# Sets letter to what the command of the job in folder $1, whose fate was judged, does: see `state`.
+note_condition() {
+    if [ "$fate" = elsewhere ]; then
+        letter=E
+    elif alive "$pid" "$ticks" "$place" && case $condition in [Tt]) ;; *) false ;; esac then
+        letter=$condition
+    elif has_begun "$1"; then
+        letter=R
+    else
+        letter=-
+    fi
 }
 
 # Succeeds if nothing of job $1, in folder $2, has been seen for some seconds. Of it a file is missing
@@ -969,9 +975,7 @@ look_at() {
         [ -r /proc/self/stat ] || has_time 3 "$1" || return 0
         note_loss "$path"
         case $fate in ended | unknown) ! forsaken "$1" "$path" || settle_for "$path" Failed "$because" ;; esac
-        letter=''
-        ! alive "$pid" "$ticks" "$place" || letter=$condition
-        case $fate/$letter in elsewhere/*) letter=E ;; */[Tt]) ;; *) letter=R ;; esac
+        note_condition "$path"
         [ "$unsent" -gt 0 ] || eval "[ \"\$letter_$1\" = $letter ]" || {
             eval "letter_$1=$letter"
             put_line "state $1 $letter"

@@ -394,5 +394,6 @@ def test_what_reads_another_script_replaces_none_of_its_functions() -> None:
         text = (PACKAGE / name).read_text()
         return set(re.findall(r"^(\w+)\(\) \{", text, re.MULTILINE))
 
-    theirs = functions("runner.sh") | functions("command.sh") | functions("slots.sh")
+    theirs = functions("runner.sh") | functions("command.sh") | functions("after.sh")
+    theirs |= functions("slots.sh")
     assert not functions("serve.sh") & theirs

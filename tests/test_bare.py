@@ -65,7 +65,7 @@ class Bare(Jobctl):
 def altered(folder: Path, **words: str) -> str:
     """Return a copy of the script, and of those beside it, with words replaced."""
     folder.mkdir()
-    for name in ("bare.sh", "runner.sh", "command.sh", "place.sh"):
+    for name in ("bare.sh", "runner.sh", "command.sh", "after.sh", "place.sh"):
         text = Path(SCRIPT).with_name(name).read_text()
         for word, other in words.items():
             text = text.replace(word.replace("_", " "), other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -290,6 +291,45 @@ def test_a_spec_that_cannot_be_read(far: Far) -> None:
     assert far.jobs() == []
     assert not any(guest.exists() for guest in guests)
     assert not processes_with(nap)
+
+
+def test_a_record_of_the_runner_that_is_cut_anywhere(jobctl: Jobctl) -> None:
+    """Its command has begun, and is reached by stop, also one that bears no mark of the job."""
+    nap = sleeper()
+    job = jobctl.start("-c", f"env -i {nap}; exit")
+    run = jobctl.folder(job) / "run"
+    wait_until(lambda: processes_with(nap))
+    jobctl.until(job, "Running")
+    whole = run.read_bytes()
+    for size in range(len(whole) - 1, -1, -7):
+        os.truncate(run, size)
+        assert jobctl.job(job)["state"] == "Running", whole[:size]
+    run.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    jobctl.run("stop", job)
+    assert not processes_with(nap)
+    assert jobctl.state(job) == "Stopped"
+
+
+def test_a_record_of_the_runner_that_is_cut_on_a_host(far: Far, second: Far) -> None:
+    """Whoever has seen it whole, and whoever has not, is told that its command has begun."""
+    nap = sleeper()
+    jobs = [far.start(*nap.split()) for _ in range(3)]
+    for job in jobs:
+        far.until(job, "Running")
+        run = far.guest(job) / "run"
+        os.truncate(run, run.stat().st_size // 2)
+    far.kill_agent()
+    (far.folder(jobs[0]) / "run").unlink()
+    wait_until(lambda: all(far.job(job)["state"] == "Running" for job in jobs))
+    assert [bool(far.job(job)["pid"]) for job in jobs] == [False, True, True]
+    there = json.loads(second.out("session", "get", "--on", "web1", "-o", "json"))
+    assert [found["state"] for found in there] == ["Running"] * len(jobs)
+    for job in jobs[:2]:
+        far.run("stop", job)
+    far.run("remove", "--force", jobs[2])
+    assert not processes_with(nap)
+    for job in jobs[:2]:
+        assert far.outcome(job)[:2] == ("Stopped", "stopped by user")
 
 
 @pytest.mark.parametrize("name", ["stdout", "run", "progress"])

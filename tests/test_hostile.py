@@ -530,7 +530,7 @@ def test_harmed_folders_of_running_jobs(jobctl: Jobctl, tmp_path: Path, verb: st
         for file, corruption in itertools.product(FILES, WHILE_RUNNING)
         if file != "exit.new"
         and (file not in ("run", "stop") or corruption != "fifo")
-        and (file == "spec" or corruption != "half")
+        and (file in ("spec", "run") or corruption != "half")
     ]
     all_at_once(jobctl, *[("start", "-q", "-c", text)] * len(harms))
     harmed = dict(zip(jobctl.out("get", "-q").split(), harms, strict=True))

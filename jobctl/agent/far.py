@@ -28,6 +28,7 @@ from jobctl.transport.base import Ask, Connection, Denied, Lost, NoConnection, S
 SCRIPTS = (
     "runner.sh",
     "command.sh",
+    "after.sh",
     "place.sh",
     "slots.sh",
     "items.sh",

@@ -247,7 +247,7 @@ def _unfinished(letter: bytes, run: dict[str, bytes]) -> tuple[State, str]:
         return State.DISCONNECTED, f"runs on {host}, which shares the state directory"
     if letter in (b"T", b"t"):
         return State.SUSPENDED, ""
-    return State.RUNNING if "pid" in run else State.NOT_STARTED, ""
+    return State.RUNNING if "pid" in run or letter == b"R" else State.NOT_STARTED, ""
 
 
 def adopt(state_dir: str, to: str, found: list[Found]) -> list[str]:
