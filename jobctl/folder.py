@@ -11,9 +11,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jobctl import process, quoting, records, whole
 from jobctl.errors import BadUsage
@@ -42,13 +42,17 @@ PIECE = 1 << 20
 _UUID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 _HOST = re.compile(r"[\w.-]+", re.ASCII)
 _LOST = {Place.HERE: "lost: runner was killed", Place.BEFORE: "lost: host rebooted"}
-_CODE = re.compile(r"([01]?\d?\d|2[0-4]\d|25[0-5])?", re.ASCII)
-_SIGNAL = re.compile(r"([1-9]\d?|1[01]\d|12[0-7])?", re.ASCII)
-_DAMAGED = "damaged: the file {} cannot be read"
+_NUMBER = re.compile(r"[1-9]\d{0,8}", re.ASCII)
+_EMPTIED = re.compile(rb"(\d{1,18}) (stdout|stderr)")
+"""A line of the file emptied."""
+MISSING = "damaged: the folder {} is missing"
 
 
 class Folder:
     """One job's folder. It is a job's from the moment it holds a spec."""
+
+    most_children = 100_000
+    """More than that many no job has: then its spec is damaged."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -111,8 +115,11 @@ class Folder:
     # --- reading a job ---
 
     def exists(self) -> bool:
-        """Whether this is a job's folder: something is called spec, be it damaged."""
-        return os.path.lexists(self.file("spec"))
+        """Whether this is a job's folder: something is called spec, be it damaged.
+
+        That of a part of a job is one from the first.
+        """
+        return os.path.lexists(self.path if self.is_child else self.file("spec"))
 
     def finished(self) -> bool:
         """Whether the job's end is written down."""
@@ -131,8 +138,15 @@ class Folder:
             return None
         job = self.planned()
         if job.child_count:
-            return parent_of(job, self._children(job.child_count, boot))
-        return self._one(job, boot)
+            return self._as_damaged(parent_of(job, self._children(job.child_count, boot)))
+        return self._as_damaged(self._one(job, boot))
+
+    def _as_damaged(self, job: Job) -> Job:
+        """Return a job, as a failed one if it is over and its spec is damaged."""
+        if not self.damaged or not job.state.finished:
+            return job
+        reason = records.DAMAGED.format("spec")
+        return job._replace(state=State.FAILED, reason=reason, exit_code=job.exit_code or None)
 
     def planned(self) -> Job:
         """Return what the job is to be, without a look at what became of it."""
@@ -158,8 +172,15 @@ class Folder:
         return self._children(records.integer(self.spec().get("children")) or 0, boot)
 
     def _children(self, count: int, boot: str) -> list[Job]:
-        read = (self.child(number).read(boot) for number in range(1, count + 1))
-        return [child for child in read if child]
+        return [
+            self.child(number).read(boot) or self._lost_child(number)
+            for number in range(1, count + 1)
+        ]
+
+    def _lost_child(self, number: int) -> Job:
+        reason = MISSING.format(f"children/{number}")
+        lost = Job(f"{self.id}.{number}", state=State.FAILED, reason=reason, parent=self.id)
+        return lost._replace(type=TYPE_REMOTE)
 
     def _one(self, planned: Job, boot: str) -> Job:
         """Return a job without children as it is now."""
@@ -169,10 +190,6 @@ class Folder:
             unfinished = self._unfinished_there(planned) if remote else self._unfinished(boot)
         end = {} if unfinished else self._end()
         known = unfinished or self._finished(end)
-        if self.damaged and not unfinished:
-            # How it ended is known, but not what it was.
-            known |= {"state": State.FAILED, "reason": _DAMAGED.format("spec")}
-            known["exit_code"] = known["exit_code"] or None
         run = records.load(self.file("run"))
         began = records.moment(run, "began", "boot")
         known["percent"], known["message"] = self.progress()
@@ -254,7 +271,7 @@ class Folder:
                 return {"state": State.RUNNING}
             reason = "runs in another container of this machine"
             return {"state": State.DISCONNECTED, "reason": reason}
-        reason = _LOST.get(place, _DAMAGED.format("run"))
+        reason = _LOST.get(place, records.DAMAGED.format("run"))
         self._settle_lost(reason, boot)
         if self.finished():
             return None
@@ -266,7 +283,7 @@ class Folder:
 
     def _finished(self, record: dict[str, bytes]) -> dict[str, Any]:
         """Return what is known of a finished job, by the record of its end."""
-        end = end_in(record)
+        end = records.end_in(record)
         # Asked first: what is written after that is seen when it is asked again.
         still_written = any(records.being_written(self.file(stream)) for stream in STREAMS)
         marks = self.marks()
@@ -375,13 +392,28 @@ class Folder:
 
     def spec(self) -> dict[str, bytes]:
         """Return what the job was to be, which is read once: it does not change."""
-        if not self._spec:
+        if not self._spec or self.damaged:
             self._spec = records.load(self.file("spec"))
             # The last line: without it, the end is missing.
-            self.damaged = not cookie(self._spec.get("instance_id"))
+            children = self._spec.get("children")
+            counted = not children or 0 < (records.integer(children) or 0) <= self.most_children
+            self.damaged = not (counted and cookie(self._spec.get("instance_id")))
             if self.damaged:
-                self._spec |= records.load(self.file("sent"))
+                self._spec |= self._known_otherwise()
         return self._spec
+
+    def _known_otherwise(self) -> dict[str, bytes]:
+        """Return what other files than spec tell of what stood there."""
+        known, children = records.load(self.file("sent")), self.highest("children")
+        if children or self.is_child:
+            known["type"] = TYPE_REMOTE.encode()
+        return known | {"children": b"%d" % children if children else b""}
+
+    def highest(self, name: str) -> int:
+        """Return the highest number that anything has in a folder in here, 0 if nothing has one."""
+        with suppress(OSError):
+            return max(map(int, filter(_NUMBER.fullmatch, os.listdir(self.file(name)))), default=0)
+        return 0
 
     def _settle_in_kept_room(self, content: bytes) -> bool:
         """Write down the job's end where room was kept for it when the job was made."""
@@ -476,8 +508,8 @@ class Folder:
 
     def emptied_at(self, stream: str) -> list[int]:
         """Return where, in what came from a host, that follows which the job wrote anew there."""
-        lines = (line.split() for line in self.get("emptied").splitlines())
-        return [int(line[1]) for line in lines if line[:1] == [stream.encode()] and len(line) == 2]
+        lines = records.whole_lines(self.get("emptied"), _EMPTIED)
+        return [int(line[1]) for line in lines if line[2] == stream.encode()]
 
     def emptied_between(self, stream: str, before: Marks, after: Marks) -> int:
         """Return how often a job on a host has emptied a stream between two marks."""
@@ -540,31 +572,6 @@ class Folder:
         except OSError:
             return False
         return age > 60 and not self.exists() and self.watched(boot) is None
-
-
-class End(NamedTuple):
-    """How a finished job ended."""
-
-    state: State
-    reason: str
-    code: int | None
-    """The exit status, 0 to 255."""
-    signal: int | None
-
-
-def end_in(record: Mapping[str, bytes], where: str = "exit") -> End:
-    """Return how a finished job ended, and why, by the record of its end.
-
-    What cannot be true of a process (POSIX wait(2)) is damage to the file `where`.
-    """
-    code, signal = records.text(record.get("code")), records.text(record.get("signal"))
-    with suppress(ValueError):
-        state = State(records.text(record.get("state")))
-        possible = state.finished and _CODE.fullmatch(code) and _SIGNAL.fullmatch(signal)
-        if possible and (state is not State.COMPLETED or (code in ("", "0") and not signal)):
-            reason = os.fsdecode(record.get("reason", b""))
-            return End(state, reason, int(code) if code else None, int(signal) if signal else None)
-    return End(State.FAILED, _DAMAGED.format(where), None, None)
 
 
 def cookie(value: bytes | None) -> str:

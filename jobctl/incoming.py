@@ -1,7 +1,7 @@
 """A stream of a job on a host as it comes home: which byte there is which one here.
 
 A job can empty its own output there. What had come stays here, and what it writes anew follows:
-`emptied` in its folder says from which byte on, a line for each time: STREAM OFFSET. It is written
+`emptied` in its folder says from which byte on, a line for each time: OFFSET STREAM. It is written
 before any of these bytes, so that the next agent goes on at the very byte.
 """
 
@@ -53,7 +53,7 @@ class Incoming:
         """Take down that the stream is empty there, and that its next bytes follow here."""
         size = os.fstat(self._fd).st_size
         if size > self._base:
-            line = b"%s %d\n" % (self._stream.encode(), size)
+            line = b"%d %s\n" % (size, self._stream.encode())
             whole.append(self._folder.file("emptied"), line)
             self._base = size
 

@@ -11,6 +11,8 @@ from jobctl.errors import BadUsage
 ITEM, NUMBER = "{}", "{#}"
 LONGEST = 131_072 - len("JOBCTL_ITEM=") - 1
 """Bytes in an item: a word or a variable of a command takes no more, see execve(2)."""
+MOST = 10_000_000
+"""Items of a job."""
 _PLACE = re.compile(r"\{#?\}")
 _IN_TEXT = re.compile(r"\{\}|(?<!\$)\{\#\}")
 """${#} is the shell's own."""
@@ -49,6 +51,8 @@ def read(source: int, separator: bytes) -> Iterator[bytes]:
 
 
 def _checked(item: bytes, number: int) -> bytes:
+    if number > MOST:
+        raise BadUsage(f"--foreach has more than {MOST} items; start several jobs")
     if len(item) > LONGEST:
         raise BadUsage(f"item {number} is longer than {LONGEST} bytes, which no command takes")
     if b"\0" in item:

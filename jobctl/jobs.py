@@ -88,7 +88,7 @@ class Jobs:
                     continue
             try:
                 for counter in (copy, last):
-                    os.pwrite(counter.fileno(), b"%020d\n" % number, 0)
+                    records.put_at(counter.fileno(), b"%020d\n" % number, 0)
             except OSError:
                 os.rmdir(f"{self.path}/{number}")
                 raise

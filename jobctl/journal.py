@@ -264,7 +264,7 @@ class Journals:
         for number, rest in list(self._unwritten.items()):
             os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
             # A full disk may have taken a part of what stands before.
-            whole.append(f"{self._path}/0/journal", b"\n%d %s\n" % (number, rest))
+            whole.append(f"{self._path}/0/journal", b"%d %s\n" % (number, rest))
             del self._unwritten[number]
 
     def _take_end(self, slot: str, number: int, rest: bytes) -> None:

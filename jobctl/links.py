@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, TextIO
 
-from jobctl import quoting
+from jobctl import quoting, records
 from jobctl.errors import BadUsage, JobctlError, NotFound, Refused
 from jobctl.model import printable
 from jobctl.target import Target, parse_target
@@ -204,7 +204,7 @@ class Links:
             text = last.read().strip()
             number = max(number, int(text) if text.isdigit() else 0) + 1
             session = Session(str(number), name, target, True, time.time())
-            os.pwrite(last.fileno(), b"%020d\n" % number, 0)
+            records.put_at(last.fileno(), b"%020d\n" % number, 0)
             self.save(session)
         return session
 

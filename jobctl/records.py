@@ -12,11 +12,12 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from typing import NamedTuple
 
 from jobctl import quoting
-from jobctl.model import Marks
+from jobctl.model import Marks, State
 from jobctl.timing import Moment
 
 _LONGEST = 1 << 26
@@ -26,6 +27,11 @@ _TRACED = 64
 """Bytes before a mark by which it is seen whether a file still holds what was received."""
 _RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
 _CLAIM = re.compile(r"(stdout|stderr):(\d{1,18}):(\S+)", re.ASCII)
+
+
+_CODE = re.compile(r"([01]?\d?\d|2[0-4]\d|25[0-5])?", re.ASCII)
+_SIGNAL = re.compile(r"([1-9]\d?|1[01]\d|12[0-7])?", re.ASCII)
+DAMAGED = "damaged: the file {} cannot be read"
 
 
 def opened(path: str, flags: int = os.O_RDONLY) -> int:
@@ -56,6 +62,15 @@ def load(path: str) -> dict[str, bytes]:
             return quoting.load(file.read(_LONGEST))
     except FileNotFoundError:
         return {}
+
+
+def whole_lines(content: bytes, form: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+    """Yield what fits a form of the lines that have their end.
+
+    A full disk, or who was killed, may have left a part of a line. So the last word of a form is to
+    be one of which no part fits.
+    """
+    return filter(None, map(form.fullmatch, content.split(b"\n")[:-1]))
 
 
 def stamp(path: str) -> tuple[int, int]:
@@ -286,3 +301,28 @@ def _holds(path: str, end: int, known: int | None) -> bool:
         return os.fstat(fd).st_size >= end and known in (None, _sum(_bytes_before(fd, end)))
     finally:
         os.close(fd)
+
+
+class End(NamedTuple):
+    """How a finished job ended."""
+
+    state: State
+    reason: str
+    code: int | None
+    """The exit status, 0 to 255."""
+    signal: int | None
+
+
+def end_in(record: Mapping[str, bytes], where: str = "exit") -> End:
+    """Return how a finished job ended, and why, by the record of its end.
+
+    What cannot be true of a process (POSIX wait(2)) is damage to the file `where`.
+    """
+    code, signal = text(record.get("code")), text(record.get("signal"))
+    with suppress(ValueError):
+        state = State(text(record.get("state")))
+        possible = state.finished and _CODE.fullmatch(code) and _SIGNAL.fullmatch(signal)
+        if possible and (state is not State.COMPLETED or (code in ("", "0") and not signal)):
+            reason = os.fsdecode(record.get("reason", b""))
+            return End(state, reason, int(code) if code else None, int(signal) if signal else None)
+    return End(State.FAILED, DAMAGED.format(where), None, None)

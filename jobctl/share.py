@@ -7,7 +7,9 @@ the journal of slot K of the Hth host into `slots/H.K/`.
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +21,9 @@ from jobctl.journal import Run
 from jobctl.model import TYPE_REMOTE, Job, State
 from jobctl.task import Task
 from jobctl.timing import Clocks
+
+_GIVEN = re.compile(rb"(\d{1,9}) (\d{1,9}) items")
+"""A line of the file given: the first item of a block, and how many these are."""
 
 
 class FarTask(Task):
@@ -42,7 +47,11 @@ class FarTask(Task):
     @property
     def share_count(self) -> int:
         """How many hosts there are."""
-        return records.integer(self.spec().get("hosts")) or 0
+        return min(records.integer(self.spec().get("hosts")) or 0, self.highest("hosts"))
+
+    def _known_otherwise(self) -> dict[str, bytes]:
+        known = {"type": TYPE_REMOTE.encode(), "hosts": b"%d" % self.highest("hosts")}
+        return super()._known_otherwise() | known
 
     def interrupted(self) -> bool:
         """Whether nobody here goes on with it: the agent does."""
@@ -288,14 +297,9 @@ class ShareFolder(Folder):
         """Return the first items and sizes of the blocks that the host was given."""
         size = self.size("given")
         if size != self._given_size:
-            lines = (line.split() for line in self.get("given").splitlines())
-            most = self.task.count
-            numbers = ([records.integer(word) or 0 for word in line] for line in lines)
-            self._given = [
-                (line[0], min(line[1], most))
-                for line in numbers
-                if len(line) == 2 and 0 < line[0] <= most
-            ]
+            lines = records.whole_lines(self.get("given"), _GIVEN)
+            blocks, most = ((int(line[1]), int(line[2])) for line in lines), self.task.count
+            self._given = [(at, min(count, most)) for at, count in blocks if 0 < at <= most]
             self._given_size = size
         return self._given
 
@@ -324,9 +328,13 @@ class ShareFolder(Folder):
 
         :raises OSError: the disk is full, say.
         """
-        whole.append(self.file("given"), b"%d %d\n" % (first, count))
+        whole.append(self.file("given"), _given(first, count))
 
     def keep_given(self, blocks: list[tuple[int, int]]) -> None:
         """Write down that the host has got these, and no others."""
-        self.replace("given", b"".join(b"%d %d\n" % block for block in blocks))
+        self.replace("given", b"".join(itertools.starmap(_given, blocks)))
         self._given_size = -1
+
+
+def _given(first: int, count: int) -> bytes:
+    return b"%d %d items\n" % (first, count)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobctl import items, process, quoting, records
-from jobctl.folder import STREAMS, Folder, end_in
+from jobctl.folder import MISSING, STREAMS, Folder
 from jobctl.journal import STATES, Journals, Run
 from jobctl.model import TYPE_TASK, Job, Marks, State, parent_of
 from jobctl.process import Identity, Place
@@ -27,13 +27,14 @@ from jobctl.timing import Clocks
 _RUNS_ON = "runs on {}, which shares this state directory"
 FOLDERS = ("children", "items", "taken", "slots")
 _UNRECORDED = "damaged: the folder slots/ does not tell what became of it"
-MISSING = "damaged: the folder {} is missing"
 _KILLED = "lost: runner was killed"
 _REBOOTED = "lost: host rebooted"
 
 
 class Task(Folder):
     """The folder of a job with items."""
+
+    most_children = items.MOST
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -72,6 +73,11 @@ class Task(Folder):
     def cookie(self, number: int) -> str:
         """Return the instance id of a child."""
         return f"{records.text(self.spec().get('instance_id'))[:-12]}{number:012d}"
+
+    def _known_otherwise(self) -> dict[str, bytes]:
+        last = self.highest("items")
+        block = quoting.split(self.get(f"items/{last}")) if last else []
+        return {"children": b"%d" % (last - 1 + len(block)) if last else b""}
 
     # --- what its files say ---
 
@@ -228,8 +234,8 @@ class Task(Folder):
         job = job._replace(**{key: end[key] for key in fields})
         sizes = self._unreceived()
         job = job._replace(has_more_data=next(sizes, None) is not None)
-        job = job._replace(still_written=self._has_leftovers())
-        return job._replace(elapsed=job.took())
+        job = job._replace(still_written=not self.damaged and self._has_leftovers())
+        return self._as_damaged(job._replace(elapsed=job.took()))
 
     def _variable(self, number: int) -> str:
         """Return what marks the processes of an item."""
@@ -300,7 +306,7 @@ class Task(Folder):
         state, code, signal, _, _, reason = fields
         told = {"state": STATES[state].value.encode(), "reason": reason}
         numbers = {"code": code.strip(b"-"), "signal": signal.strip(b"-")}
-        end = end_in(told | numbers, "journal")
+        end = records.end_in(told | numbers, "journal")
         run, ended = self._journals.run(number), self._journals.ended(number)
         return job._replace(
             state=end.state,
@@ -418,7 +424,13 @@ class Task(Folder):
         return left
 
     def _damage(self, *more: str) -> str:
-        """Return which folder is missing, if one is, of those that all jobs have and of more."""
+        """Return which folder is missing, if one is, of those that all jobs have and of more.
+
+        Or that nobody can tell what to run.
+        """
+        self.spec()
+        if self.damaged:
+            return records.DAMAGED.format("spec")
         gone = (name for name in (*FOLDERS, *more) if not os.path.isdir(self.file(name)))
         return "".join(MISSING.format(name) for name in [*gone][:1])
 

@@ -44,13 +44,16 @@ def over(fd: int, content: bytes) -> None:
 
 
 def append(path: str, line: bytes) -> None:
-    """Write a line at the end of a file; where that fails, nothing of it is there.
+    """Write a line at the end of a file, also after a part of one.
+
+    Nothing is taken back where that fails, as others may have written since: see whole_lines().
 
     :raises OSError: the disk is full, say.
     """
-    fd = opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    with open(fd, "wb", buffering=0) as file:
+    fd = opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    with open(fd, "r+b", buffering=0) as file:
         size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line
         if file.write(line) != len(line):
-            os.ftruncate(fd, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jobctl, first_of, living_slots, processes_with, sleeper, wait_until
+from conftest import Jobctl, first_of, living_slots, processes_with, sleeper, sleeping, wait_until
 from far import Far
 
 from jobctl.quoting import load
@@ -291,6 +292,82 @@ def test_a_spec_that_cannot_be_read(far: Far) -> None:
     assert far.jobs() == []
     assert not any(guest.exists() for guest in guests)
     assert not processes_with(nap)
+
+
+@pytest.mark.parametrize("kind", ["items", "hosts"])
+def test_a_spec_of_a_job_with_children_that_cannot_be_read(far: Far, kind: str) -> None:
+    """It is never Completed; it is removed with all that is on the hosts."""
+    nap = sleeper()
+    several = {
+        "items": ("--foreach", "-", "--per-host", "2", "-c"),
+        "hosts": ("-H", "web1,web2", "-c"),
+    }[kind]
+    given: dict[str, Any] = {"input": b"a\nb\n"} if kind == "items" else {}
+    finished = [far.start(*several, "echo out", **given) for _ in SPECS]
+    running = [far.start(*several, nap, **given) for _ in SPECS]
+    wait_until(lambda: len(sleeping(nap)) == 2 * len(running))
+    far.run("wait", *finished)
+    assert len([*far.there.glob("guest/*")]) == (2 if kind == "hosts" else 1) * 2 * len(SPECS)
+    far.kill_agent()
+    for jobs in (finished, running):
+        for job, damage in zip(jobs, SPECS, strict=True):
+            damage(far.folder(job) / "spec")
+            os.utime(far.folder(job), (0, 0))
+    (far.state_dir / "index.db").unlink()
+    records = {record["id"]: record for record in far.jobs()}
+    for job in finished:
+        assert records[job]["state"] == "Failed", records[job]
+        assert records[job]["reason"].startswith("damaged: ")
+    assert {records[job]["state"] for job in running} <= {"Running", "Disconnected"}
+    far.run("remove", "--force", *finished, *running)
+    assert far.jobs() == []
+    assert not [*far.there.glob("guest/*")]
+    assert not sleeping(nap)
+
+
+def test_a_child_whose_record_is_gone(far: Far) -> None:
+    """It counts as one that failed, and its job can be removed with all that is on the hosts."""
+    jobs = [far.start("-H", "web1,web2", "-c", "echo out") for _ in range(2)]
+    far.run("wait", *jobs)
+    far.kill_agent()
+    (far.folder(jobs[0]) / "children/2/spec").unlink()
+    shutil.rmtree(far.folder(jobs[1]) / "children/2")
+    (far.state_dir / "index.db").unlink()
+    reasons = ["damaged: the file spec cannot be read", "damaged: the folder children/2 is missing"]
+    for job, reason in zip(jobs, reasons, strict=True):
+        whole, first, second = far.jobs("--children", job)
+        assert (whole["state"], whole["reason"]) == ("Failed", reason)
+        assert (first["state"], second["state"], second["reason"]) == (
+            "Completed",
+            "Failed",
+            reason,
+        )
+    assert far.out("receive", jobs[0]) == "out\n" * 2
+    far.run("remove", "--all")
+    assert far.jobs() == []
+    assert len([*far.there.glob("guest/*")]) == 1  # nothing here tells of it
+
+
+@pytest.mark.parametrize("count", ["1000000000000", "9" * 30, "-3", "two"])
+def test_a_number_of_children_that_no_job_has(far: Far, count: str) -> None:
+    """What its folder holds tells how many there are."""
+    here = far.out("start", "-q", "--foreach", "-", "echo", input=b"a\nb\n").strip()
+    there = far.start("--foreach", "-", "echo", input=b"a\nb\n")
+    several = far.start("-H", "web1,web2", "echo", "x")
+    far.run("wait", "--all")
+    far.kill_agent()
+    for job in (here, there, several):
+        with (far.folder(job) / "spec").open("a") as spec:
+            spec.write(f"children='{count}'\nhosts='{count}'\n")
+    (far.state_dir / "index.db").unlink()
+    beside = far.out("start", "-q", "true").strip()
+    jobs = (here, there, several)
+    parts = [f"{job}.{number}" for job in jobs for number in (1, 2)]
+    states = dict.fromkeys(jobs, "Failed") | dict.fromkeys((*parts, beside), "Completed")
+    assert {record["id"]: record["state"] for record in far.jobs("--children")} == states
+    assert len(far.out("receive", *jobs).splitlines()) == 6
+    far.run("remove", "--all")
+    assert not [*far.there.glob("guest/*")]
 
 
 def test_a_record_of_the_runner_that_is_cut_anywhere(jobctl: Jobctl) -> None:

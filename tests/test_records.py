@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -13,6 +14,8 @@ from conftest import SHELLS, Jobctl, shell_words
 from far import Far
 from test_bare import SCRIPT, Bare
 from test_items import children, each
+
+from jobctl import records, whole
 
 LINE = " C 0 - 1795804318.25 5150.00 "
 """What follows the number of an item that is Completed in a journal."""
@@ -143,3 +146,17 @@ def test_ends_that_cannot_be(jobctl: Jobctl) -> None:
         )
         assert record["reason"] == "damaged: the file exit cannot be read"
         assert jobctl.run("receive", "--wait", job, status=125).stderr.count(b"Traceback") == 0
+
+
+def test_a_line_that_was_cut_says_nothing(tmp_path: Path) -> None:
+    """What is appended after a part of a line is a line of its own."""
+    path, form = tmp_path / "given", re.compile(rb"(\d+) (\d+) items")
+    lines = [b"%d %d items\n" % block for block in ((1, 250), (251, 250))]
+    text = b"".join(lines)
+    for size in range(len(text) + 1):
+        path.write_bytes(text[:size])
+        whole.append(str(path), b"501 9 items\n")
+        found = [match[0] + b"\n" for match in records.whole_lines(path.read_bytes(), form)]
+        # A line of which only the end of line is missing is whole.
+        known = [line for line in lines if line[:-1] in text[:size]]
+        assert found == [*known, b"501 9 items\n"], size

@@ -11,8 +11,9 @@ from jobctl.agent.far import Far, NotDone
 from jobctl.agent.hands import OF_ALL
 from jobctl.agent.shares import Share
 from jobctl.carried import STREAMS, Carried
+from jobctl.folder import MISSING
 from jobctl.incoming import EmptiedThere
-from jobctl.task import FOLDERS, MISSING
+from jobctl.task import FOLDERS
 from jobctl.transport.base import Lost
 
 _OFTEN = 100

@@ -9,7 +9,7 @@ from jobctl import draft, paths, quoting, records
 from jobctl.agent import client
 from jobctl.agent.client import Asked
 from jobctl.errors import JobctlError, Refused, Unreachable
-from jobctl.folder import STREAMS, End, cookie, end_in
+from jobctl.folder import STREAMS, cookie
 from jobctl.jobs import Jobs
 from jobctl.links import Links, LinkState, Session
 from jobctl.model import TYPE_BACKGROUND, TYPE_REMOTE, Job, Place, State, printable
@@ -214,7 +214,7 @@ def _found(words: list[bytes], data: bytes, location: str, clocks: Clocks) -> Fo
 
     if begun_there and (created := ours(spec, "created")) is not None:
         spec["created"] = b"%.6f" % created  # else it is by the clock of whoever started it
-    ended = end_in(end) if finished else End(*_unfinished(letter, run), None, None)
+    ended = records.end_in(end) if finished else records.End(*_unfinished(letter, run), None, None)
     instance_id, marks = cookie(spec.get("instance_id")), records.marks_in(received)
     sizes = zip(STREAMS, map(records.integer, words[3:5]), strict=False)
     unreceived = any(marks.next(stream, size or 0) for stream, size in sizes)
