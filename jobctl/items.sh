@@ -147,6 +147,7 @@ doze() {
 }
 
 time_is_up() {
+    plain "children/$jobctl_number.timedout"
     echo >"children/$jobctl_number.timedout"
     terminate 1000 "$jobctl_number:$jobctl_cookie"
 }
@@ -530,17 +531,17 @@ with_what_lives() {
 end_items() {
     grace=$1 reason=$2
     shift 2
-    # The first reason counts. It is written before it is read what runs: see note_begun.
+    # It is written before it is read what runs: see note_begun.
     case $1 in
     0:*)
-        [ -s exit ] || [ -s stop ] || (put_line "$reason" >stop)
+        [ -s exit ] || note_stop "$reason" stop
         [ ! -s stop ] || IFS= read -r reason <stop
         ;;
     esac
     with_what_lives "$@"
     for job in $jobs; do
         stop=children/${job%%:*}.stop
-        [ "${job%%:*}" = 0 ] || [ -s "$stop" ] || (put_line "$reason" >"$stop")
+        [ "${job%%:*}" = 0 ] || note_stop "$reason" "$stop"
     done
     # shellcheck disable=SC2016,SC2034  # of each; runner.sh asks
     stops='"children/$number.stop"'
@@ -652,9 +653,11 @@ mend_slot() {
         }
         clock
         mkdir -p slots/0
+        plain slots/0/journal
         # Else, on a full disk, it is tried again.
         { echo && put_line "$begun $letter - - $now ${uptime:--} $reason"; } >>slots/0/journal || return 1
     fi
+    plain "$1/done"
     : >"$1/done"
 }
 

@@ -490,9 +490,9 @@ stop() {
     not_elsewhere "$@"
     eval "set -- $jobs"
     for job in "$@"; do
-        # The first reason counts, if who wrote it was not killed. It is there before run is read.
+        # It is there before run is read.
         number=${job%%:*}
-        [ -s "$number/exit" ] || [ -s "$number/stop" ] || (put_line "$reason" >"$number/stop") 2>/dev/null
+        [ -s "$number/exit" ] || note_stop "$reason" "$number/stop"
     done
     # shellcheck disable=SC2016  # of each
     stops='"$number/stop"'
@@ -504,6 +504,11 @@ stop() {
         *) await_exit "$number" "$reason" ;;
         esac
     done
+}
+
+# Writes down the reason $1 for a stop in file $2. The first one counts, if who wrote it was not killed.
+note_stop() {
+    [ -s "$2" ] || { plain "$2" && (put_line "$1" >"$2"); } 2>/dev/null
 }
 
 # Waits until the stopped job in folder $1 has its exit, written by its runner, else here.
@@ -694,6 +699,7 @@ when_time_is_up() {
 }
 
 time_is_up() {
+    plain timedout
     echo >timedout
     cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
@@ -707,7 +713,7 @@ when_caller_ends() {
 }
 
 caller_has_ended() {
-    ([ -s stop ] || echo 'stopped: the process that started it ended' >stop)
+    note_stop 'stopped: the process that started it ended' stop
     cd .. && terminate 1000 "${dir##*/}:$instance_id"
 }
 

@@ -207,7 +207,7 @@ accept() {
     is_ours "$1" "guest/$2" || return 0
     ours='' refused=''
     if [ ! -s "guest/$2/spec" ]; then
-        if ! { mkdir -p "guest/$2" && cd "guest/$2" && : >stdout && : >stderr && : >progress; }; then
+        if ! { mkdir -p "guest/$2" && cd "guest/$2" && plain stdout stderr progress && : >stdout && : >stderr && : >progress; }; then
             refused=1
         elif claim; then
             ours=1
@@ -299,6 +299,7 @@ feed() {
     fi
     # Who brings it again has not heard of its items for long.
     [ ! -e "$file" ] || sh "$here/items.sh" mend "guest/$2" </dev/null 6>&- 7>&-
+    plain "guest/$2/next"
     if [ -e "$file" ] || { printf '%s\n' "$6" >"guest/$2/next" && mv -f "guest/$2/next" "$file"; }; then
         if [ -e "guest/$2/stop" ]; then
             (sh "$here/items.sh" withdraw "guest/$2" </dev/null >/dev/null 6>&- 7>&- &)
@@ -348,6 +349,7 @@ more_slots() {
         highest=$((highest + 1))
         made="$made $1/slots/$highest"
     done
+    plain "$1/highest"
     # shellcheck disable=SC2086  # without spaces
     put_line "$last" >"$1/highest" && mkdir $made && beside detached items.sh slots "$PWD/$1" "$first" "$last"
 }
@@ -643,6 +645,23 @@ count() {
     for counted in "$@"; do wc -c <"$counted"; done
 }
 
+# Calls function $1 with the words after $2 and with file $2 as descriptor 8; fails if that is no plain
+# file. A job may put a pipe in its place at any instant, which is opened only when somebody
+# writes to it: so it is opened to be written to as well, and looked at again.
+reading() {
+    called=$1 opened='' result=1 file=$2
+    shift 2
+    [ -f "$file" ] || return 1
+    [ ! -w "$file" ] || {
+        opened=1
+        { [ -f /dev/fd/8 ] || [ ! -e /dev/fd/8 ]; } && "$called" "$@"
+        result=$?
+    } 8<>"$file"
+    # Of some files of the system the first is refused, be they writable or not.
+    [ "$opened" ] || { "$called" "$@"; result=$?; } 8<"$file"
+    return "$result"
+}
+
 # Sets skips if dd can begin and end at any byte.
 learn_parts() {
     skips=no
@@ -650,52 +669,62 @@ learn_parts() {
         ! dd if=/dev/null of=/dev/null iflag=skip_bytes,count_bytes 2>/dev/null || skips=yes
 }
 
-# Sends bytes of file $2 as a frame that begins with the words $1: from byte $3 on $4 of them, or
+# Sends bytes of descriptor 8 as a frame that begins with the words $1: from byte $2 on $3 of them, or
 # fewer if there are not so many any more. Sets reached to the end of what was sent.
 part() {
     if [ "$skips" = yes ]; then
         # The kernel tells how far dd has come in the file that we share with it.
-        {
-            put_line "$1 $3 $4"
-            reached=$3
-            dd bs=1048576 skip="$3" count="$4" iflag=skip_bytes,count_bytes 2>/dev/null <&8
-            while read -r key value _; do
-                [ "$key" != pos: ] || reached=$value
-            done </proc/self/fdinfo/8
-            [ "$reached" -ge "$3" ] || reached=$3 # it was shorter than that
-            [ "$reached" -eq $(($3 + $4)) ] || printf %s "$mark"
-            echo
-        } 8<"$2"
+        put_line "$1 $2 $3"
+        reached=$2
+        dd bs=1048576 skip="$2" count="$3" iflag=skip_bytes,count_bytes 2>/dev/null <&8
+        while read -r key value _; do
+            [ "$key" != pos: ] || reached=$value
+        done </proc/self/fdinfo/8
+        [ "$reached" -ge "$2" ] || reached=$2 # it was shorter than that
+        [ "$reached" -eq $(($2 + $3)) ] || printf %s "$mark"
+        echo
     else
         aside=part.$$
-        tail -c "+$(($3 + 1))" "$2" | head -c "$4" >"$aside"
+        bytes_from $(($2 + 1)) | head -c "$3" >"$aside"
         sizes_of "$aside"
-        put_line "$1 $3 ${sizes%%,*}"
+        put_line "$1 $2 ${sizes%%,*}"
         cat "$aside"
         echo
-        reached=$(($3 + ${sizes%%,*}))
+        reached=$(($2 + ${sizes%%,*}))
         rm -f "$aside"
     fi
 }
 
-# Sets content to what file $1 holds, if these are $2 bytes, few, and without a NUL, which sh
+# Prints what descriptor 8 gives, from byte $1 on, the first being 1.
+bytes_from() {
+    tail -c "+$1" <&8
+}
+
+# Prints the last $1 bytes that descriptor 8 gives.
+last_bytes() {
+    tail -c "$1" <&8
+}
+
+# Sets content to what descriptor 8 gives, if these are $1 bytes, few, and without a NUL, which sh
 # passes over. That takes no other process.
 small_text() {
-    [ "$2" -lt 2000 ] || return 1
+    [ "$1" -lt 2000 ] || return 1
+    text_within "$(($1 - 1))"
+    [ "${#content}" -eq "$1" ]
+}
+
+# Sets content to what descriptor 8 gives, line by line while these are no more than $1 bytes.
+text_within() {
     content=''
-    while [ "${#content}" -lt "$2" ] && IFS= read -r line; do
-        content=$content$line$nl line=''
-    done <"$1"
+    while [ "${#content}" -le "$1" ] && IFS= read -r line; do content=$content$line$nl line=''; done <&8
     content=$content$line
-    [ "${#content}" -eq "$2" ]
 }
 
 # Sets content to what file $1 holds, which is to be short, without NULs; to nothing if it is longer
 # than $2 bytes, which the other side would not take.
 read_text() {
     content=''
-    while [ "${#content}" -le "$2" ] && IFS= read -r line; do content=$content$line$nl line=''; done <"$1"
-    content=$content$line
+    reading text_within "$1" "$2"
     [ "${#content}" -le "$2" ] || content=''
 }
 
@@ -718,7 +747,7 @@ send_stream() {
     if [ "$2" ]; then frame="item $1 $2 $3"; else frame="$3 $1"; fi
     if [ "$bytes" -eq 0 ]; then
         :
-    elif small_text "$4" "$bytes"; then
+    elif reading small_text "$4" "$bytes"; then
         reached=$bytes
         put_line "$frame 0 $bytes"
         printf '%s\n' "$content"
@@ -730,7 +759,7 @@ send_stream() {
         [ "$length" -le "$6" ] || length=$6
         instant
         began=$instant
-        part "$frame" "$4" "$begin" "$length"
+        reading part "$4" "$frame" "$begin" "$length"
         instant
         took=$((instant - began))
     fi
@@ -761,7 +790,7 @@ send_file() {
     elif [ "$5" -lt 2000 ]; then
         read_text "$3" "$4"
     else
-        content=$(tail -c "$4" "$3" | tr -d '\000'; echo .)
+        content=$(reading last_bytes "$3" "$4" | tr -d '\000'; echo .)
         content=${content%.}
     fi
     put_line "$2 $1 ${#content}"
@@ -865,9 +894,9 @@ look_at_items() {
         eval "at=\${journal_${handle}_$slot:-0}"
         if [ "${1%%,*}" -gt "$at" ]; then
             if [ $((${1%%,*} - at)) -le 1000000 ]; then
-                text=$(tail -c "+$((at + 1))" "$journal"; echo .)
+                text=$(reading bytes_from "$journal" $((at + 1)); echo .)
             else
-                text=$(tail -c "+$((at + 1))" "$journal" | head -c 1000000; echo .)
+                text=$(reading bytes_from "$journal" $((at + 1)) | head -c 1000000; echo .)
                 more=1
             fi
             text=${text%.}

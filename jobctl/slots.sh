@@ -59,6 +59,7 @@ restore_slots() {
 # has written nothing yet.
 is_new() {
     instant
+    plain "$1/missed"
     [ -s "$1/missed" ] || put_line "$instant" >"$1/missed" || return 0
     read -r missed <"$1/missed" || return 0
     case $missed in '' | *[!0-9]*) return 1 ;; esac

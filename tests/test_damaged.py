@@ -127,6 +127,44 @@ def test_streams_of_items(either: Far) -> None:
     either.run("receive", mine)
 
 
+def test_pipes_in_the_place_of_files_on_a_host(far: Far, tmp_path: Path) -> None:
+    """Nothing waits for somebody to write to them, or to read; the other jobs there go on."""
+    swap = (
+        'cd "${JOBCTL_PROGRESS%/*}"; : >begun; until [ -e over ]; do mkfifo p; mv -f p {};'
+        " echo x >p; mv -f p {}; done"
+    )
+    own = 'cd "${JOBCTL_PROGRESS%/children/*}"; mkdir slots/7; mkfifo slots/7/missed highest stop'
+    plain = [far.start("-c", swap.replace("{}", name)) for name in ("stdout", "progress", "run")]
+    items = far.start("--foreach", "-", "-c", f"{own}; exec {sleeper()}", input=b"a\n")
+    guests = [far.guest(job) for job in plain]
+    wait_until(lambda: all((guest / "begun").exists() for guest in guests))
+    beside = far.start("-c", "for n in 1 2 3 4 5 6 7 8 9; do echo $n; sleep 0.1; done")
+    assert far.outcome(beside) == ("Completed", "", 0)
+    assert far.output(beside) == "".join(f"{n}\n" for n in range(1, 10))
+    far.run("stop", items)
+    assert far.outcome(items)[0] == "Stopped"
+    for guest in guests:
+        (guest / "over").touch()
+    far.run("wait", *plain, status=None)
+    beside = far.start("echo", "beside")
+    assert far.outcome(beside)[0] == "Completed"
+
+
+def test_pipes_in_the_place_of_files_here(jobctl: Jobctl) -> None:
+    nap = sleeper()
+    own = f'cd "${{JOBCTL_PROGRESS%/progress}}"; mkfifo {{}}; exec {nap}'
+    jobs = [jobctl.start("-c", own.replace("{}", name)) for name in ("stop", "timedout")]
+    timed = jobctl.start("--timeout", "0.5", "-c", own.replace("{}", "timedout"))
+    folder = f'cd "${{JOBCTL_PROGRESS%/children/*}}"; mkfifo stop children/1.stop; exec {nap}'
+    items = jobctl.start("--foreach", "-", "-c", folder, input=b"a\n")
+    jobctl.run("wait", timed, status=1)
+    assert jobctl.job(timed)["reason"] == "timed out after 0.5s"
+    wait_until(lambda: len(sleeping(nap)) == 3)
+    jobctl.run("stop", *jobs, items)
+    assert {jobctl.state(job) for job in (*jobs, items)} == {"Stopped"}
+    assert not sleeping(nap)
+
+
 RECORDS = (["spec"], ["run"], ["spec", "run"])
 """Files of a job on a host without which it is not known who runs it, or that it is one."""
 

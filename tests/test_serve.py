@@ -180,7 +180,7 @@ def test_a_file_that_has_become_shorter(served: Served, learn: str) -> None:
         (b"x\n" * 600000, 1, 1200001),
     ):
         file.write_bytes(content)
-        served.send("pass", f"{learn}; part 'out 9' {file} {offset} {length}; echo after")
+        served.send("pass", f"{learn}; reading part {file} 'out 9' {offset} {length}; echo after")
         head = served.line().split()
         assert head[:3] == [b"out", b"9", b"%d" % offset]
         content = content[offset : offset + length]
