@@ -42,7 +42,6 @@ PIECE = 1 << 20
 _UUID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
 _HOST = re.compile(r"[\w.-]+", re.ASCII)
 _LOST = {Place.HERE: "lost: runner was killed", Place.BEFORE: "lost: host rebooted"}
-_NUMBER = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 _EMPTIED = re.compile(rb"(\d{1,18}) (stdout|stderr)")
 """A line of the file emptied."""
 MISSING = "damaged: the folder {} is missing"
@@ -405,15 +404,13 @@ class Folder:
     def _known_otherwise(self) -> dict[str, bytes]:
         """Return what other files than spec tell of what stood there."""
         known, children = records.load(self.file("sent")), self.highest("children")
-        if children or self.is_child:
+        if children:
             known["type"] = TYPE_REMOTE.encode()
         return known | {"children": b"%d" % children if children else b""}
 
     def highest(self, name: str) -> int:
         """Return the highest number that anything has in a folder in here, 0 if nothing has one."""
-        with suppress(OSError):
-            return max(map(int, filter(_NUMBER.fullmatch, os.listdir(self.file(name)))), default=0)
-        return 0
+        return max(records.numbered(self.file(name)), default=0)
 
     def _settle_in_kept_room(self, content: bytes) -> bool:
         """Write down the job's end where room was kept for it when the job was made."""

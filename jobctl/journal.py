@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import NamedTuple
 
 from jobctl import process, records, whole
@@ -18,6 +17,7 @@ from jobctl.timing import Clocks, Moment
 
 STATES = {b"C": State.COMPLETED, b"F": State.FAILED, b"X": State.STOPPED}
 """How an item can end, by the letter that says so in a journal."""
+_SLOT = re.compile(r"(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8}))?", re.ASCII)
 _LINE = re.compile(
     rb"([1-9]\d{0,8}) "
     rb"(B \d{1,10} \S+ \d+ [\d.]+ [\d.-]+|[CFX] (?:\d+|-) (?:\d+|-) [\d.]+ [\d.-]+ .*)"
@@ -72,10 +72,11 @@ class Journals:
         self.newest: list[int] = []
         """Their numbers, in the order in which we read them."""
 
-    def _slots(self) -> list[str]:
+    def slots(self) -> list[str]:
+        """Return the names of the folders of slots: of a host's, its number, a dot, the slot's."""
         try:
-            return os.listdir(self._path)
-        except (FileNotFoundError, NotADirectoryError):
+            return list(filter(_SLOT.fullmatch, os.listdir(self._path)))
+        except OSError:
             return []
 
     def _self(self, slot: str) -> list[bytes]:
@@ -99,12 +100,12 @@ class Journals:
 
     def places(self, boot: str) -> set[Place]:
         """Return where the slots were begun that have not come to their end, for all we know."""
-        slots = (slot for slot in self._slots() if not self._done(slot))
+        slots = (slot for slot in self.slots() if not self._done(slot))
         return {self.place(slot, boot) for slot in slots}
 
     def elsewhere(self, boot: str) -> str:
         """Return the name of another machine that has slots which have not come to their end."""
-        for slot in self._slots():
+        for slot in self.slots():
             words = self._self(slot)
             if self._place(words, boot) is Place.ELSEWHERE and not self._done(slot):
                 return records.text(words[3])
@@ -134,7 +135,7 @@ class Journals:
 
     def alive(self, boot: str) -> Iterator[Identity]:
         """Yield the slots that live."""
-        yield from filter(None, (self.keeper(slot, boot) for slot in self._slots()))
+        yield from filter(None, (self.keeper(slot, boot) for slot in self.slots()))
 
     def runs(self) -> dict[int, Run]:
         """Return what was begun and has not ended, by number of item."""
@@ -203,14 +204,11 @@ class Journals:
 
     def catch_up(self) -> None:
         """Read what the journals say that is not known yet."""
-        for slot in self._slots():
+        for slot in self.slots():
             path, at = f"{self._path}/{slot}/journal", self._offsets.get(slot, 0)
             if records.size(path) <= at:
                 continue
-            text = b""
-            with suppress(FileNotFoundError), open(path, "rb", opener=records.opened) as journal:
-                journal.seek(at)
-                text = journal.read()
+            text = records.content(path, at=at)
             text = text[: text.rfind(b"\n") + 1]
             self._offsets[slot] = at + len(text)
             itself = self._self(slot)

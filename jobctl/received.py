@@ -25,20 +25,12 @@ class PartMarks:
 
     def all(self) -> Callable[[int], Marks]:
         """Return what gives the marks of a child by its number, all read at once."""
-        try:
-            with open(self._path, "rb", opener=records.opened) as file:
-                text = file.read()
-        except FileNotFoundError:
-            text = b""
+        text = records.content(self._path)
         return lambda number: self._load(number, text[_LINE * (number - 1) : _LINE * number])
 
     def of(self, number: int) -> Marks:
         """Return how much of a child was received."""
-        try:
-            with open(self._path, "rb", opener=records.opened, buffering=0) as file:
-                return self._load(number, os.pread(file.fileno(), _LINE, _LINE * (number - 1)))
-        except FileNotFoundError:
-            return Marks()
+        return self._load(number, records.content(self._path, _LINE, _LINE * (number - 1)))
 
     def _load(self, number: int, line: bytes) -> Marks:
         fields = line.replace(b"\0", b" ").split()

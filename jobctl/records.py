@@ -22,12 +22,13 @@ from jobctl.timing import Moment
 
 _LONGEST = 1 << 26
 """Bytes of a record that are read; a job may have made it larger than the memory."""
+_UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO)
+_NUMBER = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 _NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 _TRACED = 64
 """Bytes before a mark by which it is seen whether a file still holds what was received."""
 _RANGE = re.compile(r"(stdout|stderr):(\d{1,18})-(\d{1,18})", re.ASCII)
 _CLAIM = re.compile(r"(stdout|stderr):(\d{1,18}):(\S+)", re.ASCII)
-
 
 _CODE = re.compile(r"([01]?\d?\d|2[0-4]\d|25[0-5])?", re.ASCII)
 _SIGNAL = re.compile(r"([1-9]\d?|1[01]\d|12[0-7])?", re.ASCII)
@@ -56,12 +57,31 @@ def _no_file(path: str) -> FileNotFoundError:
 
 
 def load(path: str) -> dict[str, bytes]:
-    """Return the record in a file, an empty one if there is no such file."""
+    """Return the record in a file, an empty one if there is no such file that can be read."""
+    return quoting.load(content(path, _LONGEST))
+
+
+def content(path: str, most: int = -1, at: int = 0) -> bytes:
+    """Return what a file holds from a position on, nothing if it is not there or unreadable.
+
+    :raises OSError: there are too many open files, say.
+    """
     try:
-        with open(path, "rb", opener=opened) as file:
-            return quoting.load(file.read(_LONGEST))
-    except FileNotFoundError:
-        return {}
+        with open(path, "rb", buffering=0, opener=opened) as file:
+            file.seek(at)
+            return file.read(most) or b""
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
+        return b""
+
+
+def numbered(path: str) -> list[int]:
+    """Return the numbers that name something in a folder, none if it cannot be read."""
+    try:
+        return [int(name) for name in os.listdir(path) if _NUMBER.fullmatch(name)]
+    except OSError:
+        return []
 
 
 def whole_lines(content: bytes, form: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:

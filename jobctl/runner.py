@@ -74,7 +74,7 @@ def begin_slots(task: Task, lock: int, number: int) -> None:
     :raises OSError: there are no processes or descriptors left.
     """
     slots = task.file("slots")
-    first = max(map(int, filter(str.isdigit, os.listdir(slots))), default=0) + 1
+    first = task.highest("slots") + 1
     last = first + number - 1
     for slot in range(first, last + 1):
         os.mkdir(f"{slots}/{slot}", 0o700)

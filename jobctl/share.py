@@ -78,23 +78,25 @@ class FarTask(Task):
 
     def clocks(self, slot: str) -> Clocks | None:
         """Return how the clocks of a slot's host stand to ours, as far as is known."""
-        host, dot, _ = slot.partition(".")
-        return self.shares()[int(host) - 1].clocks() if dot else None
+        share = self._share_with(slot)
+        return share.clocks() if share else None
 
     def holds(self, slot: str) -> Callable[[int], bool]:
         """Return what tells of which items a slot can say something: of what its host was given."""
-        host, dot, _ = slot.partition(".")
-        if not dot:
+        if "." not in slot:
             return super().holds(slot)  # what we write down ourselves
-        number = records.integer(host.encode()) or 0
-        return self.share(number).holder() if number <= self.share_count else lambda number: False
+        share = self._share_with(slot)
+        return share.holder() if share else lambda number: False
+
+    def _share_with(self, slot: str) -> ShareFolder | None:
+        """Return the share that a slot of a host belongs to, if there is such a host."""
+        host, dot, _ = slot.partition(".")
+        return self.shares()[int(host) - 1] if dot and int(host) <= len(self.shares()) else None
 
     def _share_of(self, number: int) -> ShareFolder | None:
         """Return the share that an item is in, if it was given to a host."""
-        host, dot, _ = self._journals.run(number).slot.partition(".")
-        if dot:
-            return self.shares()[int(host) - 1]
-        return self._holders.get(number)
+        share = self._share_with(self._journals.run(number).slot)
+        return share or self._holders.get(number)
 
     def _look_at_shares(self) -> None:
         """Find out which host was given what."""
@@ -126,14 +128,15 @@ class FarTask(Task):
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
             return self._rest()[0]
-        if self.shares()[int(run.slot.partition(".")[0]) - 1].away()[0]:
+        if (share := self._share_with(run.slot)) and share.away()[0]:
             return State.DISCONNECTED
         stopping = self.has("stop") or self.has(f"children/{number}.stop")
         return State.STOPPING if stopping else State.RUNNING
 
     def _reason_of(self, state: State, run: Run) -> str:
-        if state is State.DISCONNECTED:
-            return self.shares()[int(run.slot.partition(".")[0]) - 1].away()[1]
+        share = self._share_with(run.slot)
+        if state is State.DISCONNECTED and share:
+            return share.away()[1]
         return super()._reason_of(state, run)
 
     def _rest(self) -> tuple[State, str]:
@@ -147,11 +150,10 @@ class FarTask(Task):
 
     def journal_sizes(self, host: int) -> Iterator[tuple[int, int]]:
         """Yield the slots of a host, and how much of each one's journal is here."""
-        with suppress(FileNotFoundError):
-            for name in os.listdir(self.file("slots")):
-                share, _, slot = name.partition(".")
-                if share == str(host) and slot.isdigit():
-                    yield int(slot), records.size(self.file(f"slots/{name}/journal"))
+        for name in self._journals.slots():
+            share, _, slot = name.partition(".")
+            if share == str(host) and slot:
+                yield int(slot), records.size(self.file(f"slots/{name}/journal"))
 
     def runs_on(self, host: int) -> set[int]:
         """Return the items that run on a host, as far as is known."""

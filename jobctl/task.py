@@ -347,9 +347,7 @@ class Task(Folder):
         first, block = self._block
         if not first <= number < first + len(block):
             if not self._firsts:
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    names = os.listdir(self.file("items"))
-                    self._firsts = sorted(int(name) for name in names if name.isdigit())
+                self._firsts = sorted(records.numbered(self.file("items")))
             at = bisect.bisect_right(self._firsts, number)
             if not at:
                 return b""
@@ -452,16 +450,16 @@ class Task(Folder):
     def _marked(self) -> set[int]:
         """Return what has begun, for all that is known where no journal tells."""
         for name in ("begun", "taken"):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                return {int(n) for n in os.listdir(self.file(name)) if n.isdigit() and int(n)}
+            if os.path.isdir(self.file(name)):
+                return set(records.numbered(self.file(name)))
         return set()
 
     def _give_back(self, runs: dict[int, Run]) -> int:
         """Give back what was taken but never begun; return how many items can be taken."""
         begun = self._journals.ends.keys() | runs.keys() | self._marked()
-        for name in filter(str.isdigit, os.listdir(self.file("taken"))):
-            if int(name) not in begun and not self._clear(f"taken/{name}"):
-                self._journals.note_end(int(name), State.FAILED, f"cannot write taken/{name}")
+        for number in records.numbered(self.file("taken")):
+            if number not in begun and not self._clear(f"taken/{number}"):
+                self._journals.note_end(number, State.FAILED, f"cannot write taken/{number}")
         return self.count - len(self._journals.ends.keys() | runs.keys())
 
     def _clear(self, name: str) -> bool:

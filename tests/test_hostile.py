@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -552,6 +553,37 @@ def test_harmed_folders_of_running_jobs(jobctl: Jobctl, tmp_path: Path, verb: st
     wait_until(lambda: not any(alive(int(path.read_text())) for path in pids.values()))
     cleared(jobctl, harmed)
     assert not (tmp_path / "pwned").exists()
+
+
+UNREADABLE = ("spec", "run", "exit", "received", "stdout", "slots", "slots/1/journal", "items/1")
+
+
+def test_files_of_one_job_that_cannot_be_read(jobctl: Jobctl) -> None:
+    """That job has failed, if it is not known how it ended; every other command and job goes on."""
+    harmed = {}
+    for name in UNREADABLE:
+        items = ("--foreach", "-") if "/" in name or name == "slots" else ()
+        job = jobctl.start(*items, "-c", "echo out", input=b"a\n")
+        harmed[job] = name
+    whole = jobctl.start("echo", "whole")
+    jobctl.run("wait", "--all")
+    for job, name in harmed.items():
+        (jobctl.folder(job) / name).chmod(0)
+    (jobctl.state_dir / "index.db").unlink()
+    shown = call(jobctl, "get", "-o", "json", prefix=WITHOUT_PRIVILEGE)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    for record in json.loads(shown.stdout):
+        name = harmed.get(record["id"], "")
+        reason = f"damaged: the file {name} cannot be read" if name in ("spec", "exit") else ""
+        assert (record["reason"], record["state"]) == (reason, "Failed" if reason else "Completed")
+    received = call(jobctl, "receive", "--all", prefix=WITHOUT_PRIVILEGE)
+    assert received.returncode == 125
+    assert b"job 4: cannot note what is received: " in received.stderr
+    assert b"job 5: cannot read its stdout: Permission denied" in received.stderr
+    assert b"whole\n" in received.stdout
+    assert b"Traceback" not in received.stderr
+    assert call(jobctl, "receive", whole, prefix=WITHOUT_PRIVILEGE).stdout == b""
+    jobctl.run("remove", "--all")
 
 
 def alive(pid: int) -> bool:
