@@ -18,13 +18,14 @@ from jobctl.model import LOCALHOST, TYPE_BACKGROUND, TYPE_REMOTE, TYPE_TASK, Job
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _SHELLS_OWN = re.compile(
     "BASH(OPTS|PID|_.*)|DIRSTACK|E?[GU]ID|EPOCH(REALTIME|SECONDS)|EXECIGNORE"
-    "|FUNC(NAME|NEST)|GLOB(IGNORE|SORT)|GROUPS|HISTCMD|IFS|KSH.*|LINENO|OPTIND|PGRP"
-    "|PIPESTATUS|PPID|PS4|S?RANDOM|SECONDS|SHELLOPTS|TMOUT|USER(NAME|_ID)"
-    "|jobctl_.*",
+    "|FUNC(NAME|NEST)|GLOB(IGNORE|SORT)|GROUPS|HISTCMD|IFS|KSH.*|LINENO|OPTIND"
+    "|PERL(5OPT|_BADLANG|_UNICODE)|PGRP|PIPESTATUS|PPID|PS4|S?RANDOM|SECONDS|SHELLOPTS|TMOUT"
+    "|USER(NAME|_ID)|jobctl_.*",
     re.ASCII | re.DOTALL,
 )
 """Names that some sh keeps for itself, will not have set, or behaves differently by: bash, mksh or
-zsh, each of which is the sh of some system. bare.sh has the same ones."""
+zsh, each of which is the sh of some system; or perl, by which the runner sets the others. bare.sh
+has the same ones."""
 _HEAD = 512
 """Bytes of a script that are looked at."""
 _BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")

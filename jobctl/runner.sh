@@ -739,13 +739,14 @@ command_itself() {
     binary) set -- "$dir/script" "$@" ;;
     *) set -- /bin/sh "$dir/script" "$@" ;;
     esac
+    set_odd
     if [ -n "$text" ]; then
         set -- /bin/sh -c "${init:+$init
 }$text" sh "$@"
     elif [ -n "$init" ]; then
-        # shellcheck source=/dev/null
-        [ ! -e "$dir/env.odd" ] || . "$dir/env.odd"  # the shell of init would drop them
+        # The shell of init would drop them.
         set -- /bin/sh -c "$init
+$jobctl_odd
 exec \"\$@\"" sh "$@"
     fi
     self
@@ -772,20 +773,47 @@ exec \"\$@\"" sh "$@"
     note_begun
     say began
     exec 3>&-
-    if [ "$jobctl_leader" = none ]; then
-        :
-    elif [ -n "$jobctl_leader" ]; then
-        set -- "$jobctl_leader" "$@"
-    elif [ -x /usr/bin/perl ]; then
-        # shellcheck disable=SC2016  # of perl
-        set -- /usr/bin/perl -e 'use POSIX; POSIX::setsid(); { no warnings; exec { $ARGV[0] } @ARGV }
-            print STDERR "setsid: $ARGV[0]: $!\n"; exit($! == ENOENT ? 127 : 126)' -- "$@"
-    fi
+    case $jobctl_leader in
+    none) ;;
+    ?*) set -- "$jobctl_leader" "$@" ;;
+    *) [ ! -x /usr/bin/perl ] || { export PERL_BADLANG=0 && set -- /usr/bin/perl -e "$jobctl_perl" lead '' "$@"; } ;;
+    esac
     # Last, as env takes a command with a = in its name for a variable.
-    # shellcheck source=/dev/null
-    [ ! -e "$jobctl_dir/env.odd" ] || . "$jobctl_dir/env.odd"
+    eval "$jobctl_odd"
     trap - PIPE
     exec "$@"
+}
+
+# Becomes the command $ARGV[2], in a session of its own if $ARGV[0] says so, and with the variables
+# that the file $ARGV[1] has as words of sh. \x27 is the quote.
+# shellcheck disable=SC2016  # of perl
+jobctl_perl='my ($lead, $file) = splice(@ARGV, 0, 2);
+    delete $ENV{PERL_BADLANG};
+    if ($file ne "" && open(my $in, "<:raw", $file)) {
+        local $/;
+        my $text = <$in>;
+        while ($text =~ /((?:\x27[^\x27]*\x27|\\\x27)+) /g) {
+            (my $word = $1) =~ s/\x27([^\x27]*)\x27|\\(\x27)/defined $1 ? $1 : $2/ge;
+            my ($name, $value) = split(/=/, $word, 2);
+            $ENV{$name} = $value;
+        }
+    }
+    if ($lead) { require POSIX; POSIX::setsid() }
+    { no warnings; exec { $ARGV[0] } @ARGV }
+    my $why = $!;
+    print STDERR "setsid: $ARGV[0]: $why\n";
+    exit($why == 2 ? 127 : 126)'
+
+# Sets jobctl_odd to shell text that puts before the words $@ what sets the variables of the file
+# env.odd, whose names no shell can hold. They are on no command line, which everybody can read,
+# but for an instant that of env where there is no perl.
+set_odd() {
+    jobctl_odd=''
+    [ -e "$dir/env.odd" ] || return 0
+    quote "$dir/env.odd"
+    jobctl_odd=". $quoted"
+    [ ! -x /usr/bin/perl ] ||
+        jobctl_odd="export PERL_BADLANG=0; set -- /usr/bin/perl -e '$jobctl_perl' '' $quoted \"\$@\""
 }
 
 # Sets jobctl_leader to the program that runs another one in a session of its own, if there is one.

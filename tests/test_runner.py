@@ -108,6 +108,7 @@ def test_a_megabyte_of_arguments(run: Run) -> None:
 def test_the_environment_is_exactly_the_callers(run: Run) -> None:
     # Names that shells drop, will not have set, or that the runner itself uses.
     odd = {"BASH_FUNC_f%%": "() { :; }", "UID": "7", "IFS": ":", "SHELLOPTS": "xtrace", "a-b": "c"}
+    odd |= {"PERL5OPT": "-Mno_such", "PERL_UNICODE": "SAD", "PERL_BADLANG": "x", "b-c": WEIRD}
     own = dict.fromkeys("name text dir cwd pid code reason state argv".split(), WEIRD)
     environment = {
         "PATH": "/usr/bin:/bin",

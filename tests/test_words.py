@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from click import Argument, Command, Context
-from conftest import Jobctl
-from test_bare import Bare, bare
+from conftest import PROGRAM, SHELLS, Jobctl, first_of, shell_words, strace
+from test_bare import Bare, altered, bare
 
 from jobctl import draft, quoting, timing
 from jobctl.cli.options import complete_jobs, tell_of_shell_words
@@ -346,6 +346,33 @@ def test_variables_with_odd_names(bare: Bare, jobctl: Jobctl) -> None:
         program.run("stop", "--grace", "0", other)
         pairs = program.run("receive", "--wait", job).stdout.split(b"\0")
         assert [pair for pair in given if pair not in pairs] == [], program
+
+
+def test_no_value_is_on_a_command_line(jobctl: Jobctl, tmp_path: Path) -> None:
+    """Everybody can read those, also where only a shell text before the command runs."""
+    log = tmp_path / "log"
+    values = ("-e", "a.b=SECRET it's", "-e", "C=SECRET", "-e", "UID=SECRET")
+    shown = ("printenv", "a.b", "C", "UID")
+    for form in (shown, ("--init", "sleep 0", *shown)):
+        words = [PROGRAM, "start", "-w", *values, *form]
+        done = subprocess.run(
+            strace("execve", "-s", "9999", *words, log=log), env=jobctl.env, capture_output=True
+        )
+        assert done.stdout == b"SECRET it's\nSECRET\nSECRET\n", done
+        ran = log.read_text()
+        assert "perl" in ran
+        lines = [line for line in ran.splitlines() if "SECRET" in line]
+        assert all('"start"' in line for line in lines), lines
+
+
+@pytest.mark.parametrize("shell", first_of(*SHELLS))
+def test_variables_with_odd_names_without_perl(jobctl: Jobctl, tmp_path: Path, shell: str) -> None:
+    """They are set all the same, by env."""
+    program = altered(tmp_path / "copy", **{"/usr/bin/perl": "/no/such/perl"})
+    words = [*shell_words(shell), program, "start", "-w", "-e", "a.b=it's", "-e", "UID=7"]
+    for form in (["printenv", "a.b", "UID"], ["--init", "true", "printenv", "a.b", "UID"]):
+        done = subprocess.run([*words, *form], env=jobctl.env, capture_output=True)
+        assert done.stdout == b"it's\n7\n", done
 
 
 def test_names_that_bash_keeps_for_itself() -> None:
