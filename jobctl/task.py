@@ -560,6 +560,10 @@ class Part(Folder):
         """Return the child as it is now, None if there is none."""
         return self.task.part(self.number, boot)
 
+    def children(self, boot: str) -> list[Job]:
+        """Return none: it is a child."""
+        return []
+
     def watched(self, boot: str) -> Identity | None:
         """Return nothing: its end is in the journal only after that of its command."""
         return None

@@ -8,6 +8,8 @@ from contextlib import suppress
 
 from jobctl.records import opened, put_at
 
+LONGEST_LOG = 1 << 20
+"""Bytes of a log, until it begins anew."""
 _LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -57,3 +59,15 @@ def append(path: str, line: bytes) -> None:
             line = b"\n" + line
         if file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def log(path: str, text: bytes) -> None:
+    """Add to a log.
+
+    :raises OSError: the disk is full, say.
+    """
+    fd = opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with open(fd, "wb", buffering=0) as file:
+        if os.fstat(fd).st_size > LONGEST_LOG:
+            os.ftruncate(fd, 0)
+        file.write(text)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +164,36 @@ def test_nothing_of_a_job_stays_on_a_host_that_refused_it(
     assert not {"spec", "script", "env"} & {path.name for path in guest.rglob("*")}
     far.run("remove", job)
     assert list(guest.iterdir()) == []
+
+
+def test_scripts_that_nobody_needs_any_more(far: Far, tmp_path: Path) -> None:
+    """Those of other releases go when they were not used for a month, and no job or process is."""
+    lib = far.there / "lib"
+    far.run("wait", far.start("true"))
+    nap = sleeper()
+    day = 24 * 3600
+    for name, days in (("aaaa", 60), ("bbbb", 20), ("cccc", 60)):
+        (lib / name).mkdir()
+        (lib / name / "runner.sh").write_text(f"{nap} & wait\n")
+        (lib / name / "used").touch()
+        os.utime(lib / name / "used", (time.time() - days * day,) * 2)
+    for name, days in (("dddd.999999", 3), ("eeee.999999", 0)):
+        (lib / name).mkdir()
+        os.utime(lib / name, (time.time() - days * day,) * 2)
+    user = subprocess.Popen(["sh", str(lib / "cccc/runner.sh")], start_new_session=True)
+    # An earlier test may have left a job that never ended.
+    shutil.rmtree(far.there / "guest")
+    unfinished = far.start(*sleeper().split())
+    far.until(unfinished, "Running")
+    os.utime(far.guest(unfinished) / "spec", (time.time() - 40 * day,) * 2)
+    far.kill_agent()
+    far.run("wait", far.start("true"))
+    assert (lib / "aaaa").exists()
+    far.run("stop", "--grace", "0", unfinished)
+    far.kill_agent()
+    far.run("wait", far.start("true"))
+    wait_until(lambda: not (lib / "aaaa").exists() and not (lib / "dddd.999999").exists())
+    for name in ("bbbb", "cccc", "eeee.999999"):
+        shutil.rmtree(lib / name)  # it is still there
+    os.killpg(user.pid, signal.SIGKILL)
+    user.wait()

@@ -7,11 +7,12 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import WEIRD
+from conftest import WEIRD, Jobctl
 
 from jobctl import quoting, records, timing
 from jobctl.errors import BadUsage
@@ -454,3 +455,16 @@ def test_marks_beyond_the_end_ask_for_nothing() -> None:
     assert marks.next("stdout", 10) == (4, 8)
     marks = Marks(10, 0, False, (("stdout", 3, 1), ("stdout", 50, 60)))
     assert marks.next("stdout", 10) is None
+
+
+def test_faults_are_kept_in_one_log(jobctl: Jobctl) -> None:
+    """It does not grow for ever."""
+    text = "from jobctl.cli import main; main._bug(ValueError('odd ' + 'x' * 700_000))"
+    jobctl.done("true")
+    for _ in range(4):
+        words = [sys.executable, "-c", text]
+        done = subprocess.run(words, env=jobctl.env, capture_output=True, text=True)
+        assert f"; please report it with {jobctl.state_dir}/faults.log\n" in done.stderr
+    kept = (jobctl.state_dir / "faults.log").read_text()
+    assert "ValueError: odd" in kept
+    assert len(kept) < 2_000_000

@@ -11,17 +11,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from jobctl.errors import JobctlError
+from jobctl.whole import LONGEST_LOG
 
 OF_ALL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that no file is the reason of, but all that goes on."""
-_LONGEST_LOG = 1 << 20
-"""Bytes after which the log begins anew."""
 
 
 def log(text: str) -> None:
     """Write a line to the agent's log, which begins anew when it has become long."""
     with suppress(OSError):
-        if os.fstat(2).st_size > _LONGEST_LOG:
+        if os.fstat(2).st_size > LONGEST_LOG:
             os.ftruncate(2, 0)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
         os.write(2, f"{stamp} {text}\n".encode("utf-8", "backslashreplace"))

@@ -116,18 +116,18 @@ def _named(error: click.UsageError) -> str:
 
 
 def _bug(error: Exception) -> int:
-    """Tell of a fault of our own, with what mends it kept in a file; return the status."""
-    import tempfile
+    """Tell of a fault of our own, with what mends it kept in a log; return the status."""
     import traceback
+
+    from jobctl import whole
 
     trace = "".join(traceback.format_exception(error))
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="jobctl-", suffix=".log", delete=False, errors="backslashreplace"
-        ) as file:
-            file.write(f"jobctl {__version__}, Python {sys.version}\n{trace}")
-        where = f"please report it with {file.name}"
-    except OSError:
+        path = f"{paths.state_dir()}/faults.log"
+        text = f"jobctl {__version__}, Python {sys.version}\n{trace}\n"
+        whole.log(path, text.encode("utf-8", "backslashreplace"))
+        where = f"please report it with {path}"
+    except (JobctlError, OSError):
         where = trace
     render.say(f"a fault in jobctl: {type(error).__name__}: {error}; {where}")
     return JobctlError.status
