@@ -336,7 +336,10 @@ go_on_in_another() {
     put_line "$itself_line" >"slots/$jobctl_slot/self" || exit 1
     exec 5>>"slots/$jobctl_slot/journal"
     put_line "$itself_line" >&5 || exit 1
-    [ ! -f "$gone/journal" ] || sed -n '/^[1-9][0-9]* [BCFX] /p' "$gone/journal" >&5
+    until [ ! -f "$gone/journal" ] || lines_of "$gone/journal" >&5; do
+        load command && wait_for_room
+        echo >&5
+    done
     begun_ones | fail_unrecorded "damaged: the folder $gone is missing" CFXB "$jobctl_number"
 }
 
@@ -389,11 +392,22 @@ take() {
     [ -d taken ] || lacking=taken
     [ -d children ] || lacking=children
     [ -z "$lacking" ] || return 1
-    set -C
-    true >"taken/$jobctl_number"
-    taken=$?
-    set +C
-    return "$taken"
+    while :; do
+        set -C
+        true >"taken/$jobctl_number"
+        taken=$?
+        set +C
+        [ "$taken" -ne 0 ] && [ ! -e "taken/$jobctl_number" ] && no_room_in taken || return "$taken"
+        load command && wait_for_room
+    done
+}
+
+# Succeeds if no file can be made in folder $1 for want of room.
+no_room_in() {
+    case $({ true >"$1/room"; } 2>&1) in
+    *[Ss]pace* | *[Qq]uota*) ;;
+    *) rm -f "$1/room" && false ;;
+    esac
 }
 
 run_item() {
@@ -432,6 +446,10 @@ say() {
 # Runs the command once. Sets code, and killed if a signal ended it.
 try_item() {
     plain "children/$jobctl_number.stdout" "children/$jobctl_number.stderr"
+    until true >>"children/$jobctl_number.stdout" && true >>"children/$jobctl_number.stderr"; do
+        no_room_in children || break
+        load command && wait_for_room
+    done
     [ ! -s "slots/$jobctl_slot/log" ] || : >"slots/$jobctl_slot/log"
     time_watch='' killed=''
     if [ -n "$timeout" ]; then
@@ -457,7 +475,7 @@ journals() {
     for slot in slots/*; do
         [ ! -f "$slot/journal" ] || set -- "$@" "$slot/journal"
     done
-    [ $# -eq 0 ] || cat "$@"
+    [ $# -eq 0 ] || lines_of "$@"
 }
 
 # There is nothing left for this slot. The last one writes down how the job ended.
@@ -474,7 +492,7 @@ finish() {
     done 2>/dev/null
     [ ! -s exit ] || exit 0
     ended=$(journals | awk '
-        NF < 6 || $1 !~ /^[0-9]+$/ || $2 !~ /^[CFX]$/ || $1 in seen { next }
+        $2 == "B" || $1 in seen { next }
         { count++; seen[$1] = 1 }
         $2 == "F" && (!failed || $1 + 0 < failed) { failed = $1 + 0; why = cut() }
         $2 == "X" && (!stopped || $1 + 0 < stopped) { stopped = $1 + 0; because = cut() }
@@ -657,6 +675,8 @@ mend_slot() {
         # Else, on a full disk, it is tried again.
         { echo && put_line "$begun $letter - - $now ${uptime:--} $reason"; } >>slots/0/journal || return 1
     fi
+    # What stands at its end is no part of a line any more.
+    [ ! -f "$1/journal" ] || echo >>"$1/journal" || return 1
     plain "$1/done"
     : >"$1/done"
 }

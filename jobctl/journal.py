@@ -221,6 +221,8 @@ class Journals:
                     self._begun[number] = slot, rest
                 elif number not in self.ends:
                     self._take_end(slot, number, rest)
+                elif self._ended_in[number] == slot:
+                    self.ends[number] = rest  # a full disk took a part of the first one
 
     def first_began(self) -> float | None:
         """Return when the first item began."""

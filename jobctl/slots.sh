@@ -95,6 +95,7 @@ last_begun() {
     begun='' found='' started='' begun_at=''
     while read -r number letter process start _ _ uptime_then; do
         case $letter/$number in B/ | B/*[!0-9]* | [!B]*) continue ;; esac
+        [ -n "$uptime_then" ] || continue # a part of a line: it has not begun
         begun=$number found=$process started=$start
         begun_at=${uptime_then%.*}${uptime_then#*.}
     done <<END
@@ -127,3 +128,10 @@ parent_in() {
 bears() {
     [ -n "$2" ] && tr '\0' '\n' <"/proc/$1/environ" | grep -qx "JOBCTL_INSTANCE_ID=$2"
 } 2>/dev/null
+
+# Prints those lines of the journals $@ that say something, see journal.py: of others a full disk has
+# taken a part.
+lines_of() {
+    awk '/^[1-9][0-9]* [CFX] ([0-9]+|-) ([0-9]+|-) [0-9.]+ [0-9.-]+ / ||
+        /^[1-9][0-9]* B [0-9]+ [^ ]+ [0-9]+ [0-9.]+ [0-9.-]+$/' "$@"
+}

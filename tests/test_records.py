@@ -16,6 +16,7 @@ from test_bare import SCRIPT, Bare
 from test_items import children, each
 
 from jobctl import records, whole
+from jobctl.journal import lines_in
 
 LINE = " C 0 - 1795804318.25 5150.00 "
 """What follows the number of an item that is Completed in a journal."""
@@ -160,3 +161,38 @@ def test_a_line_that_was_cut_says_nothing(tmp_path: Path) -> None:
         # A line of which only the end of line is missing is whole.
         known = [line for line in lines if line[:-1] in text[:size]]
         assert found == [*known, b"501 9 items\n"], size
+
+
+JOURNAL = (
+    "58 B 1234 5678 1 1795804014.85 4846.60",
+    "58 B 1234 - 12 1795804014.85 -",
+    "58 C 0 - 1795804014.85 4846.60 ",
+    "58 F 3 - 1795804014.85 - exit status 3",
+    "58 X - 15 1795804014.85 4846.60 stopped by user",
+    "058 C 0 - 1795804014.85 4846.60 ",
+    "58 Y 0 - 1795804014.85 4846.60 ",
+    "58 F x - 1795804014.85 4846.60 why",
+)
+
+
+@pytest.mark.parametrize("awk", ["awk", "busybox awk"])
+def test_lines_of_a_journal_cut_anywhere(tmp_path: Path, awk: str) -> None:
+    """sh and Python take the same ones, and never one for that of another item."""
+    cut = [line[:size] for line in JOURNAL for size in range(len(line) + 1)]
+    # In files of their own: one that lacks its end is not joined with the first line of the next.
+    files = [tmp_path / str(number) for number in range(len(cut))]
+    for line, file in zip(cut, files, strict=True):
+        file.write_text(line)
+    scripts = Path(SCRIPT).parent
+    text = f'jobctl_sourced=1; . {scripts}/runner.sh; . {scripts}/slots.sh; lines_of "$@"'
+    words = [
+        "sh",
+        "-c",
+        f'awk() {{ command {awk} "$@"; }}; {text}',
+        str(scripts / "x"),
+        *map(str, files),
+    ]
+    taken = subprocess.check_output(words, text=True).splitlines()
+    ours = [f"{n} {os.fsdecode(rest)}" for line in cut for n, rest in lines_in(line.encode())]
+    assert taken == ours
+    assert {line.split()[0] for line in taken} == {"58"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import at_home, nothing_left, wait_until
+from conftest import Jobctl, at_home, nothing_left, processes_with, sleeping, wait_until
 from far import Far
 from sshd import Sshd
 from test_items import children, each
@@ -129,3 +130,45 @@ def test_what_cannot_be_written() -> None:
     for number, cause in ((28, "No space left on device"), (30, "Read-only file system")):
         assert lack("/s", OSError(number, cause)) == f"cannot write in /s: {cause}"
     assert lack("/s", OSError(13, "Permission denied")) == lack("/s", ValueError()) == ""
+
+
+def test_there_is_no_place_for_another_file(jobctl: Jobctl, tmp_path: Path) -> None:
+    """Items wait for it, and each runs once: a slot takes none for one that another has taken."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "nr_inodes=150,mode=0700", "none", str(disk)]
+    subprocess.run(words, check=True)
+    jobctl.state_dir = disk / "state"
+    jobctl.env["JOBCTL_STATE_DIR"] = str(disk / "state")
+    ran, go = tmp_path / "ran", tmp_path / "go"
+    text = f"echo {{}} >>{ran}; until [ -e {go} ]; do sleep 0.05; done; echo {{}}"
+    try:
+        items = "".join(f"{number}\n" for number in range(1, 9)).encode()
+        job = jobctl.start("-t", "2", "--foreach", "-", "-c", text, input=items)
+        wait_until(lambda: ran.exists() and len(ran.read_text().split()) == 2)
+        with suppress(OSError):
+            for number in range(150):
+                (disk / f"fill{number}").touch()
+        go.touch()
+        wait_until(lambda: _asleep(disk / "state"))
+        for path in disk.glob("fill*"):
+            path.unlink()
+        jobctl.run("wait", job, "--timeout", "60")
+        assert sorted(ran.read_text()) == sorted("12345678" + "\n" * 8)
+        assert sorted(jobctl.run("receive", job).stdout.split()) == sorted(items.split())
+    finally:
+        jobctl.stop_all()
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def _asleep(state: Path) -> bool:
+    """Whether a slot sleeps until there is room."""
+    slots = processes_with(f"items.sh slots {state}")
+    return any(_parent(pid) in slots for pid in sleeping("sleep 1"))
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return 0
