@@ -92,8 +92,7 @@ def _write_task(
         _write_environment(folder, "env", {**spec.env, **told})
     for name_of_it in ("received", "lock"):
         _write(folder, name_of_it, b"")
-    if not spec.places:
-        _write(folder, "exit.new", b"\n" * 512)  # room for the end, should the disk be full then
+    _write(folder, "exit.new", b"\n" * 512)  # room for the end, should the disk be full then
     placed = items.stands_in((*spec.argv, spec.text))
     words = spec.argv if placed else (*spec.argv, items.ITEM)
     fixed = spec.text or spec.script is not None or not items.stands_in(words[:1])

@@ -302,13 +302,14 @@ settle() {
     [ -z "$4" ] || { shorten "$4" && quote "$(put_line "$short")"; }
     record="state='$1'${newline}code='$2'${newline}signal='$3'${newline}reason=$quoted
 ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
+    mine='' # of which a full disk may have taken a part
     set -C
     until
-        { [ "${#record}" -lt 1000 ] && [ ! -e exit ] && printf '%s\n' "$record" >./exit; } \
-            2>/dev/null || [ -s exit ] || {
+        { [ "${#record}" -lt 1000 ] && [ ! -e exit ] && true >./exit && mine=1 &&
+            printf '%s\n' "$record" >|./exit; } 2>/dev/null || settled || {
             { [ -f exit.new ] || [ ! -e exit.new ]; } &&
                 printf '%s\n' "$record" 1<>exit.new &&
-                { ln exit.new exit 2>/dev/null || [ -s exit ] || mv -f exit.new exit; }
+                { ln exit.new exit 2>/dev/null || settled || mv -f exit.new exit; }
         }
     do
         [ -f spec ] || exit 1 # the folder was removed
@@ -319,6 +320,11 @@ ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
     # Whoever carries the job's files to another computer sleeps until this one grows.
     plain run
     echo >>run
+}
+
+# Succeeds if somebody else has written the file exit.
+settled() {
+    [ -z "$mine" ] && [ -s exit ]
 }
 
 # The same for the job in folder $1, whose runner is dead: state $2, reason $3.

@@ -222,9 +222,11 @@ class FarTask(Task):
         self._journals.note_end(number, state, reason)
 
     def conclude(self) -> None:
-        """Write down how the whole has ended, if the disk has room."""
-        with suppress(OSError):
-            self._conclude(process.boot_id())
+        """Write down how the whole has ended.
+
+        :raises OSError: the disk is full, say; then nothing is forgotten.
+        """
+        self._conclude(process.boot_id())
 
 
 class ShareFolder(Folder):

@@ -13,7 +13,7 @@ LONGEST_LOG = 1 << 20
 _LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def lack(state_dir: str, error: BaseException) -> str:
+def lack(state_dir: str, error: BaseException | None) -> str:
     """Return what to say of an error if the state directory lacks room, or is read-only."""
     if not isinstance(error, OSError) or error.errno not in _LACKS:
         return ""

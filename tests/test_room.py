@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl, at_home, nothing_left, processes_with, sleeping, wait_until
+from conftest import PATIENCE, Jobctl, at_home, nothing_left, processes_with, sleeping, wait_until
 from far import Far
 from sshd import Sshd
 from test_items import children, each
@@ -130,6 +131,32 @@ def test_what_cannot_be_written() -> None:
     for number, cause in ((28, "No space left on device"), (30, "Read-only file system")):
         assert lack("/s", OSError(number, cause)) == f"cannot write in /s: {cause}"
     assert lack("/s", OSError(13, "Permission denied")) == lack("/s", ValueError()) == ""
+
+
+def test_what_ends_while_it_is_full(small: Small, tmp_path: Path) -> None:
+    """Who waits for it hears of its end as soon as there is room."""
+    go = tmp_path / "go"
+    until = f"until [ -e {go} ]; do sleep 0.05; done"
+    silent = small.on("web1", "--foreach", "-", "-c", until, input=b"a\nb\n")
+    gate = small.on("web1", "-c", f"{until}; exit 3")
+    after = ("--after-ok", gate)
+    plain = small.on("web1", *after, "true")
+    items = small.on("web1", *after, "--foreach", "-", "echo", input=b"a\nb\n")
+    small.until(gate, "Running")
+    wait_until(lambda: [c["state"] for c in children(small, silent)] == ["Running"] * 2)
+    waiting = small.popen("wait", silent, gate, plain, items, stdout=-1, stderr=-1)
+    said = waiting.stderr
+    assert said
+    small.fill()
+    go.touch()
+    wait_until((small.guest(gate) / "exit").exists)
+    # What was freed meanwhile is taken, too, until it is told.
+    while not select.select([said], [], [], 0.05)[0]:
+        small.fill()
+    small.clear()
+    assert waiting.wait(PATIENCE) == 1
+    states = [small.state(job) for job in (silent, gate, plain, items)]
+    assert states == ["Completed", "Failed", "Stopped", "Stopped"]
 
 
 def test_there_is_no_place_for_another_file(jobctl: Jobctl, tmp_path: Path) -> None:

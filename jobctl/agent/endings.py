@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from jobctl.agent.far import Far
@@ -17,9 +17,10 @@ from jobctl.carried import Carried
 from jobctl.errors import JobctlError, Unreachable
 from jobctl.model import printable
 
-_AGAIN = 5.0
-"""Seconds until a host is told again that did not do it."""
-_GRACE = 10.0
+AGAIN = 5.0
+"""Seconds until a job that could not be stopped is to be stopped again."""
+GRACE = 10.0
+"""Seconds from TERM to KILL where nobody has said another number."""
 Errors = dict[str, JobctlError]
 """By the ids of the jobs, why something was not done to them."""
 
@@ -61,7 +62,7 @@ class Endings:
                 with suppress(JobctlError, OSError):
                     if _ended_there(job, far):
                         break
-                time.sleep(_AGAIN)
+                time.sleep(AGAIN)
         finally:
             with self._lock:
                 if self._over.get(job.id) is far:
@@ -80,9 +81,9 @@ def _ended_there(job: Carried, far: Far) -> bool:
     :raises JobctlError: it cannot be told, or does not do it.
     """
     if isinstance(job, Share):
-        return job.spread.stop_there(job, far, _GRACE)
+        return job.spread.stop_there(job, far, GRACE)
     reason = os.fsdecode(job.folder.get("stop").strip())
-    _, elsewhere = request_end(far, [job], _GRACE, reason)
+    _, elsewhere = request_end(far, [job], GRACE, reason)
     if elsewhere:
         job.folder.unlink("stop")
     return bool(elsewhere)
@@ -131,3 +132,10 @@ def elsewhere_of(answer: list[bytes], group: dict[bytes, Carried]) -> Errors:
         for word, job in group.items()
         if (host := hosts.get(word.partition(b":")[0])) is not None
     }
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Return when that is so, or time is up."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)

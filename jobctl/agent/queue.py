@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from jobctl import process, quoting, records
+from jobctl.agent import endings
 from jobctl.agent.caller import People
-from jobctl.agent.endings import Endings, Errors, by_folder, elsewhere_of, named, request_end
+from jobctl.agent.endings import Endings, Errors
 from jobctl.agent.far import Far
 from jobctl.agent.hands import attempt, hand
 from jobctl.agent.link import Link
@@ -38,9 +39,6 @@ _WHOLES = 64
 """Jobs with children that end at the same time, usually."""
 _BEAT = 1.0
 """Seconds between looks at whether a process that a job depends on is still there."""
-_AGAIN = 5.0
-"""Seconds until a job that could not be stopped is to be stopped again."""
-_GRACE = 10.0
 _C = TypeVar("_C", bound=Carried)
 _LEFT = "some of its processes there cannot be ended"
 _TO_BE_TOLD = 20.0
@@ -100,7 +98,7 @@ class Queue:
         with self._looking:
             if ids:
                 for job_id in ids:
-                    attempt(functools.partial(self._look_at, job_id))
+                    self._attempt(job_id, functools.partial(self._look_at, job_id))
                 return
             # One of this thread's own: SQLite's connections belong to one.
             store = Store(self._state_dir)
@@ -109,7 +107,7 @@ class Queue:
                 found = list(map(str, store.unsettled("type = ?", [TYPE_REMOTE])))
                 self._slots.keep(set(found))
                 for job_id in found:
-                    attempt(functools.partial(self._look_at, job_id))
+                    self._attempt(job_id, functools.partial(self._look_at, job_id))
             except BaseException:
                 self.waiting |= waiting
                 raise
@@ -119,14 +117,19 @@ class Queue:
         if isinstance(whole, FarTask):
             self._spread_out(whole)
             return
-        if not whole.remote:
-            return  # it was removed
+        if not whole.exists() or not whole.remote:
+            return  # it was removed, or is being written
         spec = whole.spec()
         count = records.integer(spec.get("children")) or 0
         throttle = records.integer(spec.get("throttle"))
         most = 1 if not count else _UNLIMITED if throttle is None else throttle
         for part in [whole.child(number) for number in range(1, count + 1)] or [whole]:
-            attempt(functools.partial(self._look_after, part, most))
+            self._attempt(job_id, functools.partial(self._look_after, part, most))
+
+    def _attempt(self, job_id: str, work: Callable[[], object]) -> None:
+        """Do something for a job, or again with the next look if the disk had no room for it."""
+        if lack(self._state_dir, attempt(work)):
+            self.waiting.add(job_id)
 
     def _look_after(self, folder: Folder, most: int) -> None:
         if not folder.exists() or folder.finished():
@@ -220,8 +223,10 @@ class Queue:
         while job.exists() and not job.folder.finished():
             if process.alive(caller, self._boot):
                 time.sleep(_BEAT)
-            elif attempt(lambda: self.stop([job.id], _GRACE, why)) or not job.folder.finished():
-                time.sleep(_AGAIN)
+                continue
+            attempt(lambda: self.stop([job.id], endings.GRACE, why))
+            if not job.folder.finished():
+                time.sleep(endings.AGAIN)
         self._attended.discard(job.id)
 
     # --- what happens to jobs: see link.Company ---
@@ -282,7 +287,7 @@ class Queue:
         """Write down that a job was stopped of which the host knows nothing."""
         if isinstance(job.folder, FarTask):
             job.folder.note_stop("stop", reason)
-            job.folder.conclude()
+            job.folder.conclude()  # raises where the disk is full: then it is done again
             self.waiting.discard(job.id)
             self._tell(job.id)
             self._after(job.id)
@@ -507,10 +512,10 @@ class Queue:
         :return: the ids of those of which something is left, and errors by the ids of those
             that run on another machine, or whose end cannot be written down here.
         """
-        left, elsewhere = request_end(link.opened(ask), jobs, grace, reason)
+        left, elsewhere = endings.request_end(link.opened(ask), jobs, grace, reason)
         for job in jobs:
             if job.id not in left and job.id not in elsewhere:
-                _wait_until(lambda: job.folder.finished() or bool(link.lacking), _TO_BE_TOLD)  # noqa: B023
+                endings.until(lambda: job.folder.finished() or bool(link.lacking), _TO_BE_TOLD)  # noqa: B023
                 if not job.folder.finished():
                     why = link.lacking or "its end is not known here yet; stop it again"
                     elsewhere[job.id] = JobctlError(f"it has ended there; {why}")
@@ -524,12 +529,12 @@ class Queue:
         result, elsewhere = Sent(set(), set()), Errors()
 
         def act(link: Link, jobs: list[Carried]) -> None:
-            for folder, group in by_folder(jobs).items():
+            for folder, group in endings.by_folder(jobs).items():
                 answer = link.opened(ask).request("signal", folder, name.encode(), *group).split()
-                elsewhere.update(elsewhere_of(answer, group))
+                elsewhere.update(endings.elsewhere_of(answer, group))
                 said = sent(map(os.fsdecode, answer))
                 for ids, numbers in zip(result, said, strict=True):
-                    ids.update(named([*map(os.fsencode, numbers)], group))
+                    ids.update(endings.named([*map(os.fsencode, numbers)], group))
             link.opened().look()
 
         ids, of_items = self._apart(ids)
@@ -556,7 +561,7 @@ class Queue:
 
         def erase_shares(link: Link, shares: list[Share]) -> None:
             for share in shares:
-                if share.end_items(link.opened(ask), [0], _GRACE, "removed").split():
+                if share.end_items(link.opened(ask), [0], endings.GRACE, "removed").split():
                     refused[share.task.id] = JobctlError(_LEFT)
                     continue
                 link.opened(ask).request("erase", os.fsencode(share.path))
@@ -567,7 +572,7 @@ class Queue:
                 refused[task.id] = error
 
         def act(link: Link, jobs: list[Carried]) -> None:
-            left, elsewhere = self._end(link, jobs, _GRACE, "removed", ask)
+            left, elsewhere = self._end(link, jobs, endings.GRACE, "removed", ask)
             refused.update(dict.fromkeys(left, JobctlError(_LEFT)) | elsewhere)
             for job in jobs:
                 if job.id in refused:
@@ -602,9 +607,3 @@ class Queue:
                     gone[job.id] = Unreachable(f"its output on {job.host} was removed")
 
         return self._on_hosts(self._there(ids), act) | gone
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)

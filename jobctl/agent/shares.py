@@ -349,9 +349,18 @@ class Spread:
             stopped = self.task.has("stop") and not any(self._begun(s) for s in self.shares)
             if self._over or not (self.task.ended_count() >= self.task.count or stopped):
                 return
+        try:
+            self.task.conclude()
+        except OSError as error:  # tried again with each beat
+            self._held_up(
+                lack(self.task.state_dir, error) or f"cannot write exit: {error.strerror}"
+            )
+            return
+        with self._change:
+            if self._over:
+                return
             self._over = True
             self._change.notify_all()
-        self.task.conclude()
         for share in self.shares:
             for name in FOR_HOSTS:
                 share.place.unlink(name)
@@ -364,6 +373,7 @@ class Spread:
     def _feed(self, share: Share) -> None:
         """In a thread of its own: give a host what it can take."""
         while not self._over and self.task.exists():
+            self.conclude()
             far = self._far_of(share) if share.slots else None
             try:
                 if far and share.may_be_fed(far) and self._give(share, far):
