@@ -395,9 +395,10 @@ class Folder:
             self._spec = records.load(self.file("spec"))
             # The last line: without it, the end is missing.
             children = self._spec.get("children")
-            counted = not children or 0 < (records.integer(children) or 0) <= self.most_children
+            number = records.integer(children) if children else 0
+            counted = number is not None and number <= self.most_children
             self.damaged = not (counted and cookie(self._spec.get("instance_id")))
-            if self.damaged:
+            if self.damaged and self.exists():  # else it is being written
                 self._spec |= self._known_otherwise()
         return self._spec
 

@@ -68,8 +68,8 @@ def content(path: str, most: int = -1, at: int = 0) -> bytes:
     """
     try:
         with open(path, "rb", buffering=0, opener=opened) as file:
-            file.seek(at)
-            return file.read(most) or b""
+            size = max(0, os.fstat(file.fileno()).st_size - at)
+            return os.pread(file.fileno(), size if most < 0 else min(size, most), at)
     except OSError as error:
         if error.errno not in _UNREADABLE:
             raise

@@ -363,6 +363,25 @@ def test_a_spec_of_a_job_with_children_that_cannot_be_read(far: Far, kind: str) 
     assert not sleeping(nap)
 
 
+def test_a_job_with_children_that_is_being_written(far: Far) -> None:
+    """Nothing of it begins: it is no job yet, however much of it is there."""
+    job = far.start("-H", "web1,web2", "-t", "1", "echo", "x")
+    far.run("wait", job)
+    far.kill_agent()
+    # As another command leaves it, in the instant before it makes the job real.
+    written = far.state_dir / "jobs/9"
+    shutil.copytree(far.folder(job), written)
+    (written / "spec").rename(written / "spec.new")
+    for name in ("exit", "sent", "accepted", "run"):
+        for path in written.glob(f"children/*/{name}"):
+            path.unlink()
+    guests = len([*far.there.glob("guest/*")])
+    assert far.outcome(far.start("true"))[0] == "Completed"
+    assert not [*written.glob("children/*/sent"), *written.glob("children/*/run")]
+    assert len([*far.there.glob("guest/*")]) == guests + 1
+    assert "9" not in far.out("get", "-q").split()
+
+
 def test_a_child_whose_record_is_gone(far: Far) -> None:
     """It counts as one that failed, and its job can be removed with all that is on the hosts."""
     jobs = [far.start("-H", "web1,web2", "-c", "echo out") for _ in range(2)]
