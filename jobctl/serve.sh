@@ -171,14 +171,14 @@ why_not() {
 # and no job is unfinished that is as old, be it on another machine with this home; and what an
 # installation that was cut a day ago has left.
 sweep_scripts() {
-    old=$(cd "$here/.." && { find . -name 'used' -mtime +30; find . -name '*.[0-9]*' -prune -mtime +1; })
-    [ -n "$old" ] || return 0
+    found=$(cd "$here/.." && { find . -name 'used' -mtime +30; find . -name '*.[0-9]*' -prune -mtime +1; })
+    [ -n "$found" ] || return 0
     specs=$(find guest jobs -name spec -mtime +29)
     for path in $specs; do
         [ -s "${path%/spec}/exit" ] || return 0
     done
     running=$(commands)
-    for old in $old; do
+    for old in $found; do
         old=${old#./} old=${old%/used}
         case $old in "${here##*/}" | */* | '') continue ;; esac
         case $running in *"/lib/$old/"*) ;; *) rm -rf "${here%/*}/${old:?}" ;; esac
@@ -1194,9 +1194,14 @@ control)
     self
     served=$own served_ticks=$born
     beside carry_all
-    true >"$here/used"
-    set -- "$here"/../*
-    [ $# -eq 1 ] || (sweep_scripts </dev/null >/dev/null 7>&- &)
+    # Nowhere else is there anything that is ours to take away.
+    case $here in
+    "$2"/lib/*)
+        true >"$here/used"
+        set -- "$here"/../*
+        [ $# -eq 1 ] || (sweep_scripts </dev/null >/dev/null 7>&- &)
+        ;;
+    esac
     # If the other one ends, so does the output.
     exec >/dev/null
     while IFS= read -r line; do

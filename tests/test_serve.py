@@ -268,3 +268,10 @@ def test_so_they_do_where_the_pipe_between_them_has_no_end(served: Served, tmp_p
     assert other.process.stdout
     assert other.process.stdout.read() == b""
     other.limit.cancel()
+
+
+def test_scripts_that_were_not_brought_there(served: Served) -> None:
+    """Beside them is nothing of ours: nothing is noted, nor taken away."""
+    served.send("ping", "1")
+    served.frames(b"1 ok")
+    assert not SCRIPT.with_name("used").exists()
