@@ -150,9 +150,13 @@ def test_what_ends_while_it_is_full(small: Small, tmp_path: Path) -> None:
     small.fill()
     go.touch()
     wait_until((small.guest(gate) / "exit").exists)
+
     # What was freed meanwhile is taken, too, until it is told.
-    while not select.select([said], [], [], 0.05)[0]:
+    def told() -> bool:
         small.fill()
+        return bool(select.select([said], [], [], 0)[0])
+
+    wait_until(told)
     small.clear()
     assert waiting.wait(PATIENCE) == 1
     states = [small.state(job) for job in (silent, gate, plain, items)]

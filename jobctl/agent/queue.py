@@ -128,8 +128,9 @@ class Queue:
 
     def _attempt(self, job_id: str, work: Callable[[], object]) -> None:
         """Do something for a job, or again with the next look if the disk had no room for it."""
-        if lack(self._state_dir, attempt(work)):
+        if why := lack(self._state_dir, attempt(work)):
             self.waiting.add(job_id)
+            self._tell_why({job_id}, why)
 
     def _look_after(self, folder: Folder, most: int) -> None:
         if not folder.exists() or folder.finished():
