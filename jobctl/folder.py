@@ -177,9 +177,13 @@ class Folder:
         ]
 
     def _lost_child(self, number: int) -> Job:
-        reason = MISSING.format(f"children/{number}")
-        lost = Job(f"{self.id}.{number}", state=State.FAILED, reason=reason, parent=self.id)
-        return lost._replace(type=TYPE_REMOTE)
+        return Job(
+            f"{self.id}.{number}",
+            type=TYPE_REMOTE,
+            state=State.FAILED,
+            reason=MISSING.format(f"children/{number}"),
+            parent=self.id,
+        )
 
     def _one(self, planned: Job, boot: str) -> Job:
         """Return a job without children as it is now."""
@@ -393,10 +397,10 @@ class Folder:
         """Return what the job was to be, which is read once: it does not change."""
         if not self._spec or self.damaged:
             self._spec = records.load(self.file("spec"))
-            # The last line: without it, the end is missing.
             children = self._spec.get("children")
             number = records.integer(children) if children else 0
             counted = number is not None and number <= self.most_children
+            # The instance id is in the last line: without it, the end is missing.
             self.damaged = not (counted and cookie(self._spec.get("instance_id")))
             if self.damaged and self.exists():  # else it is being written
                 self._spec |= self._known_otherwise()

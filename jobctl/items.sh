@@ -193,7 +193,7 @@ slots() {
         [ ! -e stop ] || refusal=stopped
         rm -f run
     fi
-    [ -z "$refusal" ] || [ -s stop ] || (printf '%s\n' "$refusal" >stop)
+    [ -z "$refusal" ] || note_stop "$refusal" stop
     if [ -n "$caller" ] && [ "$2" = 1 ]; then
         trap - TERM
         when_caller_ends 2>/dev/null 3>&- 5>&- 9>&- &

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from jobctl.records import opened, put_at
 
-LONGEST_LOG = 1 << 20
+_LONGEST_LOG = 1 << 20
 """Bytes of a log, until it begins anew."""
 _LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -61,13 +61,11 @@ def append(path: str, line: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
-def log(path: str, text: bytes) -> None:
-    """Add to a log.
+def log(fd: int, text: str) -> None:
+    """Add to an open log, which begins anew when it has become long.
 
     :raises OSError: the disk is full, say.
     """
-    fd = opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    with open(fd, "wb", buffering=0) as file:
-        if os.fstat(fd).st_size > LONGEST_LOG:
-            os.ftruncate(fd, 0)
-        file.write(text)
+    if os.fstat(fd).st_size > _LONGEST_LOG:
+        os.ftruncate(fd, 0)
+    os.write(fd, text.encode("utf-8", "backslashreplace"))

@@ -301,6 +301,15 @@ SPECS: tuple[Callable[[Path], None], ...] = (
 """What can become of a job's spec."""
 
 
+def damage_specs(far: Far, *several: list[str]) -> None:
+    """Damage a spec of each list of jobs in each way, long ago and unseen by the index."""
+    for jobs in several:
+        for job, damage in zip(jobs, SPECS, strict=True):
+            damage(far.folder(job) / "spec")
+            os.utime(far.folder(job), (0, 0))
+    (far.state_dir / "index.db").unlink()
+
+
 def test_a_spec_that_cannot_be_read(far: Far) -> None:
     """The job is listed as damaged or as what it is, and removed with all that is on the host."""
     nap = sleeper()
@@ -312,11 +321,7 @@ def test_a_spec_that_cannot_be_read(far: Far) -> None:
     guests = [far.guest(job) for job in (*finished, *running)]
     assert all(guest.is_dir() for guest in guests)
     far.kill_agent()
-    for jobs in (finished, running):
-        for job, damage in zip(jobs, SPECS, strict=True):
-            damage(far.folder(job) / "spec")
-            os.utime(far.folder(job), (0, 0))
-    (far.state_dir / "index.db").unlink()
+    damage_specs(far, finished, running)
     beside = far.start("echo", "beside")
     assert far.outcome(beside)[0] == "Completed"
     records = {record["id"]: record for record in far.jobs()}
@@ -347,11 +352,7 @@ def test_a_spec_of_a_job_with_children_that_cannot_be_read(far: Far, kind: str) 
     far.run("wait", *finished)
     assert len([*far.there.glob("guest/*")]) == (2 if kind == "hosts" else 1) * 2 * len(SPECS)
     far.kill_agent()
-    for jobs in (finished, running):
-        for job, damage in zip(jobs, SPECS, strict=True):
-            damage(far.folder(job) / "spec")
-            os.utime(far.folder(job), (0, 0))
-    (far.state_dir / "index.db").unlink()
+    damage_specs(far, finished, running)
     records = {record["id"]: record for record in far.jobs()}
     for job in finished:
         assert records[job]["state"] == "Failed", records[job]

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
+from jobctl import whole
 from jobctl.errors import JobctlError
-from jobctl.whole import LONGEST_LOG
 
 OF_ALL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that no file is the reason of, but all that goes on."""
 
 
 def log(text: str) -> None:
-    """Write a line to the agent's log, which begins anew when it has become long."""
+    """Write a line to the agent's log."""
     with suppress(OSError):
-        if os.fstat(2).st_size > LONGEST_LOG:
-            os.ftruncate(2, 0)
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-        os.write(2, f"{stamp} {text}\n".encode("utf-8", "backslashreplace"))
+        whole.log(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
 
 
 def attempt(work: Callable[[], object]) -> Exception | None:

@@ -373,11 +373,11 @@ class Spread:
     def _feed(self, share: Share) -> None:
         """In a thread of its own: give a host what it can take."""
         while not self._over and self.task.exists():
-            self.conclude()
             far = self._far_of(share) if share.slots else None
             try:
                 if far and share.may_be_fed(far) and self._give(share, far):
                     continue
+                self.conclude()  # which a full disk may have kept from being done
                 if share.hopeless:
                     self._retire(share)
             except (Unreachable, OSError) as error:

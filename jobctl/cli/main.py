@@ -119,13 +119,13 @@ def _bug(error: Exception) -> int:
     """Tell of a fault of our own, with what mends it kept in a log; return the status."""
     import traceback
 
-    from jobctl import whole
+    from jobctl import records, whole
 
     trace = "".join(traceback.format_exception(error))
     try:
         path = f"{paths.state_dir()}/faults.log"
-        text = f"jobctl {__version__}, Python {sys.version}\n{trace}\n"
-        whole.log(path, text.encode("utf-8", "backslashreplace"))
+        with open(path, "ab", opener=records.opened) as file:
+            whole.log(file.fileno(), f"jobctl {__version__}, Python {sys.version}\n{trace}\n")
         where = f"please report it with {path}"
     except (JobctlError, OSError):
         where = trace
