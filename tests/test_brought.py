@@ -17,6 +17,8 @@ from sshd import MakeSshd, program
 from test_enter import entered, says
 from test_session import Make, make_far, status_of
 
+from jobctl.agent import far as far_end
+
 __all__ = ["make_far"]
 ADVICE = "set JOBCTL_STATE_DIR by SetEnv in ssh_config"
 
@@ -84,6 +86,50 @@ def test_a_script_that_is_short_or_gone_is_brought_again(far: Far) -> None:
         assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
         shown = far.run("session", "run", "web1", "--", "jobctl", "--version")
         assert shown.stdout
+
+
+@pytest.mark.parametrize("rounds", first_of(2, 10))
+def test_many_bring_the_scripts_at_once(tmp_path: Path, rounds: int) -> None:
+    """They do so at the first contact with machines that share a home."""
+    text = f'd=$1; v=release; IFS= read -r l && eval "$l"; {far_end._whole()} && echo whole'
+    for number in range(rounds):
+        state = tmp_path / str(number)
+        (state / "lib").mkdir(parents=True)
+        words = ["sh", "-c", text, "sh", str(state)]
+        pipe = subprocess.PIPE
+        shells = []
+        for shell in range(8):
+            path = tmp_path / f"line{shell}"
+            path.write_bytes(far_end._scripts() + b"\n")
+            with path.open() as line:
+                shells.append(
+                    subprocess.Popen(words, stdin=line, stdout=pipe, stderr=subprocess.STDOUT)
+                )
+        said = [shell.communicate()[0] for shell in shells]
+        assert said == [b"whole\n"] * 8
+        assert [path.name for path in (state / "lib").iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("name", ["serve.sh", "bin", ""])
+@pytest.mark.parametrize("kind", first_of("file", "directory", "link"))
+def test_something_else_where_the_scripts_belong(far: Far, name: str, kind: str) -> None:
+    far.run("session", "run", "web1", "true")
+    for lib in (far.there / "lib").iterdir():
+        path = lib / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        if kind == "file":
+            path.write_text("x")
+        elif kind == "directory":
+            path.mkdir()
+            (path / "x").touch()
+        else:
+            path.symlink_to("/nowhere")
+    far.kill_agent()
+    assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
+    assert far.run("session", "run", "web1", "--", "jobctl", "--version").stdout
 
 
 @pytest.mark.parametrize("shell", first_of("bash", "fish", "tcsh"))

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -443,22 +444,28 @@ def _whole() -> str:
 
 
 def _scripts() -> bytes:
-    """Return a piece of a line of sh that makes the scripts in $d/lib/$v, as a whole.
+    """Return a piece of a line of sh that makes the scripts in $d/lib/$v.
 
-    If they cannot be, it says "no" and why, and ends.
+    They are written aside as a whole and renamed one by one, so that nobody finds half of one.
+    Several may do this at once, on machines that share a home: all write the same, and none
+    deletes what another has brought. If they cannot be made, it says "no" and why, and ends.
     """
+    names = " ".join(_files()).encode()
+    aside = b"%d" % secrets.randbits(48)  # a process id is not alone where machines share a home
     parts = [
         b"w=$( { LC_ALL=C; export LC_ALL; nl=$(printf '\\n.'); nl=${nl%.}; umask 077; ",
-        b'home=$d own=$v v=$v.$$; t=$home/lib/$v; mkdir "$t" "$t/bin" && cd "$t"',
+        b"own=$v v=$v." + aside + b'; t=$d/lib/$v; mkdir "$t" "$t/bin" && cd "$t"',
     ]
     for name, content in _files().items():
         text = quoting.quote(content).replace(b"\n", b"'\"$nl\"'")
         # cat says what is wrong; not each printf does.
         parts.append(b" && printf %s " + text + b" | cat >" + name.encode())
     parts.append(
-        b' && chmod 700 bin/jobctl && cd "$home" && ' + _whole().encode() + b" && v=$own &&"
-        b" if " + _whole().encode() + b'; then rm -rf "$t";'
-        b' else rm -rf "lib/$v" && mv "$t" "lib/$v"; fi || { rm -rf "$t"; false; }; } 2>&1 ) ||'
+        b" && chmod 700 bin/jobctl && " + _whole().encode() + b' && v=$own && cd "$d/lib" &&'
+        b' { for f in "$v" "$v/bin"; do [ -d "$f" ] || rm -f "$f"; done; mkdir -p "$v/bin"; } &&'
+        b" for f in " + names + b'; do [ ! -d "$v/$f" ] || rm -rf "$v/$f";'
+        b' mv -f "$t/$f" "$v/$f" || break; done && ' + _whole().encode() + b"; s=$?;"
+        b' rm -rf "$t"; exit $s; } 2>&1 ) ||'
         b' { printf "no cannot write in %s: %s; ' + _ADVICE_FAR.encode() + b'\\n" "$d"'
         b' "$(printf %s "${w##*: }" | head -n 1)"; exit; };'
     )
