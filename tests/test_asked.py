@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import PROGRAM, shown, wait_until
+from conftest import PROGRAM, rows_of, shown, wait_until
 from far import Far
 from sshd import MakeSshd, keygen
 from test_session import (
@@ -327,18 +327,21 @@ def test_a_banner_is_shown_once(make_far: Make, make_sshd: MakeSshd) -> None:
 
 @pytest.mark.parametrize(
     ("shell", "said"),
-    [
-        (
-            "echo; echo ' This account is currently not available.'; echo more; exit 1",
-            "the login shell of this host ended before it ran /bin/sh:"
-            " This account is currently not available.",
-        ),
-        ("echo 'Only gi\x1bt' >&2; exit 1", "before it ran /bin/sh: Only gi\\x1bt"),
-        ("printf 'no newline'", "before it ran /bin/sh: no newline"),
-        ("exit 1", "the login shell of this host ended before it ran /bin/sh"),
-        ("echo; echo Press any key; cat >/dev/null", "within 1 seconds: Press any key"),
-        ("printf 'Choose: '; cat >/dev/null", "within 1 seconds: Choose:"),
-    ],
+    rows_of(
+        [
+            (
+                "echo; echo ' This account is currently not available.'; echo more; exit 1",
+                "the login shell of this host ended before it ran /bin/sh:"
+                " This account is currently not available.",
+            ),
+            ("echo 'Only gi\x1bt' >&2; exit 1", "before it ran /bin/sh: Only gi\\x1bt"),
+            ("printf 'no newline'", "before it ran /bin/sh: no newline"),
+            ("exit 1", "the login shell of this host ended before it ran /bin/sh"),
+            ("echo; echo Press any key; cat >/dev/null", "within 1 seconds: Press any key"),
+            ("printf 'Choose: '; cat >/dev/null", "within 1 seconds: Choose:"),
+        ],
+        plain=2,
+    ),
 )
 def test_what_a_login_shell_says_is_in_the_reason(
     make_far: Make, make_sshd: MakeSshd, shell: str, said: str

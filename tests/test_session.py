@@ -18,7 +18,16 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import PROGRAM, at_home, at_rest, nothing_left, processes_with, rows_of, wait_until
+from conftest import (
+    PROGRAM,
+    at_home,
+    at_rest,
+    first_of,
+    nothing_left,
+    processes_with,
+    rows_of,
+    wait_until,
+)
 from far import Far
 from sshd import MakeSshd, Sshd, free_port, keygen, program
 
@@ -475,7 +484,7 @@ def test_an_agent_is_killed_before_it_hears_what_is_asked_for(far: Far) -> None:
         assert asking.stdout.read() == b"hi\n"
 
 
-@pytest.mark.parametrize("deleted", ["agent.sock", "agent.lock", "agent.[sl]*", "*", ""])
+@pytest.mark.parametrize("deleted", first_of("agent.sock", "*", "agent.lock", "agent.[sl]*", ""))
 def test_files_of_the_agent_are_deleted_while_it_lives(far: Far, deleted: str) -> None:
     """It is reached again or replaced, and takes away only what is its own."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM, Jobctl, strace, wait_until
+from conftest import PROGRAM, Jobctl, first_of, strace, wait_until
 
 from jobctl import process, quoting
 from jobctl.errors import NotFound
@@ -346,7 +346,9 @@ def harm(path: Path, kind: str) -> None:
             time.sleep(1)
 
 
-@pytest.mark.parametrize("kind", "deleted truncated garbage directory fifo locked".split())
+@pytest.mark.parametrize(
+    "kind", first_of("garbage", "deleted", "truncated", "directory", "fifo", "locked")
+)
 def test_a_harmed_index(jobctl: Jobctl, kind: str) -> None:
     ended = [jobctl.done("-c", f"echo {status}; exit {status}") for status in range(2)]
     before = jobctl.jobs()
