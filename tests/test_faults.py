@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import at_rest, first_of, rows_of, wait_until
+from conftest import at_rest, first_of, rows_of, sleeper, wait_until
 from far import Far
 from sshd import MakeSshd, Wire
 
@@ -146,6 +146,22 @@ def test_cut_is_seen(far: Far, wire: Wire) -> None:
     far.sshd.start()
     far.until(job, "Running")
     far.run("stop", job)  # the wire is taken away before what uses it
+
+
+def test_time_is_up_while_output_is_fetched(far: Far, wire: Wire) -> None:
+    """Long before the host is given up, whose silence is no news yet."""
+    far.sshd.hosts("Host *", "ServerAliveInterval 300", port=wire.port)
+    running = far.start("--results", "remote", "-c", f"echo a; exec {sleeper()}")
+    over = far.done("--results", "remote", "echo", "b")
+    far.until(running, "Running")
+    wire.freeze()
+    for words in ((running,), (over,), (running, over), ("--gather", over)):
+        result = far.run("receive", "--wait", "--timeout", "0.5", *words, status=124)
+        assert (result.stdout, result.stderr) == (b"", b"")
+    wire.thaw()
+    assert far.out("receive", "--wait", over) == "b\n"
+    far.run("stop", running)
+    assert far.out("receive", running) == "a\n"
 
 
 def test_an_end_that_another_agent_wrote(far: Far, wire: Wire) -> None:

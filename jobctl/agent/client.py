@@ -87,12 +87,16 @@ class Talk:
         with suppress(OSError):
             socket.send_fds(self.socket, [b"{}\n"], list(fds))
 
-    def answers(self) -> Iterator[dict[str, Any]]:
-        """Yield what the agent says, one thing after the other, to its end."""
+    def answers(self, deadline: float | None = None) -> Iterator[dict[str, Any]]:
+        """Yield what the agent says, one thing after the other, to its end.
+
+        :param deadline: until when, by time.monotonic().
+        :raises TimeoutError: there is more by then.
+        """
         heard, losses = False, 0
         while True:
             try:
-                line = self._line()
+                line = self._line(deadline)
             except ConnectionResetError:
                 # It was killed, and had not read what we ask for.
                 losses += 1
@@ -117,13 +121,16 @@ class Talk:
                 return [json.loads(line) for line in lines]
         return None
 
-    def _line(self) -> bytes:
+    def _line(self, deadline: float | None) -> bytes:
         """Return the next line, once there is one; b"" if the agent has gone.
 
         :raises ConnectionResetError: it was killed, and had not read what we ask for.
+        :raises TimeoutError: there is none by then.
         """
         while not self._lines:
-            descriptors.wait(self._poll)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not descriptors.wait(self._poll, left):
+                raise TimeoutError
             if not self._hear():
                 return b""
         return self._lines.pop(0)
@@ -146,12 +153,14 @@ class Talk:
             ask(message)
         return bool(message.keys() & {"ask", "show"})
 
-    def result(self, ask: Asked | None = None) -> dict[str, Any]:
+    def result(self, ask: Asked | None = None, deadline: float | None = None) -> dict[str, Any]:
         """Return the result, having a person asked what the agent wants to know.
 
+        :param deadline: until when, by time.monotonic().
         :raises JobctlError: the agent says why it did not do it.
+        :raises TimeoutError: it has not done it by then.
         """
-        for answer in self.answers():
+        for answer in self.answers(deadline):
             if self.heed(answer, ask):
                 continue
             if "error" in answer:

@@ -379,13 +379,16 @@ def complete_sessions(
     ]
 
 
-def person(jobs: Iterable[Job]) -> Asked | None:
-    """Return what asks the person at the terminal what the hosts of some jobs want to know."""
+def person(jobs: Iterable[Job], deadline: float | None = None) -> Asked | None:
+    """Return what asks the person at the terminal what the hosts of some jobs want to know.
+
+    :param deadline: when there is no more time for an answer, by time.monotonic().
+    """
     if not any(job.type in (TYPE_REMOTE, TYPE_TASK) for job in jobs):
         return None
     from jobctl.cli import terminal
 
-    return terminal.person()
+    return terminal.person(deadline)
 
 
 def found(chosen: Chosen, resume: bool = True) -> Found:

@@ -188,11 +188,14 @@ def deliver(jobs: list[Job], manner: Manner) -> int:
     return render.tell_all([*errors, *receiver.errors.values()])
 
 
-def _fetched(store: Store, jobs: list[Job]) -> list[JobctlError]:
-    """Bring home what was to stay on hosts; return an error for each that is out of reach."""
+def _fetched(store: Store, jobs: list[Job], deadline: float | None = None) -> list[JobctlError]:
+    """Bring home what was to stay on hosts; return an error for each that is out of reach.
+
+    :raises TimeoutError: it is not here by then, by time.monotonic().
+    """
     some = parts(store, [job for job in jobs if _leaves_results(store, job)])
     there = [job for job in some if store.jobs.folder(job.id).stays_there()]
-    return ask_hosts(store.jobs, "fetch", there, options.person(there))
+    return ask_hosts(store.jobs, "fetch", there, options.person(there, deadline), deadline)
 
 
 def _leaves_results(store: Store, job: Job) -> bool:
@@ -228,13 +231,17 @@ def follow(
     ids = sorted({part for job in goes_on for part in job.children or (job.id,)}, key=order)
     listener = Listener(_failure, _emptied, _waiting, _event if events else None)
     receiver = Receiver(store.jobs, manner, listener)
+    fetched = True
     try:
-        for error in _fetched(store, goes_on):
-            raise error
+        try:
+            for error in _fetched(store, goes_on, deadline):
+                raise error
+        except TimeoutError:
+            fetched = False  # what is here is delivered all the same
         with _doubting(ids):
             ends = Ends(store.jobs, ids, force, terminal.person(deadline), news, render.say)
             ended = receiver.follow(ends, deadline)
-        if auto_remove and len(ended) == len(ids) and not receiver.errors:
+        if auto_remove and fetched and len(ended) == len(ids) and not receiver.errors:
             _remove([job.id for job in jobs], manner)
     except ReaderLeft:
         raise
@@ -242,7 +249,8 @@ def follow(
         raise JobctlError(str(error)) if alone else error from None
     if receiver.errors:
         return render.tell_all([*receiver.errors.values()])
-    if len(ended) < len(ids) and deadline is not None and time.monotonic() >= deadline:
+    late = deadline is not None and time.monotonic() >= deadline
+    if not fetched or (late and len(ended) < len(ids)):
         return _TIMED_OUT
     if alone:
         return _status_of(ended[0]) if ended else JobctlError.status  # was removed
@@ -278,8 +286,11 @@ def _gather(
     ):
         whole += [job for _, job in news if job is not None]
     ended = parts(store, whole)
-    for error in _fetched(store, ended):
-        raise error
+    try:
+        for error in _fetched(store, ended, deadline):
+            raise error
+    except TimeoutError:
+        return _TIMED_OUT
     groups = grouped(store.jobs, ended, manner)
     receiver = Receiver(store.jobs, manner, Listener(lambda job: "", _emptied))
     with _doubting(ids):

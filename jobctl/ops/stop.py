@@ -217,11 +217,18 @@ def on_hosts(chosen: list[Job]) -> list[Job]:
 
 
 def ask_hosts(
-    jobs: Jobs, operation: str, chosen: list[Job], ask: Asked | None, **how: Any
+    jobs: Jobs,
+    operation: str,
+    chosen: list[Job],
+    ask: Asked | None,
+    deadline: float | None = None,
+    **how: Any,
 ) -> list[JobctlError]:
     """Have the agent do something to jobs on hosts; return an error for each it failed with.
 
     :param ask: has a person at the terminal answer what hosts want to know.
+    :param deadline: until when, by time.monotonic().
+    :raises TimeoutError: it is not done by then; the agent goes on with it.
     """
     if not chosen:
         return []
@@ -229,7 +236,7 @@ def ask_hosts(
 
     ids, person = [job.id for job in chosen], ask is not None
     request = {"op": operation, "jobs": ids, "person": person, **how}
-    answer = client.call(jobs.state_dir, request, ask=ask)
+    answer = client.call(jobs.state_dir, request, ask=ask, deadline=deadline)
     errors: list[JobctlError] = [
         NotActedOn(job_id, f": {why}", status) for job_id, (status, why) in answer["errors"].items()
     ]
