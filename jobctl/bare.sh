@@ -798,7 +798,8 @@ detached() {
     # What our caller ignores, as under nohup, the job need not.
     ! env --default-signal true 2>/dev/null || set -- --default-signal "$@"
     {
-        if [ "$background" ]; then env -i "$@" <&0 & else env -i "$@"; fi
+        # What a shell puts into the background has no standard input but by another number.
+        if [ "$background" ]; then { env -i "$@" <&3 3<&- & } 3<&0; else env -i "$@"; fi
     } 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 }
 
@@ -1103,7 +1104,7 @@ write_down() {
     done
     # shellcheck disable=SC2016  # of the runner
     [ -z "$jobctl_odd" ] || printf 'set -- /usr/bin/env %s"$@"\n' "$jobctl_odd" >env.odd || return
-    : >stdout && : >stderr && : >lock && save_marks . 0 0 '' '' || return
+    true >stdout && true >stderr && true >lock && save_marks . 0 0 '' '' || return
     [ -z "${opt_stdin+set}" ] || { stdin=stdin && cat <&7 >stdin || return; }
     if [ -n "${opt_script+set}" ]; then
         cat <&6 >script && chmod 700 script || return

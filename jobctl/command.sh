@@ -346,3 +346,34 @@ note_unbegun() {
     esac
     for_people "$jobctl_said" >"${failures-}failure"
 }
+
+# Becomes the command $ARGV[2], in a session of its own if $ARGV[0] says so, and with the variables
+# that the file $ARGV[1] has as words of sh. \x27 is the quote.
+# shellcheck disable=SC2016  # of perl
+jobctl_perl='my ($lead, $file) = splice(@ARGV, 0, 2);
+    delete $ENV{PERL_BADLANG};
+    if ($file ne "" && open(my $in, "<:raw", $file)) {
+        local $/;
+        my $text = <$in>;
+        while ($text =~ /((?:\x27[^\x27]*\x27|\\\x27)+) /g) {
+            (my $word = $1) =~ s/\x27([^\x27]*)\x27|\\(\x27)/defined $1 ? $1 : $2/ge;
+            my ($name, $value) = split(/=/, $word, 2);
+            $ENV{$name} = $value;
+        }
+    }
+    if ($lead) { require POSIX; POSIX::setsid() }
+    { no warnings; exec { $ARGV[0] } @ARGV }
+    my $why = $!;
+    print STDERR "setsid: $ARGV[0]: $why\n";
+    exit($why == 2 ? 127 : 126)'
+
+# Sets jobctl_odd to shell text that puts before the words $@ what sets the variables of the file $1,
+# whose names no shell can hold. They are on no command line, which everybody can read, but for an
+# instant that of env where there is no perl.
+set_odd() {
+    quote "$1"
+    # shellcheck disable=SC2154  # quote sets it
+    jobctl_odd=". $quoted"
+    [ ! -x /usr/bin/perl ] ||
+        jobctl_odd="export PERL_BADLANG=0; set -- /usr/bin/perl -e '$jobctl_perl' '' $quoted \"\$@\""
+}

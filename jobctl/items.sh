@@ -392,19 +392,27 @@ take() {
     [ -d taken ] || lacking=taken
     [ -d children ] || lacking=children
     [ -z "$lacking" ] || return 1
+    tried=''
     while :; do
         set -C
         true >"taken/$jobctl_number"
         taken=$?
         set +C
-        [ "$taken" -ne 0 ] && [ ! -e "taken/$jobctl_number" ] && no_room_in taken || return "$taken"
-        load command && wait_for_room
+        [ "$taken" -ne 0 ] && [ ! -e "taken/$jobctl_number" ] || return "$taken"
+        if no_room_in taken; then
+            load command && wait_for_room
+        elif [ "$tried" ]; then
+            return 1
+        else
+            tried=1 # there may have been none until now
+        fi
     done
 }
 
 # Succeeds if no file can be made in folder $1 for want of room.
 no_room_in() {
-    case $({ true >"$1/room"; } 2>&1) in
+    complaint=$({ true >"$1/room"; } 2>&1)
+    case ${complaint##*: } in
     *[Ss]pace* | *[Qq]uota*) ;;
     *) rm -f "$1/room" && false ;;
     esac
@@ -450,7 +458,7 @@ try_item() {
         no_room_in children || break
         load command && wait_for_room
     done
-    [ ! -s "slots/$jobctl_slot/log" ] || : >"slots/$jobctl_slot/log"
+    [ ! -s "slots/$jobctl_slot/log" ] || true >"slots/$jobctl_slot/log"
     time_watch='' killed=''
     if [ -n "$timeout" ]; then
         trap - TERM
@@ -678,7 +686,7 @@ mend_slot() {
     # What stands at its end is no part of a line any more.
     [ ! -f "$1/journal" ] || echo >>"$1/journal" || return 1
     plain "$1/done"
-    : >"$1/done"
+    true >"$1/done"
 }
 
 # Gives back what no slot has begun, as none is left; of what has begun, every end was written down, or

@@ -230,12 +230,38 @@ quote() {
     quoted="$quoted$1'"
 }
 
-# Sets the variables that the file run in folder $1 names. It is read, not sourced:
-# this one may be damaged.
+# Calls function $1 with the words after $2 and with file $2 as descriptor 8; fails if that is no plain
+# file. A job may put a pipe in its place at any instant, which is opened only when somebody
+# writes to it: so it is opened to be written to as well, and looked at again.
+reading() {
+    called=$1 opened='' result=1 source=$2
+    shift 2
+    [ -f "$source" ] && [ -r "$source" ] || return 1
+    [ ! -w "$source" ] || {
+        opened=1
+        { [ -f /dev/fd/8 ] || [ ! -e /dev/fd/8 ]; } && "$called" "$@"
+        result=$?
+    } 8<>"$source"
+    # Of some files of the system the first is refused, be they writable or not.
+    [ "$opened" ] || { "$called" "$@"; result=$?; } 8<"$source"
+    return "$result"
+}
+
+# Sets the variables named to the words of the first line that descriptor 8 gives.
+read_words() {
+    read -r "$@" <&8
+}
+
+# Sets the variables that the file run in folder $1 names. It may be damaged, and is not sourced.
 load_run() {
     runner='' runner_ticks='' boot='' host='' pid='' ticks='' waiter='' waiter_ticks=''
     place=nowhere
-    [ -f "$1/run" ] && [ -r "$1/run" ] || return 0
+    reading read_run "$1/run" || return 0
+    case $host in *[!A-Za-z0-9._-]*) host='' ;; esac
+    place_of "$host" "$boot"
+}
+
+read_run() {
     while IFS="='" read -r key _ value _; do
         case $key in
         runner) runner=$value ;;
@@ -247,9 +273,7 @@ load_run() {
         waiter) waiter=$value ;;
         waiter_ticks) waiter_ticks=$value ;;
         esac
-    done <"$1/run"
-    case $host in *[!A-Za-z0-9._-]*) host='' ;; esac
-    place_of "$host" "$boot"
+    done <&8
 }
 
 # Sets fate to what became of the job in folder $1, and because to the reason: living; ended, as it says itself;
@@ -283,10 +307,12 @@ judge_fate() {
     esac
 }
 
-# Succeeds if a runner holds the lock of the job in folder $1; fails where that is not told.
+# Succeeds if a runner holds the lock of the job in folder $1; fails where that is not told, as on a
+# file system that has no locks, of which flock says so.
 held() {
-    [ -f "$1/lock" ] && command -v flock >/dev/null && ! flock -s -n "$1/lock" true
-} 2>/dev/null
+    [ -f "$1/lock" ] && command -v flock >/dev/null &&
+        ! complaint=$(flock -s -n "$1/lock" true 2>&1) && [ -z "$complaint" ]
+}
 
 # The same for job $1 of those to act on; other scripts have other ones.
 locate() {
@@ -305,8 +331,9 @@ ended='$now'${newline}ended_uptime='$uptime'${newline}boot='$boot_now'"
     mine='' # of which a full disk may have taken a part
     set -C
     until
-        { [ "${#record}" -lt 1000 ] && [ ! -e exit ] && true >./exit && mine=1 &&
-            printf '%s\n' "$record" >|./exit; } 2>/dev/null || settled || {
+        # Opened once: an empty one may be another one's at any instant.
+        { [ "${#record}" -lt 1000 ] && [ ! -e exit ] &&
+            { mine=1 && printf '%s\n' "$record"; } >./exit; } 2>/dev/null || settled || {
             { [ -f exit.new ] || [ ! -e exit.new ]; } &&
                 printf '%s\n' "$record" 1<>exit.new &&
                 { ln exit.new exit 2>/dev/null || settled || mv -f exit.new exit; }
@@ -356,7 +383,7 @@ members() {
             alive "$root" "${waiter_ticks:-$ticks}" "$place" || root=none
             put_line "job ${job%%:*} $root ${job#*:}"
             # Does no record name the command, it is a child of its runner.
-            [ "$pid" ] || [ "$place" != here ] || put_line "under ${job%%:*} ${runner:-none}"
+            [ "$pid" ] || ! alive "$runner" "$runner_ticks" "$place" || put_line "under ${job%%:*} $runner"
             sessions_of "${job%%:*}"
         done
         for member in $known; do
@@ -645,8 +672,8 @@ do_job() {
     elif [ -n "${at_end-}" ]; then
         put_line "$at_end" >&7 # see serve.sh
         # To empty them takes no process, and no person looks into this folder.
-        [ ! -f env ] || : >./env
-        [ ! -f env.odd ] || : >env.odd
+        [ ! -f env ] || true >./env
+        [ ! -f env.odd ] || true >env.odd
     else
         exec rm -f env env.odd exit.new spec.new
     fi
@@ -663,7 +690,7 @@ judge() {
 # Runs the command once. Sets code, and killed if a signal ended it.
 try() {
     plain log stdout stderr run
-    : >log
+    true >log
     time_watch='' caller_watch='' killed=''
     # With the default action until they set their own: else a TERM between would be lost.
     trap - TERM
@@ -745,7 +772,8 @@ command_itself() {
     binary) set -- "$dir/script" "$@" ;;
     *) set -- /bin/sh "$dir/script" "$@" ;;
     esac
-    set_odd
+    jobctl_odd=''
+    [ ! -e "$dir/env.odd" ] || { load command && set_odd "$dir/env.odd"; }
     if [ -n "$text" ]; then
         set -- /bin/sh -c "${init:+$init
 }$text" sh "$@"
@@ -782,44 +810,17 @@ exec \"\$@\"" sh "$@"
     case $jobctl_leader in
     none) ;;
     ?*) set -- "$jobctl_leader" "$@" ;;
-    *) [ ! -x /usr/bin/perl ] || { export PERL_BADLANG=0 && set -- /usr/bin/perl -e "$jobctl_perl" lead '' "$@"; } ;;
+    *)
+        # One perl for both: the variables may be such as steer perl.
+        # shellcheck disable=SC2154  # of command.sh
+        [ ! -x /usr/bin/perl ] || { load command && export PERL_BADLANG=0 &&
+            set -- /usr/bin/perl -e "$jobctl_perl" lead "${jobctl_odd:+$jobctl_dir/env.odd}" "$@" && jobctl_odd=''; }
+        ;;
     esac
     # Last, as env takes a command with a = in its name for a variable.
     eval "$jobctl_odd"
     trap - PIPE
     exec "$@"
-}
-
-# Becomes the command $ARGV[2], in a session of its own if $ARGV[0] says so, and with the variables
-# that the file $ARGV[1] has as words of sh. \x27 is the quote.
-# shellcheck disable=SC2016  # of perl
-jobctl_perl='my ($lead, $file) = splice(@ARGV, 0, 2);
-    delete $ENV{PERL_BADLANG};
-    if ($file ne "" && open(my $in, "<:raw", $file)) {
-        local $/;
-        my $text = <$in>;
-        while ($text =~ /((?:\x27[^\x27]*\x27|\\\x27)+) /g) {
-            (my $word = $1) =~ s/\x27([^\x27]*)\x27|\\(\x27)/defined $1 ? $1 : $2/ge;
-            my ($name, $value) = split(/=/, $word, 2);
-            $ENV{$name} = $value;
-        }
-    }
-    if ($lead) { require POSIX; POSIX::setsid() }
-    { no warnings; exec { $ARGV[0] } @ARGV }
-    my $why = $!;
-    print STDERR "setsid: $ARGV[0]: $why\n";
-    exit($why == 2 ? 127 : 126)'
-
-# Sets jobctl_odd to shell text that puts before the words $@ what sets the variables of the file
-# env.odd, whose names no shell can hold. They are on no command line, which everybody can read,
-# but for an instant that of env where there is no perl.
-set_odd() {
-    jobctl_odd=''
-    [ -e "$dir/env.odd" ] || return 0
-    quote "$dir/env.odd"
-    jobctl_odd=". $quoted"
-    [ ! -x /usr/bin/perl ] ||
-        jobctl_odd="export PERL_BADLANG=0; set -- /usr/bin/perl -e '$jobctl_perl' '' $quoted \"\$@\""
 }
 
 # Sets jobctl_leader to the program that runs another one in a session of its own, if there is one.
@@ -937,7 +938,7 @@ verdict() {
 
 # Sets reason to the first line of file $1.
 reason_in() {
-    [ -f "$1" ] && read -r reason <"$1"
+    reading read_words "$1" reason
 }
 
 # Succeeds if the attempt of which verdict $1 told is to be followed by another one.

@@ -175,7 +175,9 @@ sweep_scripts() {
     [ -n "$found" ] || return 0
     specs=$(find guest jobs -name spec -mtime +29)
     for path in $specs; do
-        [ -s "${path%/spec}/exit" ] || return 0
+        path=${path%/spec}
+        # Of others the slots, or the jobs on hosts, tell whether they have ended.
+        [ -s "$path/exit" ] || [ -d "$path/slots" ] || [ -d "$path/children" ] || return 0
     done
     running=$(commands)
     for old in $found; do
@@ -234,7 +236,7 @@ accept() {
     is_ours "$1" "guest/$2" || return 0
     ours='' refused=''
     if [ ! -s "guest/$2/spec" ]; then
-        if ! { mkdir -p "guest/$2" && cd "guest/$2" && plain stdout stderr progress && : >stdout && : >stderr && : >progress; }; then
+        if ! { mkdir -p "guest/$2" && cd "guest/$2" && plain stdout stderr progress && true >stdout && true >stderr && true >progress; }; then
             refused=1
         elif claim; then
             ours=1
@@ -490,8 +492,11 @@ erase_each() {
             answer "$tag away $away"
             return
         fi
+        # Aside first: who still looks at it makes none of its files anew.
         rm -f "$path/spec"
-        rm -rf "$path"
+        rm -rf "$path.gone"
+        [ ! -e "$path" ] || mv "$path" "$path.gone"
+        rm -rf "$path.gone"
     done
     answer "$tag ok"
 }
@@ -670,23 +675,6 @@ learn_sizes() {
 
 count() {
     for counted in "$@"; do wc -c <"$counted"; done
-}
-
-# Calls function $1 with the words after $2 and with file $2 as descriptor 8; fails if that is no plain
-# file. A job may put a pipe in its place at any instant, which is opened only when somebody
-# writes to it: so it is opened to be written to as well, and looked at again.
-reading() {
-    called=$1 opened='' result=1 file=$2
-    shift 2
-    [ -f "$file" ] || return 1
-    [ ! -w "$file" ] || {
-        opened=1
-        { [ -f /dev/fd/8 ] || [ ! -e /dev/fd/8 ]; } && "$called" "$@"
-        result=$?
-    } 8<>"$file"
-    # Of some files of the system the first is refused, be they writable or not.
-    [ "$opened" ] || { "$called" "$@"; result=$?; } 8<"$file"
-    return "$result"
 }
 
 # Sets skips if dd can begin and end at any byte.
@@ -969,7 +957,7 @@ EOF
         [ -z "$unsent" ] || { more=1; break; }
         eval "text=\$text_$slot at=\${journal_${handle}_$slot:-0}"
         [ "$at" -gt 0 ] || [ ! -s "$path/slots/$slot/self" ] || {
-            read -r line <"$path/slots/$slot/self"
+            reading read_words "$path/slots/$slot/self" line || line=''
             [ "${#line}" -le 4000 ] || line=''
             put_line "self $handle $slot ${#line}"
             put_line "$line"
@@ -1195,16 +1183,23 @@ control)
     served=$own served_ticks=$born
     beside carry_all
     # Nowhere else is there anything that is ours to take away.
+    brought=''
     case $here in
     "$2"/lib/*)
+        brought=1
         true >"$here/used"
         set -- "$here"/../*
         [ $# -eq 1 ] || (sweep_scripts </dev/null >/dev/null 7>&- &)
         ;;
     esac
+    set -- guest/*.gone # that nobody deletes any more
+    [ ! -e "$1" ] || (rm -rf "$@" >/dev/null 7>&- &)
     # If the other one ends, so does the output.
     exec >/dev/null
     while IFS= read -r line; do
+        # Another release may have taken them away, on a machine that does not see this process.
+        [ -d "$here" ] || exit
+        [ -z "$brought" ] || true >"$here/used"
         eval "$line"
     done
     echo over >&7

@@ -11,8 +11,7 @@ begun='' found='' started='' begun_at='' highest='' born='' condition=''
 # what pid and ticks name, it says nothing.
 slot_self() {
     keeper='' keeper_host=''
-    [ -f "$1/self" ] &&
-        read -r keeper keeper_ticks keeper_boot keeper_host _ 2>/dev/null <"$1/self" || return 1
+    reading read_words "$1/self" keeper keeper_ticks keeper_boot keeper_host _ 2>/dev/null || return 1
     case $keeper_host/$keeper in /* | */ | *[!A-Za-z0-9._-]*/* | */*[!0-9]*) return 1 ;; esac
     place_of "$keeper_host" "$keeper_boot"
 }
@@ -41,7 +40,7 @@ judge_slot() {
 # Sets highest to the highest number that a slot of the job in folder $1 was given on a host.
 load_highest() {
     highest=0
-    [ ! -s "$1/highest" ] || read -r highest <"$1/highest"
+    reading read_words "$1/highest" highest
     case $highest in '' | *[!0-9]*) highest=0 ;; esac
 }
 
@@ -58,10 +57,11 @@ restore_slots() {
 # Succeeds if it is less than three seconds since it was first asked of the slot in folder $1, which
 # has written nothing yet.
 is_new() {
+    missed=''
     instant
     plain "$1/missed"
     [ -s "$1/missed" ] || put_line "$instant" >"$1/missed" || return 0
-    read -r missed <"$1/missed" || return 0
+    reading read_words "$1/missed" missed || return 0
     case $missed in '' | *[!0-9]*) return 1 ;; esac
     [ "$instant" -ge "$missed" ] && [ $((instant - missed)) -lt 300 ]
 } 2>/dev/null

@@ -335,6 +335,14 @@ def test_echo_prints_no_variable(path: Path) -> None:
             assert plain.fullmatch(words[0]), f"{path.name}:{number}: {line.strip()}"
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.sh")), ids=lambda path: path.name)
+def test_no_colon_makes_a_file(path: Path) -> None:
+    """A redirection of a special builtin that fails, on a full disk say, ends a POSIX shell."""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        found = re.search(r"(?:^|[\s;&|({!]):\s*\d?>", line.partition(" #")[0])
+        assert not found or line.lstrip().startswith("#"), f"{path.name}:{number}: {line.strip()}"
+
+
 @pytest.mark.long  # and by itself the first thing that CI does
 def test_the_scripts_are_clean() -> None:
     words = [*shell_words("shellcheck"), str(RUNNER), str(PACKAGE / "bare.sh")]

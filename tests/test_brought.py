@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,27 @@ def test_a_job_is_on_a_full_host_whole_or_not_at_all(far: Far, full: Path, tmp_p
         job = far.on("web1", *given)
         assert far.outcome(job)[:2] == ("Completed", "")
         far.run("remove", job)
+
+
+def test_a_host_that_has_room_for_no_further_file(far: Far, full: Path) -> None:
+    """One job is refused, and the connection stands."""
+    subprocess.run(["mount", "-o", "remount,nr_inodes=60", str(far.there)], check=True)
+    far.run("session", "new", "web1")
+    beside = far.on("web1", *sleeper().split())
+    far.until(beside, "Running")
+    taken = [full.with_name(f"taken.{number}") for number in range(60)]
+    with suppress(OSError):
+        for path in taken:
+            path.touch()
+    state, reason, _ = far.outcome(far.on("web1", "true"))
+    assert state == "Failed"
+    assert f"cannot write in {far.there}/guest" in reason
+    assert reason.endswith("No space left on device")
+    assert json.loads(far.out("session", "get", "-o", "json"))[0]["state"] == "Opened"
+    for path in taken:
+        path.unlink(missing_ok=True)
+    assert far.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
+    far.run("stop", beside)
 
 
 @pytest.mark.parametrize("kind", ["one", "items"])

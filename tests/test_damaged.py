@@ -52,7 +52,7 @@ def check(jobctl: Jobctl, job: str, ran: Path, gone: str) -> None:
     assert f"damaged: the folder {gone}" in whole["reason"], whole["reason"]
     for child in jobctl.jobs("--children", job)[1:]:
         told = "damaged: the folder " in child["reason"]
-        assert child["state"] == "Completed" or told, child
+        assert child["state"] == "Completed" or told, str(child)
     begun = ran.read_text().split()
     assert len(begun) == len(set(begun))
     jobctl.run("remove", job)

@@ -94,7 +94,9 @@ def test_without_tools(
 ) -> None:
     library = tmp_path / "library"
     shutil.copytree(os.path.dirname(jobctl.__file__), library / "jobctl")
-    scripts = [library / "jobctl" / name for name in ("runner.sh", "serve.sh", "items.sh")]
+    scripts = [
+        library / "jobctl" / name for name in ("runner.sh", "serve.sh", "items.sh", "command.sh")
+    ]
     for name in missing:
         assert f"bin/{name}" in scripts[0].read_text()
         for path in scripts:
@@ -102,6 +104,11 @@ def test_without_tools(
     far = make_far(sshd)
     far.env["PYTHONPATH"] = str(library)
     works(far, tmp_path)
+    # What steers perl is for the command alone.
+    odd = ("-e", "PERL5OPT=-Mno_such", "-e", "a-b=c")
+    result = far.run("start", "-qw", "-H", "web1", *odd, "env")
+    assert {b"PERL5OPT=-Mno_such", b"a-b=c"} <= set(result.stdout.splitlines())
+    assert result.stderr == b""
 
 
 def test_a_host_that_sleeps(make_far: Make, sshd: Sshd, tmp_path: Path) -> None:

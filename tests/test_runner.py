@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ONE_SHELL, SHELLS, WEIRD, processes_with, shell_words, sleeper, wait_until
+from conftest import (
+    ONE_SHELL,
+    SHELLS,
+    WEIRD,
+    processes_with,
+    shell_words,
+    sleeper,
+    sleeping,
+    wait_until,
+)
 
 from jobctl import process, runner
 from jobctl.folder import Folder
@@ -135,6 +144,42 @@ def test_the_environment_is_exactly_the_callers(run: Run) -> None:
         "JOBCTL_HOST": "localhost",
     }
     assert ran.output("stderr") == b""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_file_system_without_locks(tmp_path: Path, shell: str) -> None:
+    """That flock(1) can lock nothing there does not say that somebody holds the lock."""
+    source = Path(runner.SCRIPT).read_text()
+    held = source[source.index("\nheld() {") :].partition("\n}\n")[0] + "\n}\n"
+    (tmp_path / "lock").touch()
+    fails = "flock() { echo 'flock: 9: Function not implemented' >&2; return 71; }\n"
+    for text, status in ((held, 1), (fails + held, 1), (f"flock() {{ return 1; }}\n{held}", 0)):
+        words = [*shell_words(shell), "-c", f"{text}held ."]
+        assert subprocess.run(words, cwd=tmp_path).returncode == status
+
+
+def test_a_process_id_that_came_round(run: Run) -> None:
+    """What somebody else has started is not ended, as its parent has the id of a runner."""
+    nap, other = sleeper(), sleeper()
+    ran = run(*nap.split())
+    wait_until(lambda: ran.job().pid)
+    stranger = subprocess.Popen(["sh", "-c", f"{other} & wait"])
+    wait_until(lambda: sleeping(other))
+    record = Path(ran.folder.file("run"))
+    lines = record.read_text().splitlines()
+    pid = re.search(r"runner='(\d+)'", lines[0])
+    assert pid
+    os.kill(int(pid[1]), signal.SIGKILL)
+    os.kill(ran.job().pid or 0, signal.SIGKILL)
+    wait_until(lambda: not sleeping(nap))
+    kept = [line for line in lines if not line.startswith(("pid=", "ticks="))]
+    record.write_text("\n".join([f"runner='{stranger.pid}'", *kept[1:], ""]))
+    ran.stop()
+    assert sleeping(other)
+    stranger.kill()
+    for pid_of in sleeping(other):
+        os.kill(pid_of, signal.SIGKILL)
+    stranger.wait()
 
 
 def test_without_any_environment(run: Run) -> None:
