@@ -95,6 +95,19 @@ class Carried:
         """Whether somebody asked for its end, so that its host is to be told."""
         return self.folder.has("stop")
 
+    def ask_for_stop(self, reason: str) -> None:
+        """Write down that somebody asks for its end, if it has none yet.
+
+        :raises OSError: that cannot be written, nor would its host write it down.
+        """
+        try:
+            if not self.folder.finished():
+                self.folder.put("stop", os.fsencode(reason) + b"\n")
+        except OSError:
+            if not (self.sent or self.adopted):
+                raise
+            # What fills a disk can be stopped.
+
     def want(self) -> None:
         """Have its output come here, though it was to stay there."""
         self.folder.put("wanted", b"")
@@ -251,7 +264,9 @@ class Carried:
         return self._settle({key: os.fsencode(value) for key, value in record.items()} | ended)
 
     def _settle(self, record: dict[str, bytes]) -> bool:
-        self.close()
+        # Some file systems tell only now what they could not write. Then it is asked for again.
+        while self._streams:
+            self._streams.popitem()[1].close()
         if self.keeps_results_there and (self.brings_output or self.gone):
             self.folder.put("home", b"")  # all that there is came before the end
         return self.folder.settle(quoting.dump(record))

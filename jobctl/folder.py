@@ -219,6 +219,8 @@ class Folder:
         """Return what is known of an unfinished job on a host: what that host last said."""
         from jobctl import links
 
+        if self.damaged and not self.spec().get("host"):
+            return {"state": State.FAILED, "reason": records.DAMAGED.format("spec")}
         book = links.Links(self.state_dir)
         name = self.link_name(book)
         link = book.link(name)
@@ -573,7 +575,8 @@ class Folder:
             age = time.time() - os.stat(self.path).st_mtime
         except OSError:
             return False
-        return age > 60 and not self.exists() and self.watched(boot) is None
+        unknown = age > 60 and not self.exists() and self.watched(boot) is None
+        return unknown and not self._locked()  # it may be reading a pipe
 
 
 def cookie(value: bytes | None) -> str:

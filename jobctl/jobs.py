@@ -38,7 +38,8 @@ class Jobs:
         if not Task.is_at(path):
             return Folder(path)
         if len(self._tasks) >= self._room:
-            going_on = {n: t for n, t in self._tasks.items() if t.exists() and not t.finished()}
+            known = list(self._tasks.items())  # to which others may add
+            going_on = {n: t for n, t in known if t.exists() and not t.finished()}
             self._tasks, self._room = going_on, max(_KEPT, 2 * len(going_on))
         task = (FarTask if FarTask.is_at(path) else Task)(path)
         # Kept, as it knows by now how its children ended; but not one that is being written.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -20,9 +21,9 @@ STATES = {b"C": State.COMPLETED, b"F": State.FAILED, b"X": State.STOPPED}
 _SLOT = re.compile(r"(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8}))?", re.ASCII)
 _LINE = re.compile(
     rb"([1-9]\d{0,8}) "
-    rb"(B \d{1,10} \S+ \d+ [\d.]+ [\d.-]+|[CFX] (?:\d+|-) (?:\d+|-) [\d.]+ [\d.-]+ .*)"
+    rb"(B \d{1,10} \S+ \d+ [\d.]+ [\d.-]+|[CFX] (?:\d+|-) (?:\d+|-) [\d.]+ [\d.-]+ [^\x01]*)"
 )
-"""What items.sh and note_end() write; what is no such line says nothing."""
+"""What items.sh and note_end() write; what is no such line says nothing, as whole.CUT."""
 
 
 def lines_in(text: bytes) -> Iterator[tuple[int, bytes]]:
@@ -42,7 +43,10 @@ class Run(NamedTuple):
 
 
 class Journals:
-    """The slots of one job. What was read once is not read again: journals only grow."""
+    """The slots of one job. What was read once is not read again: journals only grow.
+
+    Several threads may ask it.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,8 @@ class Journals:
         :param clocks: returns how the clocks of a slot's host stand to ours, None if it is here.
         :param holds: returns what tells of which items a slot can say something.
         """
+        self._lock = threading.RLock()
+        """Held while something is read or written down: who finds it read finds all of it."""
         self._path = path
         self._clocks = clocks
         self._holds = holds
@@ -139,8 +145,9 @@ class Journals:
 
     def runs(self) -> dict[int, Run]:
         """Return what was begun and has not ended, by number of item."""
-        self.catch_up()
-        return {number: self.run(number) for number in self._begun.keys() - self.ends.keys()}
+        with self._lock:
+            self.catch_up()
+            return {number: self.run(number) for number in self._begun.keys() - self.ends.keys()}
 
     def run(self, number: int) -> Run:
         """Return how an item was begun last; one that never was has no pid."""
@@ -204,6 +211,10 @@ class Journals:
 
     def catch_up(self) -> None:
         """Read what the journals say that is not known yet."""
+        with self._lock:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
         for slot in self.slots():
             path, at = f"{self._path}/{slot}/journal", self._offsets.get(slot, 0)
             if records.size(path) <= at:
@@ -227,7 +238,9 @@ class Journals:
     def first_began(self) -> float | None:
         """Return when the first item began."""
         first = dict[str, tuple[float, bytes]]()
-        for slot, line in self._begun.values():
+        with self._lock:
+            begun = list(self._begun.values())
+        for slot, line in begun:
             began = records.number(line.split(b" ", 5)[4])
             if began is not None and (slot not in first or began < first[slot][0]):
                 first[slot] = began, line
@@ -243,29 +256,29 @@ class Journals:
         letter = next(key for key, known in STATES.items() if known is state).decode()
         now = process.now()
         ended = f"{now.time:.2f} {'-' if now.uptime is None else f'{now.uptime:.2f}'}"
-        # A full disk may have taken a part of what stands before.
         rest = os.fsencode(f"{letter} - - {ended} {records.one_line(reason)}")
-        self._unwritten[number] = rest
-        try:
-            self.flush()
-        except OSError:
-            if not later:
-                del self._unwritten[number]
-                raise
-            self._take_end("0", number, rest)
-        else:
-            self.catch_up()
+        with self._lock:
+            self._unwritten[number] = rest
+            try:
+                self.flush()
+            except OSError:
+                if not later:
+                    del self._unwritten[number]
+                    raise
+                self._take_end("0", number, rest)
+            else:
+                self.catch_up()
 
     def flush(self) -> None:
         """Write down the ends for which the disk had no room.
 
         :raises OSError: it still has none.
         """
-        for number, rest in list(self._unwritten.items()):
-            os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
-            # A full disk may have taken a part of what stands before.
-            whole.append(f"{self._path}/0/journal", b"%d %s\n" % (number, rest))
-            del self._unwritten[number]
+        with self._lock:
+            for number, rest in list(self._unwritten.items()):
+                os.makedirs(f"{self._path}/0", 0o700, exist_ok=True)
+                whole.append(f"{self._path}/0/journal", b"%d %s\n" % (number, rest))
+                del self._unwritten[number]
 
     def _take_end(self, slot: str, number: int, rest: bytes) -> None:
         self.ends[number] = rest

@@ -17,9 +17,8 @@ _LINE = 60
 class PartMarks:
     """The read marks of the children of one job."""
 
-    def __init__(self, path: str, count: Callable[[], int]) -> None:
-        """Take the job's folder, and what returns how many children it has."""
-        self._count = count
+    def __init__(self, path: str) -> None:
+        """Take the job's folder."""
         self._path = f"{path}/received"
         self._children = f"{path}/children"
 
@@ -83,10 +82,10 @@ class PartMarks:
 
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            # What is delivered is to be noted in any case: so there is room before, for all.
-            missing = _LINE * self._count() - os.fstat(fd).st_size
-            if missing > 0:
-                records.put_at(fd, bytes(missing), os.fstat(fd).st_size)
+            # What is delivered is to be noted in any case: so there is room before. A file with
+            # holes has none where nothing was ever written.
+            if not os.pread(fd, _LINE, at).strip(b"\0"):
+                records.put_at(fd, bytes(_LINE), at)
             yield move
         finally:
             os.close(fd)

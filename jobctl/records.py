@@ -22,7 +22,8 @@ from jobctl.timing import Moment
 
 _LONGEST = 1 << 26
 """Bytes of a record that are read; a job may have made it larger than the memory."""
-_UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO)
+OF_ALL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of which no file is the reason, but all that goes on."""
 _NUMBER = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 _NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 _TRACED = 64
@@ -71,7 +72,7 @@ def content(path: str, most: int = -1, at: int = 0) -> bytes:
             size = max(0, os.fstat(file.fileno()).st_size - at)
             return os.pread(file.fileno(), size if most < 0 else min(size, most), at)
     except OSError as error:
-        if error.errno not in _UNREADABLE:
+        if error.errno in OF_ALL:
             raise
         return b""
 
@@ -111,17 +112,36 @@ def size(path: str) -> int:
     return about.st_size if stat.S_ISREG(about.st_mode) else 0
 
 
+def inode_and_size(path: str) -> tuple[int, int]:
+    """Return which file has a name, and the bytes in it, zeros if there is no plain one."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return 0, 0
+    return (about.st_ino, about.st_size) if stat.S_ISREG(about.st_mode) else (0, 0)
+
+
 def being_written(path: str) -> bool:
-    """Whether some process has a file open for writing; False where that is not told.
+    """Whether some process has a file open for writing; False where that is not told."""
+    return bool(_writers(path))
+
+
+def tells_writers(path: str) -> bool:
+    """Whether that is told of a file that is there, and so of others on its file system."""
+    return _writers(path) is not None
+
+
+def _writers(path: str) -> bool | None:
+    """Return whether some process has a file open for writing, None if that is not told.
 
     Linux then refuses a read lease: F_SETLEASE in F_GETLEASE(2const).
     """
     if sys.platform != "linux":
-        return False
+        return None
     try:
         fd = opened(path)
     except (FileNotFoundError, PermissionError):
-        return False
+        return None
     try:
         # Should somebody open it right now, we are told by a signal, which is not to end us.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -129,7 +149,7 @@ def being_written(path: str) -> bool:
     except BlockingIOError:
         return True
     except OSError:  # a file system without leases
-        pass
+        return None
     finally:
         os.close(fd)
     return False

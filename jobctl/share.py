@@ -241,7 +241,9 @@ class ShareFolder(Folder):
         self._away: tuple[bool, str] | None = None
         self._clocks: Clocks | None = None
         self._given: list[tuple[int, int]] = []
-        self._given_size = -1
+        self._sorted: list[tuple[int, int]] = []
+        self._given_read = (0, 0)
+        """Which file, by its inode, and how much of it."""
 
     @property
     def id(self) -> str:
@@ -299,12 +301,20 @@ class ShareFolder(Folder):
 
     def given(self) -> list[tuple[int, int]]:
         """Return the first items and sizes of the blocks that the host was given."""
-        size = self.size("given")
-        if size != self._given_size:
-            lines = records.whole_lines(self.get("given"), _GIVEN)
-            blocks, most = ((int(line[1]), int(line[2])) for line in lines), self.task.count
-            self._given = [(at, min(count, most)) for at, count in blocks if 0 < at <= most]
-            self._given_size = size
+        inode, size = records.inode_and_size(self.file("given"))
+        known, at = self._given_read
+        if inode != known or size < at:
+            self._given, self._sorted, at = [], [], 0
+        if size > at or inode != known:
+            text = records.content(self.file("given"), at=at)
+            text = text[: text.rfind(b"\n") + 1]
+            most = self.task.count
+            for line in records.whole_lines(text, _GIVEN):
+                block = int(line[1]), min(int(line[2]), most)
+                if 0 < block[0] <= most:
+                    self._given.append(block)
+                    bisect.insort(self._sorted, block)
+            self._given_read = inode, at + len(text)
         return self._given
 
     def holds(self, numbers: set[int]) -> set[int]:
@@ -319,7 +329,8 @@ class ShareFolder(Folder):
         most = self.task.count
         if not self.has("given"):
             return lambda number: number <= most
-        blocks = sorted(self.given())
+        self.given()
+        blocks = self._sorted
 
         def held(number: int) -> bool:
             at = bisect.bisect_right(blocks, (number, most)) - 1
@@ -337,7 +348,6 @@ class ShareFolder(Folder):
     def keep_given(self, blocks: list[tuple[int, int]]) -> None:
         """Write down that the host has got these, and no others."""
         self.replace("given", b"".join(itertools.starmap(_given, blocks)))
-        self._given_size = -1
 
 
 def _given(first: int, count: int) -> bytes:

@@ -132,6 +132,8 @@ bears() {
 # Prints those lines of the journals $@ that say something, see journal.py: of others a full disk has
 # taken a part.
 lines_of() {
-    awk '/^[1-9][0-9]* [CFX] ([0-9]+|-) ([0-9]+|-) [0-9.]+ [0-9.-]+ / ||
+    # Python ends so what a full disk has left of a line.
+    awk 'index($0, "\001") { next }
+        /^[1-9][0-9]* [CFX] ([0-9]+|-) ([0-9]+|-) [0-9.]+ [0-9.-]+ / ||
         /^[1-9][0-9]* B [0-9]+ [^ ]+ [0-9]+ [0-9.]+ [0-9.-]+$/' "$@"
 }

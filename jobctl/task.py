@@ -12,7 +12,7 @@ import fcntl
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -39,7 +39,7 @@ class Task(Folder):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._journals = Journals(f"{path}/slots", self.clocks, self.holds)
-        self.part_marks = PartMarks(path, lambda: self.count)
+        self.part_marks = PartMarks(path)
         """What was received of the children."""
         self._block: tuple[int, list[bytes]] = (0, [])
         self._firsts: list[int] = []
@@ -104,6 +104,12 @@ class Task(Folder):
         if number not in self._journals.ends:
             self._journals.catch_up()
         return number in self._journals.ends or self.finished()
+
+    def ended_of(self, numbers: Collection[int]) -> set[int]:
+        """Return those of some items that have ended, which are looked for once."""
+        self._journals.catch_up()
+        over = self.finished()
+        return {number for number in numbers if over or number in self._journals.ends}
 
     # --- reading it as a job ---
 

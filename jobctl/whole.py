@@ -10,6 +10,8 @@ from jobctl.records import opened, put_at
 
 _LONGEST_LOG = 1 << 20
 """Bytes of a log, until it begins anew."""
+CUT = b"\x01\n"
+"""What ends a part of a line: its writer was told that it failed, and so it is to fit no form."""
 _LACKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -46,7 +48,7 @@ def over(fd: int, content: bytes) -> None:
 
 
 def append(path: str, line: bytes) -> None:
-    """Write a line at the end of a file, also after a part of one.
+    """Write a line at the end of a file, also after a part of one, which CUT then ends.
 
     Nothing is taken back where that fails, as others may have written since: see whole_lines().
 
@@ -56,7 +58,7 @@ def append(path: str, line: bytes) -> None:
     with open(fd, "r+b", buffering=0) as file:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = b"\n" + line
+            line = CUT + line
         if file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 

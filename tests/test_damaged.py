@@ -264,6 +264,21 @@ def test_a_record_that_has_lost_its_end(far: Far, second: Far) -> None:
     second.run("remove", kept)
 
 
+def test_a_record_that_has_lost_its_host(far: Far) -> None:
+    """Nobody can begin it."""
+    gate = far.out("start", "-q", *sleeper().split()).strip()
+    job = far.start("--after", gate, "true")
+    far.kill_agent()
+    spec = far.folder(job) / "spec"
+    lines = spec.read_text().splitlines(keepends=True)
+    spec.write_text("".join(line for line in lines if not line.startswith("host=")))
+    far.run("stop", "--grace", "0", gate)
+    with spec.open("r+") as file:
+        file.truncate(spec.stat().st_size - 1)
+    assert far.outcome(job)[:2] == ("Failed", "damaged: the file spec cannot be read")
+    far.run("remove", job, "--local-only")
+
+
 def test_a_path_that_no_job_has_there(far: Far, second: Far) -> None:
     """A host could have named it, or it was damaged: nobody is asked about it."""
     kept = second.sh("echo kept")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import first_of, sleeper, sleeping, wait_until
+from conftest import at_rest, first_of, sleeper, sleeping, wait_until
 from far import Far
 from sshd import MakeSshd, Wire
 
@@ -114,3 +114,28 @@ def test_one_of_two_hosts_is_away(far: Far, make_sshd: MakeSshd) -> None:
     server.start()
     far.run("remove", job)
     assert far.jobs() == []
+
+
+def test_a_second_stop_takes_nothing_back(far: Far, wire: Wire) -> None:
+    """The first one went out, and had no answer: the second one could not be told to the host."""
+    plain = far.start(*sleeper().split())
+    items = far.start("--foreach", "-", "sh", "-c", f"exec {sleeper()}", input=b"a\n")
+    far.until(plain, "Running")
+    far.until(f"{items}.1", "Running")
+    for job in (plain, items):
+        sent = wire.sent
+        with far.popen("stop", "--grace", "0", job, stderr=subprocess.PIPE) as first:
+            # Nothing comes back of what it asks.
+            wire.freeze()
+            wait_until(lambda: far.folder(job).joinpath("stop").exists())  # noqa: B023
+            at_rest(first)
+            wire.cut()
+            far.sshd.stop()
+            wire.thaw()
+            assert first.stderr
+            said = first.stderr.read()
+        assert b"as soon as it can be" in said, (said, sent)
+        assert "as soon as it can be" in far.refused(5, "stop", job)
+        assert far.folder(job).joinpath("stop").exists()
+        far.sshd.start()
+        assert far.outcome(job)[:2] == ("Stopped", "stopped by user")

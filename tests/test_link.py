@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 
-from jobctl import draft
+from jobctl import draft, links
 from jobctl.agent import link
 from jobctl.agent.caller import Nobody
 from jobctl.agent.far import Far
@@ -19,7 +21,7 @@ from jobctl.folder import Folder
 from jobctl.links import Links
 from jobctl.model import JobSpec, Place
 from jobctl.target import Target
-from jobctl.transport.base import Ask, Cancelled, Connection, Denied, Lost
+from jobctl.transport.base import Ask, Cancelled, Connection, Denied, Lost, NoConnection
 
 WEB1 = Target("web1")
 
@@ -100,8 +102,20 @@ def host() -> Refusing:
 
 
 @pytest.fixture
-def sent(tmp_path: Path) -> Callable[[], Carried]:
+def sent(unsent: Callable[[], Carried]) -> Callable[[], Carried]:
     """Give a function that makes a job which the host has already."""
+
+    def make() -> Carried:
+        job = unsent()
+        job.note_sent()
+        return job
+
+    return make
+
+
+@pytest.fixture
+def unsent(tmp_path: Path) -> Callable[[], Carried]:
+    """Give a function that makes a job of which the host does not know."""
 
     def make() -> Carried:
         number = len(os.listdir(tmp_path / "jobs")) + 1 if (tmp_path / "jobs").exists() else 1
@@ -109,9 +123,7 @@ def sent(tmp_path: Path) -> Callable[[], Carried]:
         os.makedirs(folder.path)
         draft.write(folder, JobSpec(("true",), "/", {}, 0o22, places=(Place(WEB1),)))
         draft.commit(folder)
-        job = Carried(folder)
-        job.note_sent()
-        return job
+        return Carried(folder)
 
     return make
 
@@ -130,6 +142,25 @@ def to_web1(
     monkeypatch.setattr(link, "_REFUSED", (3600.0, 3600.0))
     made = link.Link("web1", WEB1, host, Links(str(tmp_path)), company)
     wait_until(lambda: made.error)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    """Give what lets the attempt to connect fail."""
+    return threading.Event()
+
+
+@pytest.fixture
+def to_temporary(tmp_path: Path, gate: threading.Event, company: Company) -> Iterator[link.Link]:
+    """Give a link that is there for jobs alone."""
+
+    def connect(target: Target, ask: Ask) -> Connection:
+        gate.wait(PATIENCE)
+        raise NoConnection("cannot connect to web1: no route to host")
+
+    made = link.Link(links.temporary(WEB1), WEB1, connect, Links(str(tmp_path)), company)
     yield made
     made.close()
 
@@ -183,3 +214,15 @@ def test_a_host_with_jobs_is_tried_again_by_itself(
     assert to_web1.add(sent())
     wait_until(lambda: host.attempts > 6)
     assert not to_web1.closed
+
+
+def test_a_job_that_cannot_be_failed_keeps_no_other_from_it(
+    to_temporary: link.Link, gate: threading.Event, unsent: Callable[[], Carried]
+) -> None:
+    """Its folder goes at that very moment, say."""
+    jobs = [unsent() for _ in range(2)]
+    for job in jobs:
+        assert to_temporary.add(job)
+    shutil.rmtree(jobs[0].folder.path)
+    gate.set()
+    wait_until(jobs[1].folder.finished)

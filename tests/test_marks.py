@@ -10,6 +10,9 @@ import pytest
 from conftest import PROGRAM, Jobctl, first_of, strace
 from test_hostile import Disk, _disk
 
+from jobctl.model import Marks
+from jobctl.received import PartMarks
+
 disk = _disk
 LINES = (
     "awk 'BEGIN { for (i = 0; i < 60000; i++) printf \"%08d abcdefghijklmnopqrstuvwxyz\\n\", i }'"
@@ -108,3 +111,16 @@ def test_who_waits_goes_on_when_there_is_room(jobctl: Jobctl, disk: Disk) -> Non
     assert ({*out.splitlines()}, len(out), said) == ({b"a", b"b"}, 4, b"")
     assert waiting.returncode == 0
     assert jobctl.out("receive", job) == ""
+
+
+def test_one_mark_of_a_million(tmp_path: Path) -> None:
+    """It takes the room of its own place."""
+    marks = PartMarks(str(tmp_path))
+    for number in (1_000_000, 500_000, 1):
+        with marks.moving(number) as move:
+            move(Marks(number, 7))
+    assert [marks.of(number).stdout for number in (1, 2, 500_000, 1_000_000)] == [
+        *(1, 0),
+        *(500_000, 1_000_000),
+    ]
+    assert (tmp_path / "received").stat().st_blocks * 512 < 100_000

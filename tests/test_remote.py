@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
-from conftest import ENDS, WEIRD, at_home, processes_with, sleeper, wait_until
+from conftest import ENDS, PROGRAM, WEIRD, at_home, processes_with, sleeper, wait_until
 from far import Far
 from sshd import free_port
 
@@ -610,3 +611,14 @@ def test_a_job_here_that_waits_for_one_on_a_host_when_the_agent_is_killed(far: F
     far.kill_agent()
     gates[1].touch()
     far.run("wait", second, "--timeout", "60")
+
+
+def test_an_agent_may_open_more_files_than_who_starts_it(far: Far) -> None:
+    """Each connection takes one, and each job on it two."""
+    words = [PROGRAM, "start", "-q", *far.where, *sleeper().split()]
+    text = 'ulimit -Sn 256; exec "$@"'
+    job = subprocess.check_output(["sh", "-c", text, "sh", *words], env=far.env, text=True).strip()
+    far.until(job, "Running")
+    soft, hard = resource.prlimit(far.agent() or 0, resource.RLIMIT_NOFILE)
+    assert soft == min(hard if hard != resource.RLIM_INFINITY else 10_240, 10_240)
+    far.run("stop", job)

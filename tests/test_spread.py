@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 
 from jobctl import draft
+from jobctl.agent import shares
+from jobctl.agent.caller import People
 from jobctl.agent.far import Far
-from jobctl.agent.shares import Spread
+from jobctl.agent.queue import Queue
+from jobctl.agent.shares import Share, Spread
 from jobctl.folder import Folder
+from jobctl.journal import Journals
 from jobctl.model import JobSpec, Place, State
 from jobctl.runner import Sent
 from jobctl.share import FarTask
@@ -89,6 +96,7 @@ def spread(task: FarTask, hosts: dict[int, Host]) -> Iterator[Spread]:
         pass
 
     spread = Spread(task, far_of, ignore, ignore, ignore)
+    spread.begin()
     for share in spread.shares:
         hosts[share.number].tell = functools.partial(spread.news, share)
     yield spread
@@ -211,3 +219,123 @@ def test_what_nobody_tells_of(task: FarTask, file: str) -> None:
     whole = task.read("")
     assert whole
     assert whole.state is state
+
+
+def test_an_end_is_known_whole_or_not_at_all(
+    task: FarTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by one of several threads, while another one is reading it."""
+    task.append_journal(1, 1, *_journal_of(task, 1, end(1)))
+    other = FarTask(task.path)
+    other.ended(9)
+    reads, goes_on = threading.Event(), threading.Event()
+
+    def slow(journals: Journals, slot: str) -> list[bytes]:
+        reads.set()
+        goes_on.wait(PATIENCE)
+        return own(journals, slot)
+
+    own = Journals._self
+    task.append_journal(2, 1, *_journal_of(task, 2, end(5)))
+    monkeypatch.setattr(Journals, "_self", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(other.ended, 5)
+        reads.wait(PATIENCE)
+        second = pool.submit(other.ended_of, {1, 5, 6})
+        with pytest.raises(TimeoutError):
+            second.result(0.3)
+        goes_on.set()
+        assert (first.result(), second.result()) == (True, {1, 5})
+
+
+def _journal_of(task: FarTask, number: int, line: bytes) -> tuple[int, bytes]:
+    ((_, size),) = task.journal_sizes(number)
+    return size, line
+
+
+def test_what_was_given_is_read_once(task: FarTask) -> None:
+    mine, theirs = task.share(3), FarTask(task.path).share(3)
+    assert (mine.given(), theirs.given()) == ([], [])
+    blocks = [(9, 1), (1, 2), (4, 1)]
+    for at, block in enumerate(blocks):
+        mine.give(*block)
+        assert mine.given() == theirs.given() == blocks[: at + 1]
+    Path(mine.file("given")).open("ab").write(b"5 2 items")  # a full disk took the rest
+    assert theirs.given() == blocks
+    mine.give(10, 1)
+    blocks.append((10, 1))
+    assert mine.given() == theirs.given() == blocks
+    holds = theirs.holder()
+    assert [n for n in range(12) if holds(n)] == [1, 2, 4, 9, 10]
+    mine.keep_given([(7, 1), *blocks])
+    assert theirs.given() == mine.given() == [(7, 1), *blocks]
+
+
+def test_each_item_may_have_a_slot_of_its_own(spread: Spread, monkeypatch: Any) -> None:
+    """As a slot ends that has had nothing to do for a while."""
+    monkeypatch.setattr(shares, "_MOST_SLOTS", 3)
+    share = spread.shares[0]
+    words = [b"journal", b"1", b"0", b"0"]
+    for slot in range(1, 8):
+        words[2] = b"%d" % slot
+        assert share.misfit(words, end(1)) == ""
+    words[2] = b"8"
+    assert share.misfit(words, end(1)) == "it tells of more than 7 slots"
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_job_that_is_over_keeps_nobody_busy(task: FarTask, removed: bool) -> None:
+    """All had ended when the last agent was killed; or it was removed here alone."""
+    if not removed:
+        for number, (first, count) in GIVEN.items():
+            lines = b"".join(end(n) for n in range(first, first + count))
+            assert task.append_journal(number, 1, *_journal_of(task, number, lines))
+        task.note_end(9, State.FAILED, "refused")
+        task.note_end(10, State.FAILED, "refused")
+
+    class Idle:
+        far = None
+
+        def add(self, job: object) -> bool:
+            return True
+
+        def drop(self, job_id: str) -> None:
+            pass
+
+    def ignore(*_: object) -> None:
+        pass
+
+    queue = Queue(task.state_dir, lambda job: Idle(), ignore, ignore, People())  # type: ignore[arg-type,return-value]
+    queue.look(["1"])
+    if removed:
+        task.delete()
+    wait_until(lambda: not queue.busy)
+    assert removed or task.finished()
+
+
+def test_a_share_that_is_damaged_keeps_no_other_from_going_on(task: FarTask) -> None:
+    os.unlink(task.share(1).file("spec"))
+    looked_after = set[str]()
+
+    class Idle:
+        far = None
+
+        def add(self, job: Share) -> bool:
+            looked_after.add(job.id)
+            return True
+
+        def drop(self, job_id: str) -> None:
+            pass
+
+    def link_of(job: Share) -> Idle:
+        assert job.target
+        return Idle()
+
+    def ignore(*_: object) -> None:
+        pass
+
+    queue = Queue(task.state_dir, link_of, ignore, ignore, People())  # type: ignore[arg-type]
+    queue.look(["1"])
+    assert looked_after == {"1@2", "1@3"}
+    wait_until(lambda: all(task.ended(number) for number in range(1, 5)))
+    task.delete()

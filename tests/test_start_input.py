@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Jobctl, at_rest, shown
+from conftest import Jobctl, at_rest, shown, wait_until
 from far import Far
 
 from jobctl import runner
@@ -131,3 +131,19 @@ def test_input_that_is_not_blocking(jobctl: Jobctl) -> None:
             file.write(b"1\n" if words[0] == "get" else b"echo sh\n")
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out.strip(), err) == (0, wanted.strip(), b""), words
+
+
+@pytest.mark.parametrize("option", ["--foreach", "--stdin"])
+def test_input_that_comes_late(either: Far, option: str) -> None:
+    """No command takes the start for one that was killed, however long it reads."""
+    words = [*either.where, option, "-", "cat"]
+    start = either.popen("start", "-q", *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    folder = either.folder("1")
+    wait_until(folder.is_dir)
+    at_rest(start)
+    os.utime(folder, (0, 0))
+    assert either.out("get", "-q") == ""
+    out, _ = start.communicate(b"a\n")
+    assert (start.returncode, out) == (0, b"1\n")
+    either.run("wait", "1", status=None)
+    assert folder.exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 import traceback
@@ -11,9 +10,6 @@ from contextlib import suppress
 
 from jobctl import whole
 from jobctl.errors import JobctlError
-
-OF_ALL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors that no file is the reason of, but all that goes on."""
 
 
 def log(text: str) -> None:

@@ -17,13 +17,14 @@ from jobctl import links
 from jobctl.agent.caller import Nobody, Read, Whoever
 from jobctl.agent.commands import ENDED, Commands, NoPlace
 from jobctl.agent.far import Far, NotDone, begun, unreachable
-from jobctl.agent.hands import OF_ALL, hand
+from jobctl.agent.hands import hand
 from jobctl.agent.mirror import Mirror
 from jobctl.agent.room import Room
 from jobctl.agent.shares import Share
 from jobctl.carried import Carried
 from jobctl.errors import Unreachable
 from jobctl.links import Links, LinkState
+from jobctl.records import OF_ALL
 from jobctl.target import Target
 from jobctl.transport.base import Ask, Cancelled, Connection, Denied, Lost
 
@@ -257,10 +258,7 @@ class Link:
         return jobs
 
     def _shut(self) -> Far | None:
-        """Take no more jobs, and write that down, once; return the far end if there was one.
-
-        After that there may be another link of the same name.
-        """
+        """Take no more jobs, and write that down: another link may have the name then."""
         if not self._closed:
             self._closed = True
             self._book.note(self.name, links.Link(LinkState.CLOSED))
@@ -379,10 +377,9 @@ class Link:
             try:
                 self._give_up(job, str(error))
             except OSError as failure:
-                if not self._lacks_room(failure):
-                    raise
-                with self._change:
-                    self._jobs[job.id] = job  # it fails when that can be written down
+                if self._lacks_room(failure) or job.exists():
+                    with self._change:
+                        self._jobs[job.id] = job  # it fails when that can be written down
         self._company.held_up(others, f"{error}; it is tried again")
 
     def _rest(self, pause: float, denied: bool) -> bool:
@@ -499,14 +496,17 @@ class Link:
             if error.errno in OF_ALL:
                 raise
             self._harmed(job, error)
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, NotDone) as error:
             self._harmed(job, error)
 
     def _harmed(self, job: Carried, error: Exception) -> None:
         """End a job whose folder here is damaged, for us; the others go on."""
         self.drop(job.id)
-        with suppress(OSError):
-            self._give_up(job, f"damaged: {getattr(error, 'strerror', None) or error}")
+        reason = getattr(error, "strerror", None) or str(error)
+        try:
+            self._give_up(job, reason if reason.startswith("damaged: ") else f"damaged: {reason}")
+        except OSError:
+            self._company.ended(job)  # as far as others go
         job.caught_up.set()
 
     def _hand_over(self, far: Far, job: Carried) -> None:

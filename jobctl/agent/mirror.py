@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 
 from jobctl.agent.far import Far, NotDone
-from jobctl.agent.hands import OF_ALL
 from jobctl.agent.shares import Share
 from jobctl.carried import STREAMS, Carried
 from jobctl.folder import MISSING
 from jobctl.incoming import EmptiedThere
+from jobctl.records import OF_ALL
 from jobctl.task import FOLDERS
 from jobctl.transport.base import Lost
 

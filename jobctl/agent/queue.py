@@ -158,12 +158,15 @@ class Queue:
             why = functools.partial(self._tell_why, {task.id})
             spread = Spread(task, self._far_of, self._tell, self._spread_ended, why)
             self._spreads[task.id] = spread
+            spread.begin()
             spread.conclude()  # all had ended when the last agent was killed
         if task.id not in self._spreads:
             return  # they end in threads of their own
         for share in spread.shares:
             if not share.hopeless and not self._let_go(share):
-                self._begin(share)
+                error = attempt(functools.partial(self._begin, share))
+                if isinstance(error, JobctlError):  # of it alone
+                    spread.fail(share, f"damaged: {error}")
 
     def _far_of(self, share: Share) -> Far | None:
         """Return the far end of a share's connection, while that stands."""
@@ -369,12 +372,12 @@ class Queue:
         left, errors = list[str](), Errors()
         # First of all, as this agent may be killed.
         chosen = self._carried(ids)
+        before = {job for job in chosen if job.stop_asked}
         for job in chosen:
-            if not job.folder.finished():
-                try:
-                    self._note_stop(job, reason)
-                except OSError as failure:
-                    errors[job.id] = self._unwritten(failure)
+            try:
+                job.ask_for_stop(reason)
+            except OSError as failure:
+                errors[job.id] = self._unwritten(failure)
         chosen = [job for job in chosen if job.id not in errors]
         for task, numbers in of_items.items():
             try:
@@ -411,20 +414,11 @@ class Queue:
         for job in there:
             if not (error := errors.get(job.id)):
                 asked.pop(job, None)
-            elif job not in asked:
+            elif job not in asked and job not in before:
                 job.folder.unlink("stop")
             elif isinstance(error, Unreachable):
                 errors[job.id] = Unreachable(f"{error}; it is stopped as soon as it can be")
         return left, errors
-
-    @staticmethod
-    def _note_stop(job: Carried, reason: str) -> None:
-        try:
-            job.folder.put("stop", os.fsencode(reason) + b"\n")
-        except OSError:
-            if not (job.sent or job.adopted):
-                raise
-            # The host writes it down as well: what fills a disk can be stopped.
 
     def _apart(self, ids: list[str]) -> tuple[list[str], dict[FarTask, set[int] | None]]:
         """Return the ids of jobs without items, and items by their jobs, None for all of one."""
@@ -604,6 +598,8 @@ class Queue:
                 # As long as something comes: it may be much.
                 while job.exists() and not job.caught_up.wait(_BEAT):
                     link.opened(ask)
+                    if link.lacking:
+                        raise JobctlError(link.lacking)
                 if job.gone:
                     gone[job.id] = Unreachable(f"its output on {job.host} was removed")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,8 @@ _IDLE = 5.0
 _BEAT = 1.0
 _OWN = {*KEPT, ASKED, "JOBCTL_STATE_DIR", "JOBCTL_RUNNER"}
 """The variables that an agent has."""
+_MOST_FILES = 10_240
+"""Open files that an agent may have, where that is allowed: macOS allows no more."""
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT
 
 
@@ -77,12 +80,15 @@ class Agent:
                 if not self._post.keep():
                     log("agent goes on: its socket was gone, and is there again")
                     self._look_soon()  # nobody could tell us of anything
+                if self._queue.waiting:
+                    attempt(self._look)
             self._post.listener.settimeout(_BEAT)
             try:
                 connection, _ = self._post.listener.accept()
-            except TimeoutError:
-                if self._queue.waiting:
-                    attempt(self._look)
+            except OSError as error:
+                if not isinstance(error, TimeoutError):  # there are too many open files, say
+                    log(f"cannot accept a connection: {error.strerror}")
+                    time.sleep(_BEAT)
                 if (
                     self._clients
                     or self._queue.busy
@@ -350,6 +356,15 @@ def _installed() -> tuple[int, int] | None:
     return about.st_ino, about.st_mtime_ns
 
 
+def _may_open_many_files() -> None:
+    """Have no lower limit than need be: each host takes a descriptor, and each job on it two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Serve the state directory that is the first argument, unless somebody does so.
 
@@ -369,6 +384,7 @@ def main() -> None:
     if len(sys.argv) > 3:
         with suppress(OSError), open(int(sys.argv[3]), "wb") as waiting:
             waiting.write(b".")
+    _may_open_many_files()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.excepthook = lambda given: log(f"a thread failed: {given.exc_value!r}")

@@ -44,7 +44,8 @@ _GONE = "gone"
 """What a host says that has no folder of the job."""
 _UNLIMITED = 1 << 31
 _MOST_SLOTS = 10_000
-"""Slots that a host may have had for one job: more are made only when some were killed."""
+"""Slots that a host may have had for one job, besides one for each item that it was given: others
+are made only when some were killed."""
 
 
 class Share(Carried):
@@ -138,7 +139,9 @@ class Share(Carried):
         if words[0] in (b"self", b"journal"):
             self._slots.add(int(words[2]))
             if len(self._slots) > _MOST_SLOTS:
-                return f"it tells of more than {_MOST_SLOTS} slots"
+                most = _MOST_SLOTS + sum(count for _, count in self.place.given())
+                if len(self._slots) > most:
+                    return f"it tells of more than {most} slots"
         if words[0] == b"journal":
             numbers = (number for number, _ in lines_in(content))
         elif words[0] in (b"item", b"emptied") and len(words) > 3:
@@ -212,7 +215,7 @@ class Share(Carried):
         found = []
         for first, count in self.place.given():
             if first not in self._sent:
-                if all(self.task.ended(n) for n in range(first, first + count)):
+                if len(self.task.ended_of(range(first, first + count))) == count:
                     self._sent.add(first)
                 else:
                     found.append((first, count))
@@ -260,6 +263,9 @@ class Spread:
         self._returned = deque(n for n in range(1, self._next) if n not in taken)
         self._unended = {share.number: self._left(share) for share in self.shares}
         self._over = False
+
+    def begin(self) -> None:
+        """Feed the shares, until all has ended."""
         for share in self.shares:
             hand(functools.partial(self._feed, share))
 
@@ -274,13 +280,13 @@ class Spread:
         return [Share(task, number) for number in range(1, task.share_count + 1)]
 
     def _left(self, share: Share) -> set[int]:
-        numbers = (range(first, first + count) for first, count in share.place.given())
-        return {n for span in numbers for n in span if not self.task.ended(n)}
+        given = {n for at, count in share.place.given() for n in range(at, at + count)}
+        return given - self.task.ended_of(given)
 
     def news(self, share: Share) -> None:
         """Take in that lines of a share's journals have come."""
         with self._change:
-            ended = {n for n in self._unended[share.number] if self.task.ended(n)}
+            ended = self.task.ended_of(self._unended[share.number])
             self._unended[share.number] -= ended
             share.note_ended(len(ended))
             self._change.notify_all()
@@ -395,6 +401,8 @@ class Spread:
                     and not self.task.runs_on(share.number)
                 ):
                     share.doubt()
+        if not self._over:  # it was removed
+            self._job_ended(self.task.id)
 
     def _give(self, share: Share, far: Far) -> bool:
         """Give a host some items, if it can take any; return whether it got some."""
@@ -463,7 +471,7 @@ class Spread:
         self, numbers: set[int] | None, grace: float, reason: str
     ) -> tuple[bool, JobctlError | None]:
         """Stop items, or all; return whether something is left, and why a host was not reached."""
-        left, asked = False, False
+        left, asked = False, numbers is None and self.task.has("stop")
         error: JobctlError | None = None
         if numbers is None:
             self._note_stop(reason)

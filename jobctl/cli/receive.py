@@ -21,6 +21,7 @@ from jobctl.ops.find import parts
 from jobctl.ops.receive import Listener, Manner, Receiver
 from jobctl.ops.stop import ask_hosts
 from jobctl.ops.wait import Ends, News, finished
+from jobctl.records import tells_writers
 from jobctl.store import Store
 
 _TIMED_OUT = 124
@@ -130,6 +131,7 @@ def command(
         tag=tag or tags_by_default(jobs),
         output_dir=output_dir,
         umask=options.caller_umask,
+        sure=tells_writers(f"{paths.state_dir()}/index.db"),
     )
     if gather:
         ended = _gather(jobs, replace(manner, tag=False), deadline, auto_remove, force)

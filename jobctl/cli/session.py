@@ -225,7 +225,7 @@ def receive(to: str, out_target: str, form: str, quiet: bool) -> int:
     from jobctl.cli.receive import deliver
     from jobctl.ops.receive import Manner
 
-    status = deliver(sessions.known_here(state_dir(), found), Manner())
+    status = deliver(sessions.known_here(state_dir(), found), Manner(sure=False))
     if any(entry.path.startswith("jobs/") for entry in found):
         line = b"jobctl receive --all"
         status = terminal.run(state_dir(), to, line) or status

@@ -52,11 +52,13 @@ class Manner:
     output_dir: str | None = None
     umask: int = 0o077
     """What the files in output_dir are not to allow."""
+    sure: bool = True
+    """Whether a job that is final gets no more output: see records.tells_writers()."""
 
     def wants(self, job: Job) -> bool:
         """Whether a job, as it is now, may have something: of thousands most are received."""
         told = job.told or job.state in (State.COMPLETED, State.STOPPED)
-        over = job.final and told and not job.has_more_data
+        over = self.sure and job.final and told and not job.has_more_data
         return not over or self.again or self.output_dir is not None
 
 

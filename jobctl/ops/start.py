@@ -99,7 +99,8 @@ def _entrust(folder: Folder, spec: JobSpec) -> str:
     from jobctl.agent import client
 
     client.begin(folder.state_dir)  # it starts up while the files are written
-    draft.write(folder, spec._replace(sendable=client.sendable(folder.state_dir)))
-    why = draft.commit(folder)
+    with Task(folder.path).alone():  # its input may take long, and be read from a pipe
+        draft.write(folder, spec._replace(sendable=client.sendable(folder.state_dir)))
+        why = draft.commit(folder)
     client.wake(folder.state_dir, folder.id)
     return why
