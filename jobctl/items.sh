@@ -296,7 +296,8 @@ serve_items() {
             [ ! -e stop ] || return
             if take; then
                 run_item
-                jobctl_judged=$same_command
+                # What is wrong with it is wrong each time, and told of each item.
+                [ -e "children/$jobctl_number.failure" ] || jobctl_judged=$same_command
                 recorded || go_on_in_another
             elif [ -n "$lacking" ]; then
                 # shellcheck disable=SC2119

@@ -456,3 +456,18 @@ def test_the_connection_ends_after_the_last_item(far: Far) -> None:
     job = each(far, numbers(10), "web1", "true")
     far.run("wait", job)
     wait_until(lambda: far.agent() is None, 300)
+
+
+def test_a_command_that_cannot_be_executed(either: Far, tmp_path: Path) -> None:
+    """Each item says why in the same words, and nothing of ours is in its output."""
+    script = tmp_path / "dos"
+    script.write_bytes(b"#!/bin/sh\r\necho hi\n")
+    script.chmod(0o755)
+    words = ("--foreach", "-", "-t", "1", str(script))
+    either.run("start", "-q", *either.where, *words, input=b"a\nb\nc\n", status=None)
+    either.run("wait", "1", status=1)
+    reason = f"command not found: {script}: its interpreter /bin/sh\\r is not there"
+    children = either.jobs("--children", "1")[1:]
+    assert [child["reason"] for child in children] == [reason] * 3
+    told = either.run("receive", "1", status=None).stderr.decode().splitlines()
+    assert told == [f"jobctl: job 1.{n} failed: {reason}" for n in (1, 2, 3)]

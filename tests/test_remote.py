@@ -11,7 +11,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from conftest import ENDS, PROGRAM, WEIRD, at_home, processes_with, sleeper, wait_until
+from conftest import ENDS, PROGRAM, WEIRD, at_home, at_rest, processes_with, sleeper, wait_until
 from far import Far
 from sshd import free_port
 
@@ -427,6 +427,16 @@ def test_results_that_stay(far: Far) -> None:
     assert far.refused(5, "receive", job).startswith(f"jobctl: job {job}: cannot connect to web1: ")
     far.sshd.start()
     assert far.out("receive", job) == "x\n"
+    # Who waits before it has begun there hears all of it, too.
+    gate = far.out("start", "-q", *sleeper().split()).strip()
+    job = far.start("--after", gate, *options, "echo", "later")
+    with far.popen("receive", "--wait", job, stdout=subprocess.PIPE) as waiter:
+        at_rest(waiter)
+        far.run("stop", "--grace", "0", gate)
+        assert waiter.stdout
+        assert waiter.stdout.read() == b"later\n"
+    far.kill_agent()
+    assert far.out("start", "-qw", *far.where, *options, "echo", "at once") == "at once\n"
     job = far.done(*options, "echo", "x")
     shutil.rmtree(far.guest(job))
     assert far.refused(5, "receive", job).endswith("its output on web1 was removed")

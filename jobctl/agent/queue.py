@@ -588,11 +588,13 @@ class Queue:
         :return: errors by id.
         """
         gone = Errors()
+        chosen = self._carried(ids)
+        for job in chosen:
+            job.want()  # of one that the host has not got yet, all comes when it does
 
         def act(link: Link, jobs: list[Carried]) -> None:
             link.opened(ask)
             for job in jobs:
-                job.want()
                 link.add(job, anew=True)
             for job in jobs:
                 # As long as something comes: it may be much.
@@ -603,4 +605,4 @@ class Queue:
                 if job.gone:
                     gone[job.id] = Unreachable(f"its output on {job.host} was removed")
 
-        return self._on_hosts(self._there(ids), act) | gone
+        return self._on_hosts([job for job in chosen if job.sent or job.adopted], act) | gone
