@@ -95,6 +95,42 @@ def test_the_first_who_comes_is_heard_before_anything_is_done(
     assert far.outcome(job) == ("Completed", "", None)
 
 
+def test_who_asks_next_has_it_made_in_his_name(far: Far, tmp_path: Path) -> None:
+    """What failed in the name of another one, whose PATH lacks a program, say, does not stick."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    way = tools / "own-way"
+    way.write_text(f"#!/bin/sh\nexec {sys.executable} {tools}/way.py\n")
+    way.chmod(0o755)
+    (tools / "way.py").write_text(
+        "import os, socket, sys, threading\n"
+        f"wire = socket.create_connection(('127.0.0.1', {far.sshd.port}))\n"
+        "def out():\n"
+        "    while data := wire.recv(65536):\n"
+        "        os.write(1, data)\n"
+        "    os._exit(0)\n"
+        "threading.Thread(target=out).start()\n"
+        "while data := os.read(0, 65536):\n"
+        "    wire.sendall(data)\n"
+        "os._exit(0)\n"
+    )
+    far.sshd.hosts("Host web*", "ProxyCommand own-way")
+    better = {**far.env, "PATH": f"{tools}:{far.env['PATH']}"}
+    far.run("session", "new", "web3", env=better)  # the agent stays
+    run = ("session", "run", "web1", "--", "echo", "hi")
+    assert b"own-way: not found" in far.run(*run, status=125).stderr
+    assert far.out(*run, env=better) == "hi\n"
+    assert far.out(*run) == "hi\n"  # over what is there
+    far.run("session", "new", "web2", env=better)
+    far.kill_agent()
+    far.run("session", "get")
+    job = far.out("start", "-q", "-s", "web2", "true").strip()
+    wait_until(lambda: "own-way: not found" in far.job(job)["reason"])
+    assert far.out("session", "run", "web2", "--", "echo", "hi", env=better) == "hi\n"
+    far.run("wait", job)
+    far.run("session", "remove", "--all")
+
+
 def test_an_agent_has_nothing_of_whoever_came_first(far: Far) -> None:
     marks = {"RUNNER_TRACKING_ID": "github_1", "LD_LIBRARY_PATH": "/opt/conda/lib", "FOO": "bar"}
     dead = {"SSH_AUTH_SOCK": "/nowhere", "JOBCTL_OUTPUT": "json", "JOBCTL_ID": "7"}

@@ -17,6 +17,10 @@ class Openers:
         self._lock = threading.Lock()
         self._last: dict[str, str] = {}
         self._opened: dict[str, dict[str, str]] = {}
+        self._requests = 0
+        """How often somebody asked for something."""
+        self._failed: dict[str, int] = {}
+        """Connections that could not be made the last time, and how often somebody had asked."""
 
     def asked(self, environ: Mapping[str, str]) -> None:
         """Note who asks for something: what he has no word of stays as it was.
@@ -28,22 +32,31 @@ class Openers:
             if _SOCKET not in environ and not _answers(known):
                 known.pop(_SOCKET, None)
             self._last = known
+            self._requests += 1
 
     def opens(self, name: str, environ: Mapping[str, str] | None = None) -> None:
         """Note who has a connection opened, by its name: the first one, and later who can better.
 
+        Once it could not be made in the name of one, that is whoever asks next.
+
         :param environ: of one who asks for it by name; None: he who asked last, if nobody did.
         """
         with self._lock:
-            if environ is None:
-                self._opened.setdefault(name, self._last)
-            elif name not in self._opened or _answers(environ):
-                self._opened[name] = dict(environ)
+            anew = self._requests > self._failed.get(name, self._requests)
+            if name not in self._opened or anew or (environ is not None and _answers(environ)):
+                self._opened[name] = dict(self._last if environ is None else environ)
+                self._failed.pop(name, None)
+
+    def failed(self, name: str) -> None:
+        """Note that a connection could not be made."""
+        with self._lock:
+            self._failed[name] = self._requests
 
     def forget(self, name: str) -> None:
         """Forget who opened a connection."""
         with self._lock:
             self._opened.pop(name, None)
+            self._failed.pop(name, None)
 
     def environ(self, name: str) -> dict[str, str]:
         """Return the environment to make a connection in.

@@ -221,15 +221,18 @@ class Agent:
 
     def _connect(self, name: str, target: Target, ask: Ask) -> Connection:
         environ, config = self._openers.environ(name), target.config or None
-        settings = configuration.read(target, config, environ)
         # Not at the top: paramiko takes a while to load.
         from jobctl.transport.ssh import connect
 
         try:
+            settings = configuration.read(target, config, environ)
             return connect(target, ask, config, environ, settings)
         except Cancelled:
             why = f"cannot connect to {target.label}: the login was cancelled at the terminal"
             raise Cancelled(why) from None
+        except JobctlError:
+            self._openers.failed(name)
+            raise
 
     def op_stop(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Stop jobs; return the ids of those of which something is left, and errors by id.
