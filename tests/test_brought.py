@@ -90,6 +90,28 @@ def test_a_script_that_is_short_or_gone_is_brought_again(far: Far) -> None:
         assert shown.stdout
 
 
+def test_scripts_that_are_deleted_while_a_session_lives(far: Far, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("echo script")
+
+    def deleted() -> None:
+        for lib in (far.there / "lib").iterdir():
+            shutil.rmtree(lib)
+
+    far.run("session", "new", "web1")
+    deleted()
+    items = far.on("web1", "--foreach", "-", "-c", "echo {}", input=b"a\nb\n")
+    assert sorted(far.out("receive", "-w", items).split()) == ["a", "b"]
+    deleted()
+    assert far.out("start", "-qw", "-H", "web1", "-f", str(tmp_path / "script")) == "script\n"
+    job = far.on("web1", *sleeper().split())
+    far.until(job, "Running")
+    deleted()
+    far.run("stop", job, status=5)  # as soon as the scripts are there again
+    assert far.outcome(job)[0] == "Stopped"
+    assert far.out("session", "run", "web1", "--", "jobctl", "start", "-qw", "echo", "hi") == "hi\n"
+    far.run("session", "remove", "--all")
+
+
 @pytest.mark.parametrize("rounds", first_of(2, 10))
 def test_many_bring_the_scripts_at_once(tmp_path: Path, rounds: int) -> None:
     """They do so at the first contact with machines that share a home."""

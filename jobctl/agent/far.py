@@ -185,6 +185,7 @@ class Far(Commands):
         """Make a file of a job on the host from an open one, to its end.
 
         :raises NotDone: the host does not take all of it.
+        :raises Lost: the connection broke, or is to be made anew.
         """
         channel = self._channel(self._line("put", instance_id, name))
         try:
@@ -198,6 +199,7 @@ class Far(Commands):
             size, sent = b"", -1
         try:
             if size != b"%d" % sent:
+                self.request("ping")  # is Lost where our scripts were taken away
                 why = channel.complaint().rpartition(": ")[2] or "is the disk full?"
                 folder = os.fsdecode(self._state)
                 raise NotDone(f"cannot write the job's {name} in {folder}/guest: {why}")
