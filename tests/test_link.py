@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,29 @@ def test_another_one_is_asked_when_one_leaves(
     to_web1.heed(["1"])
     wait_until(lambda: company.held[-1][1].startswith("left"))
     assert company.people == []
+
+
+def test_who_waits_beside_one_who_leaves_is_asked(to_web1: link.Link) -> None:
+    """Nobody fails as another one has left a question unanswered."""
+    asked, leaves = threading.Event(), threading.Event()
+
+    class First(Nobody):
+        def secret(self, prompt: str) -> str | None:
+            asked.set()
+            leaves.wait(PATIENCE)
+            raise Cancelled("left")
+
+    second = Staying()
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(to_web1.opened, First())
+        assert asked.wait(PATIENCE)
+        other = pool.submit(to_web1.opened, second)
+        wait_until(lambda: len(to_web1._asks) == 2)
+        leaves.set()
+        for refused in (one, other):
+            with pytest.raises(Denied):
+                refused.result(PATIENCE)
+    assert second.questions == 1
 
 
 @pytest.mark.parametrize("error", [Denied("refused"), Lost("broke")])

@@ -623,12 +623,16 @@ def test_a_job_here_that_waits_for_one_on_a_host_when_the_agent_is_killed(far: F
     far.run("wait", second, "--timeout", "60")
 
 
-def test_an_agent_may_open_more_files_than_who_starts_it(far: Far) -> None:
-    """Each connection takes one, and each job on it two."""
+def test_an_agent_has_not_the_limits_of_who_starts_it(far: Far) -> None:
+    """Each connection takes a descriptor, each job two; and output of others is to come here."""
     words = [PROGRAM, "start", "-q", *far.where, *sleeper().split()]
-    text = 'ulimit -Sn 256; exec "$@"'
+    text = 'ulimit -Sn 256; ulimit -Sf 2048; ulimit -St 1000; exec "$@"'
     job = subprocess.check_output(["sh", "-c", text, "sh", *words], env=far.env, text=True).strip()
     far.until(job, "Running")
-    soft, hard = resource.prlimit(far.agent() or 0, resource.RLIMIT_NOFILE)
+    agent = far.agent() or 0
+    soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
     assert soft == min(hard if hard != resource.RLIM_INFINITY else 10_240, 10_240)
+    for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU):
+        soft, hard = resource.prlimit(agent, kind)
+        assert soft == hard
     far.run("stop", job)

@@ -87,7 +87,7 @@ class Link:
         self._far: Far | None = None
         self._bare: Commands | None = None
         """For commands on a host without a place for our files; kept while somebody runs one."""
-        self._ask: Ask = Nobody()
+        self._asks: list[Ask] = []
         self._read: Read = WeakKeyDictionary()
         self._asked = False
         """Somebody wants the connection now, and a refusal is no reason not to try again."""
@@ -175,7 +175,7 @@ class Link:
             self._far = None  # it broke, and its thread has yet to find out
             if self._closed:
                 raise self.error or Unreachable(f"{self.target.label} was disconnected")
-            self._ask = ask or Nobody()
+            self._asks += [ask] if ask else []
             self._asked = True
             self.error = None
             self._change.notify_all()
@@ -183,7 +183,7 @@ class Link:
                 while self._far is None and self.error is None and not self._closed:
                     self._change.wait()
             finally:
-                self._ask = Nobody()
+                self._asks = [other for other in self._asks if other is not ask]
             if self._far is None:
                 raise self.error or Unreachable(f"{self.target.label} was disconnected")
             return self._far
@@ -351,14 +351,14 @@ class Link:
     def _present(self) -> Ask:
         """Return who waits for the connection, or at a terminal for a job over it."""
         with self._change:
-            ask, jobs = self._ask, list(self._jobs.values())
-        return (self._company.person(jobs) or ask) if isinstance(ask, Nobody) else ask
+            asks, jobs = self._asks, list(self._jobs.values())
+        return asks[0] if asks else self._company.person(jobs) or Nobody()
 
     def _failed(self, error: Unreachable) -> None:
         """Tell who waits; jobs that never began and have no session to wait for have failed."""
         with self._change:
             if left := isinstance(error, Cancelled):
-                self._ask = Nobody()
+                del self._asks[:1]
             if (left or self._unheard) and not isinstance(self._present(), Nobody):
                 self._asked = True
                 return  # who can answer came too late, or another one is there: once more

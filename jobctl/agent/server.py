@@ -41,6 +41,10 @@ _IDLE = 5.0
 _BEAT = 1.0
 _OWN = {*KEPT, ASKED, "JOBCTL_STATE_DIR", "JOBCTL_RUNNER"}
 """The variables that an agent has."""
+_LIMITS = (
+    *(resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU),
+    *(resource.RLIMIT_AS, resource.RLIMIT_DATA),
+)
 _MOST_FILES = 10_240
 """Open files that an agent may have, where that is allowed: macOS allows no more."""
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT
@@ -359,13 +363,19 @@ def _installed() -> tuple[int, int] | None:
     return about.st_ino, about.st_mtime_ns
 
 
-def _may_open_many_files() -> None:
-    """Have no lower limit than need be: each host takes a descriptor, and each job on it two."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+def _have_own_limits() -> None:
+    """Have as high ones as are allowed, and not those of whoever came first.
+
+    Each host takes a descriptor, and each job on it two.
+    """
+    for kind in _LIMITS:
+        soft, hard = resource.getrlimit(kind)
+        most = hard
+        if kind == resource.RLIMIT_NOFILE:
+            most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        if soft not in (most, resource.RLIM_INFINITY):
+            with suppress(OSError, ValueError):
+                resource.setrlimit(kind, (most, hard))
 
 
 def main() -> None:
@@ -387,7 +397,7 @@ def main() -> None:
     if len(sys.argv) > 3:
         with suppress(OSError), open(int(sys.argv[3]), "wb") as waiting:
             waiting.write(b".")
-    _may_open_many_files()
+    _have_own_limits()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.excepthook = lambda given: log(f"a thread failed: {given.exc_value!r}")
