@@ -32,6 +32,7 @@ examine_alone() {
     unset PATH
     [ -z "${caller_path+set}" ] || PATH=$caller_path
     jobctl_bang='' jobctl_called=$1 jobctl_named=$1 jobctl_depth=0
+    jobctl_alone='use -c for shell text, in which variables can be set'
     jobctl_newline='
 '
     findable "$1"
@@ -75,7 +76,7 @@ advise() {
     [A-Za-z_]*=*)
         case ${1%%=*} in
         *[!A-Za-z0-9_]*) ;;
-        *) echo 'use -e to set a variable, or -c for shell text' && return ;;
+        *) printf '%s\n' "${jobctl_alone:-use -e to set a variable, or -c for shell text}" && return ;;
         esac
         ;;
     esac

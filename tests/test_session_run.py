@@ -166,7 +166,7 @@ def test_words_are_verbatim(web: Far) -> None:
             (("echo a; exit",), 127, b"command not found: echo a; exit; use -c for shell text\n"),
             (("true", "|", "wc"), 0, b"'|' is given to true as it is; use -c for shell text\n"),
             (("~/x", "y"), 127, b"command not found: ~/x; use -c for shell text\n"),
-            (("a=b", "env"), 127, b"use -e to set a variable, or -c for shell text\n"),
+            (("a=b", "env"), 127, b"; use -c for shell text, in which variables can be set\n"),
             (("/etc/passwd",), 126, b"jobctl: cannot execute /etc/passwd: permission denied\n"),
             (("/",), 126, b"jobctl: cannot execute /: it is a directory\n"),
             (("-c", "kill -9 $$"), 137, b""),

@@ -97,6 +97,17 @@ def test_a_new_key_is_written_down(sshd: Sshd, tmp_path: Path, how: str, hashed:
     assert len(path.read_text().splitlines()) == 1
 
 
+def test_a_new_key_that_cannot_be_written_down(sshd: Sshd) -> None:
+    """It is taken all the same, as by ssh, and whoever looks on is told."""
+    person = Person(trusting=True)
+    path = "/proc/none/known_hosts"
+    options = ["StrictHostKeyChecking=accept-new", f"UserKnownHostsFile={path}"]
+    reach(sshd, person, options).close()
+    assert person.shown == [
+        f"cannot write the host key of web1 to {path}: No such file or directory"
+    ]
+
+
 def test_a_new_key_after_an_unfinished_line(tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     path.write_text("a ssh-rsa AAAA")

@@ -32,7 +32,7 @@ _BEAT, _LONG = 0.5, 3600.0
 
 
 @click.command(
-    "wait", cls=options.Command, epilog="Example: jobctl wait --any --timeout 10m build test"
+    "wait", cls=options.Command, epilog="Example: jobctl wait --any --timeout 10m %build %test"
 )
 @options.selectors
 @options.all_jobs

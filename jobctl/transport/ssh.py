@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Mapping
 
@@ -30,6 +31,7 @@ from jobctl.transport.sshwire import Inlet, Transport
 _MOST_JUMPS = 8
 _PIECE = 64 * 1024
 _TROUBLES = (paramiko.SSHException, EOFError, OSError)
+_HUNG_UP = (errno.EBADF, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -81,10 +83,12 @@ def _connect(
         wire = line.dial(settings, label)
     try:
         transport = _set_up(wire, settings, ask, label)
-    except BaseException:
+    except BaseException as error:
         wire.close()
         if below:
             below.close()
+        if isinstance(error, OSError) and error.errno in _HUNG_UP:
+            raise Lost(f"connection to {label} lost: the other side hung up") from None
         raise
     return SshConnection(transport, settings, label, below)
 
@@ -169,9 +173,10 @@ def _meet(
             raise Denied(unknown)
     if settings.user_known_hosts:
         path = settings.user_known_hosts[0]
-        # A machine that cannot be written down is a new one the next time; ssh goes on, too.
-        with contextlib.suppress(OSError):
+        try:
             hostkeys.append(path, settings.key_name, blob, settings.flag("hashknownhosts"))
+        except OSError as error:  # it is a new one the next time; ssh goes on, too
+            ask.show(f"cannot write the host key of {label} to {path}: {error.strerror}")
 
 
 def _kind(blob: bytes) -> str:
