@@ -335,6 +335,7 @@ def test_a_banner_is_shown_once(make_far: Make, make_sshd: MakeSshd) -> None:
                 " This account is currently not available.",
             ),
             ("echo 'Only gi\x1bt' >&2; exit 1", "before it ran /bin/sh: Only gi\\x1bt"),
+            ("printf '\\377 t\\n'; exit 1", "before it ran /bin/sh: \\xff t"),
             ("printf 'no newline'", "before it ran /bin/sh: no newline"),
             ("exit 1", "the login shell of this host ended before it ran /bin/sh"),
             ("echo; echo Press any key; cat >/dev/null", "within 1 seconds: Press any key"),

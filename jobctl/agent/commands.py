@@ -162,7 +162,7 @@ def _named(state_dir: str | None) -> str:
 
 def _first_line(data: bytes) -> str:
     """Return the first line with something in it, as people may see it."""
-    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
+    lines = [line.strip() for line in os.fsdecode(data).splitlines()]
     return next((printable(line[:_MOST_SHOWN]) for line in lines if line), "")
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from jobctl.model import printable
 from jobctl.transport.base import Denied, NoConnection
 from jobctl.transport.config import Settings
 
@@ -281,8 +282,9 @@ def run_proxy(settings: Settings, command: str, label: str) -> Line:
     def close() -> None:
         if not line.gave_up:
             said.seek(max(0, os.fstat(said.fileno()).st_size - 400))
-            lines = said.read().decode("utf-8", "replace").strip().splitlines()
-            line.reason = "its ProxyCommand ended" + (f": {lines[-1].strip()}" if lines else "")
+            lines = os.fsdecode(said.read()).strip().splitlines()
+            why = f": {printable(lines[-1].strip())}" if lines else ""
+            line.reason = f"its ProxyCommand ended{why}"
         said.close()
         _stop(process)
 
