@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from jobctl import process, quoting, records
-from jobctl.folder import SENT, Folder, cookie
+from jobctl.folder import SENT, Folder, began, cookie
 from jobctl.incoming import Incoming, sizes_there
 from jobctl.target import Target
-from jobctl.timing import Clocks
+from jobctl.timing import Clocks, Moment
 
 _NOT_SENT = (
     *("throttle", "per_host", "hosts"),
@@ -223,9 +223,21 @@ class Carried:
         moment = records.moment(told, name, "boot")
         if not self._clocks or moment.time is None:
             return told
-        clocks = self._clocks.renewed(process.now())
-        ours = records.dump_moment(clocks.ours(moment), "seen", "seen_boot")
+        ours = records.dump_moment(self._seen(moment), "seen", "seen_boot")
         return told | {name: ours.pop("seen")} | ours
+
+    def _seen(self, moment: Moment) -> Moment:
+        """Return what our clocks showed at a moment of the host.
+
+        Of a boot of which we know when the job began it is counted from then on: since the host
+        was restarted its clock may be another.
+        """
+        there, here = began(self.folder)
+        uptimes_known = moment.uptime is not None and there.uptime is not None
+        if moment.boot == there.boot and uptimes_known and here.boot:
+            return here.later(moment.since(there) or 0.0)
+        assert self._clocks
+        return self._clocks.renewed(process.now()).ours(moment)
 
     def note_run(self, content: bytes) -> None:
         """Write down who runs it there."""

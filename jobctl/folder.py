@@ -570,13 +570,17 @@ class Folder:
         shutil.rmtree(gone, ignore_errors=True)
 
     def abandoned(self, boot: str) -> bool:
-        """Whether this is what a killed `start` left behind."""
-        try:
-            age = time.time() - os.stat(self.path).st_mtime
-        except OSError:
-            return False
-        unknown = age > 60 and not self.exists() and self.watched(boot) is None
-        return unknown and not self._locked()  # it may be reading a pipe
+        """Whether this is what a killed `start` left; one that holds the lock reads a pipe."""
+        with suppress(OSError):
+            old = time.time() - os.stat(self.path).st_mtime > 60
+            return old and not (self.exists() or self._locked() or self.watched(boot))
+        return False
+
+
+def began(folder: Folder) -> tuple[Moment, Moment]:
+    """Return when the command of a job on a host began, by the clocks of the host and by ours."""
+    run = records.load(folder.file("run"))
+    return records.moment(run, "began", "boot"), _seen(run, "began")
 
 
 def cookie(value: bytes | None) -> str:

@@ -51,12 +51,13 @@ class Journals:
     def __init__(
         self,
         path: str,
-        clocks: Callable[[str], Clocks | None],
+        clocks: Callable[[str, str], Clocks | None],
         holds: Callable[[str], Callable[[int], bool]],
     ) -> None:
         """Look at the slots in a folder that need not exist.
 
-        :param clocks: returns how the clocks of a slot's host stand to ours, None if it is here.
+        :param clocks: returns how the clocks of a slot's host stood to ours at its boot, None if
+            it is here.
         :param holds: returns what tells of which items a slot can say something.
         """
         self._lock = threading.RLock()
@@ -168,7 +169,7 @@ class Journals:
         """Return by our clocks what the line of a slot says by those of its host."""
         boot = self._boots.get(slot, "")
         moment = Moment(records.number(time), records.number(uptime), boot)
-        clocks = self._clocks(slot)
+        clocks = self._clocks(slot, boot)
         return clocks.ours(moment) if clocks else moment
 
     def sight(self, run: Run, cookie: str, boot: str) -> Sight | None:

@@ -24,6 +24,8 @@ from jobctl.timing import Clocks
 
 _GIVEN = re.compile(rb"(\d{1,9}) (\d{1,9}) items")
 """A line of the file given: the first item of a block, and how many these are."""
+_CLOCKS = ("clocks", "clocks.before")
+"""Files with how the clocks of a host stand to ours, and how they did at its boot before."""
 
 
 class FarTask(Task):
@@ -76,10 +78,10 @@ class FarTask(Task):
             self._shares = [self.share(number) for number in range(1, self.share_count + 1)]
         return self._shares
 
-    def clocks(self, slot: str) -> Clocks | None:
-        """Return how the clocks of a slot's host stand to ours, as far as is known."""
+    def clocks(self, slot: str, boot: str) -> Clocks | None:
+        """Return how the clocks of a slot's host stood to ours at a boot, as far as is known."""
         share = self._share_with(slot)
-        return share.clocks() if share else None
+        return share.clocks(boot) if share else None
 
     def holds(self, slot: str) -> Callable[[int], bool]:
         """Return what tells of which items a slot can say something: of what its host was given."""
@@ -239,7 +241,7 @@ class ShareFolder(Folder):
         spec = self.spec()
         self.host = os.fsdecode(spec.get("host", b""))
         self._away: tuple[bool, str] | None = None
-        self._clocks: Clocks | None = None
+        self._clocks: list[Clocks] = []
         self._given: list[tuple[int, int]] = []
         self._sorted: list[tuple[int, int]] = []
         self._given_read = (0, 0)
@@ -261,22 +263,34 @@ class ShareFolder(Folder):
 
     def forget(self) -> None:
         """Forget what changes with the connection."""
-        self._away = self._clocks = None
+        self._away = None
+        self._clocks = []
 
-    def clocks(self) -> Clocks | None:
-        """Return how the host's clocks stood to ours when it was last connected."""
-        if self._clocks is None and (record := records.load(self.file("clocks"))):
-            there = records.moment(record, "there", "there_boot")
-            clocks = Clocks(there, records.moment(record, "here", "here_boot"))
-            self._clocks = clocks.renewed(process.now())
-        return self._clocks
+    def clocks(self, boot: str) -> Clocks | None:
+        """Return how the host's clocks stood to ours when it was last connected.
+
+        :param boot: of the host, at which that is to have been if it can be.
+        """
+        if not self._clocks:
+            known = (records.load(self.file(name)) for name in _CLOCKS)
+            now = process.now()
+            self._clocks = [_clocks(record).renewed(now) for record in known if record]
+        found = [clocks for clocks in self._clocks if clocks.there.boot == boot] + self._clocks
+        return found[0] if found else None
 
     def note_clocks(self, clocks: Clocks) -> None:
-        """Write down how the host's clocks stand to ours."""
+        """Write down how the host's clocks stand to ours, and keep how they stood at its last boot.
+
+        For since it was restarted its clock may be another.
+        """
         record = records.dump_moment(clocks.there, "there", "there_boot")
         record |= records.dump_moment(clocks.here, "here", "here_boot")
+        new, old = _CLOCKS
         with suppress(OSError):  # it was removed, or the disk is full: then what was there stays
-            self.replace("clocks", quoting.dump(record))
+            known = records.load(self.file(new))
+            if known and records.text(known.get("there_boot")) != clocks.there.boot:
+                self.replace(old, quoting.dump(known))
+            self.replace(new, quoting.dump(record))
 
     def away(self) -> tuple[bool, str]:
         """Return whether the host has items and cannot be reached now, and why nothing begins.
@@ -348,6 +362,11 @@ class ShareFolder(Folder):
     def keep_given(self, blocks: list[tuple[int, int]]) -> None:
         """Write down that the host has got these, and no others."""
         self.replace("given", b"".join(itertools.starmap(_given, blocks)))
+
+
+def _clocks(record: dict[str, bytes]) -> Clocks:
+    there = records.moment(record, "there", "there_boot")
+    return Clocks(there, records.moment(record, "here", "here_boot"))
 
 
 def _given(first: int, count: int) -> bytes:

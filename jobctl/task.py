@@ -44,7 +44,7 @@ class Task(Folder):
         self._block: tuple[int, list[bytes]] = (0, [])
         self._firsts: list[int] = []
 
-    def clocks(self, slot: str) -> Clocks | None:
+    def clocks(self, slot: str, boot: str) -> Clocks | None:
         """Return how the clocks of a slot's host stand to ours, None where they are the same."""
         return None
 

@@ -43,6 +43,14 @@ class Moment(NamedTuple):
             return None
         return self.time - earlier.time
 
+    def later(self, seconds: float) -> Moment:
+        """Return the moment so many seconds later."""
+        return Moment(
+            None if self.time is None else self.time + seconds,
+            None if self.uptime is None else self.uptime + seconds,
+            self.boot,
+        )
+
     def took(self, began: Moment) -> float | None:
         """Return the seconds that something took which ended now; not less than none."""
         seconds = self.since(began)
@@ -70,12 +78,7 @@ class Clocks(NamedTuple):
         passed = self.there.since(moment)
         if passed is None:
             return Moment(None, None, "")
-        time_here, uptime, boot = self.here
-        return Moment(
-            None if time_here is None else time_here - passed,
-            None if uptime is None else uptime - passed,
-            boot,
-        )
+        return self.here.later(-passed)
 
 
 def parse_duration(text: str) -> float:

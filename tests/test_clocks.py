@@ -14,7 +14,10 @@ from far import Far
 from sshd import MakeSshd
 from test_session import Make, make_far
 
-from jobctl import quoting
+from jobctl import process, quoting
+from jobctl.carried import Carried
+from jobctl.folder import Folder
+from jobctl.share import FarTask
 from jobctl.timing import Clocks, Moment
 
 pytest_plugins = ("sshd", "far")
@@ -173,3 +176,37 @@ def test_what_is_damaged_there_can_be_taken_over(far: Far, second: Far) -> None:
     (adopted,) = second.out("session", "receive", "web1", "--out-target", "job", "-q").split()
     assert second.outcome(adopted)[:2] == ("Failed", "damaged: the file exit cannot be read")
     assert second.out("receive", adopted) == "x\n"
+
+
+def test_a_host_that_is_restarted_with_another_time(tmp_path: Path) -> None:
+    """Its clock was three hours behind until then: what it wrote before is told as it was."""
+    now = process.now()
+    assert now.time is not None
+    assert now.uptime is not None
+    before = Clocks(Moment(now.time - 10_800, 5000.0, "a"), now)
+    after = Clocks(Moment(now.time + 60, 20.0, "b"), now.later(60.0))
+    began = {"began": b"%.2f" % (now.time - 10_802), "began_uptime": b"4998.0", "boot": b"a"}
+    ended = {"ended": b"%.2f" % (now.time - 10_795), "ended_uptime": b"5005.0", "boot": b"a"}
+    folder = Folder(str(tmp_path / "jobs/1"))
+    Path(folder.path).mkdir(parents=True)
+    job = Carried(folder)
+    told = quoting.dump({"runner": b"7", "host": b"h", "pid": b"8", "ticks": b"9", **began})
+    for clocks in (before, after):
+        job.note_clocks(clocks)
+        job.note_run(told)
+        run = quoting.load((tmp_path / "jobs/1/run").read_bytes())
+        assert float(run["began"]) == pytest.approx(now.time - 2, abs=0.1)
+    job.finish(quoting.dump({"state": b"Completed", "code": b"0", **ended}))
+    end = quoting.load((tmp_path / "jobs/1/exit").read_bytes())
+    assert float(end["ended"]) == pytest.approx(now.time + 5, abs=0.1)
+    share = FarTask(str(tmp_path / "jobs/2")).share(1)
+    Path(share.path).mkdir(parents=True)
+    for clocks in (before, after, after):
+        share.note_clocks(clocks)
+    for boot, passed in (("a", 5), ("b", 5)):
+        share.forget()
+        known = share.clocks(boot)
+        assert known
+        at = known.there.later(passed)
+        ours = known.ours(at).time
+        assert ours == pytest.approx(now.time + passed + (60 if boot == "b" else 0), abs=0.1)
