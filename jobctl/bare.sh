@@ -373,7 +373,7 @@ records() {
             printf "%s/$file\n" "$@"
         done | xargs ls -lndL 2>/dev/null
         printf 'job %s\n' "$@"
-    } | awk -v form="$style" -v now="$now" -v uptime="$uptime" -v states="${states-}" \
+    } | awk -v form="$style" -v now="$now" -v uptime="$uptime" -v boot="$boot_now" -v states="${states-}" \
         -v more="${more-}" "$library$reader"
 }
 
@@ -569,7 +569,7 @@ function row(n, state, reason, place, open) {
 # By the clock since boot, which nobody sets, where both ends are known by it.
 function elapsed(   s, t) {
     s = ended["ended"] == "" ? now : ended["ended"]
-    t = ended["ended"] == "" ? uptime : ended["boot"] == run["boot"] ? ended["ended_uptime"] : ""
+    t = ended["ended"] == "" ? (run["boot"] == boot ? uptime : "") : ended["boot"] == run["boot"] ? ended["ended_uptime"] : ""
     s = t != "" && run["began_uptime"] != "" ? t - run["began_uptime"] : s - run["began"]
     return s < 0 ? 0 : s
 }

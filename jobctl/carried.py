@@ -211,8 +211,8 @@ class Carried:
             self._streams[stream] = Incoming(self.folder, stream)
         return self._streams[stream]
 
-    def note_clocks(self, clocks: Clocks) -> None:
-        """Take down how the host's clocks stand to ours."""
+    def note_host(self, name: str, clocks: Clocks) -> None:
+        """Take down how the clocks of the machine that answers stand to ours."""
         self._clocks = clocks
 
     def _ours(self, told: dict[str, bytes], name: str) -> dict[str, bytes]:

@@ -130,7 +130,8 @@ class FarTask(Task):
     def _state_of(self, number: int, run: Run, boot: str) -> State:
         if self.finished():
             return self._rest()[0]
-        if (share := self._share_with(run.slot)) and share.away()[0]:
+        share = self._share_with(run.slot)
+        if share and (share.away()[0] or share.another(self._journals.host(run.slot))):
             return State.DISCONNECTED
         stopping = self.has("stop") or self.has(f"children/{number}.stop")
         return State.STOPPING if stopping else State.RUNNING
@@ -138,7 +139,8 @@ class FarTask(Task):
     def _reason_of(self, state: State, run: Run) -> str:
         share = self._share_with(run.slot)
         if state is State.DISCONNECTED and share:
-            return share.away()[1]
+            other = f"runs on {self._journals.host(run.slot)}, which shares the state directory of"
+            return share.away()[1] or f"{other} {share.host}"
         return super()._reason_of(state, run)
 
     def _rest(self) -> tuple[State, str]:
@@ -278,19 +280,25 @@ class ShareFolder(Folder):
         found = [clocks for clocks in self._clocks if clocks.there.boot == boot] + self._clocks
         return found[0] if found else None
 
-    def note_clocks(self, clocks: Clocks) -> None:
-        """Write down how the host's clocks stand to ours, and keep how they stood at its last boot.
+    def note_host(self, name: str, clocks: Clocks) -> None:
+        """Write down what the machine that answers calls itself, and how its clocks stand to ours.
 
-        For since it was restarted its clock may be another.
+        How they stood at its last boot is kept: since then its clock may be another.
         """
         record = records.dump_moment(clocks.there, "there", "there_boot")
         record |= records.dump_moment(clocks.here, "here", "here_boot")
+        record["host"] = os.fsencode(name)
         new, old = _CLOCKS
         with suppress(OSError):  # it was removed, or the disk is full: then what was there stays
             known = records.load(self.file(new))
             if known and records.text(known.get("there_boot")) != clocks.there.boot:
                 self.replace(old, quoting.dump(known))
             self.replace(new, quoting.dump(record))
+
+    def another(self, machine: str) -> bool:
+        """Whether a machine is not the one that answers now, where several share a home."""
+        now = records.load(self.file(_CLOCKS[0])).get("host")
+        return bool(machine and now) and os.fsencode(machine) != now
 
     def away(self) -> tuple[bool, str]:
         """Return whether the host has items and cannot be reached now, and why nothing begins.

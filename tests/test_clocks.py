@@ -192,7 +192,7 @@ def test_a_host_that_is_restarted_with_another_time(tmp_path: Path) -> None:
     job = Carried(folder)
     told = quoting.dump({"runner": b"7", "host": b"h", "pid": b"8", "ticks": b"9", **began})
     for clocks in (before, after):
-        job.note_clocks(clocks)
+        job.note_host("h", clocks)
         job.note_run(told)
         run = quoting.load((tmp_path / "jobs/1/run").read_bytes())
         assert float(run["began"]) == pytest.approx(now.time - 2, abs=0.1)
@@ -202,7 +202,7 @@ def test_a_host_that_is_restarted_with_another_time(tmp_path: Path) -> None:
     share = FarTask(str(tmp_path / "jobs/2")).share(1)
     Path(share.path).mkdir(parents=True)
     for clocks in (before, after, after):
-        share.note_clocks(clocks)
+        share.note_host("h", clocks)
     for boot, passed in (("a", 5), ("b", 5)):
         share.forget()
         known = share.clocks(boot)

@@ -202,6 +202,8 @@ def test_a_host_that_is_two_machines(
     why = f"runs on {hostname()}, which shares the state directory of web1"
     wait_until(lambda: far.job(job)["reason"] == why)
     assert far.state(job) == "Disconnected"
+    wait_until(lambda: far.job(f"{items}.1")["reason"] == why)
+    assert far.state(f"{items}.1") == "Disconnected"
     for words in (("stop", job), ("stop", "--signal", "KILL", job), ("stop", items)):
         said = far.refused(5, *words)
         assert f"runs on {hostname()}" in said

@@ -636,3 +636,15 @@ def test_an_agent_has_not_the_limits_of_who_starts_it(far: Far) -> None:
         soft, hard = resource.prlimit(agent, kind)
         assert soft == hard
     far.run("stop", job)
+
+
+def test_an_agent_that_does_not_answer_holds_up_no_start(far: Far) -> None:
+    far.run("session", "new", "web1")
+    agent = far.agent() or 0
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        job = far.start("echo", "hi")
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert far.out("receive", "--wait", job) == "hi\n"
+    far.run("session", "remove", "--all")

@@ -32,6 +32,8 @@ from jobctl.transport.sendenv import candidates
 _TAIL = 1000
 _PATIENCE = 20.0
 """Seconds that an agent gets to start."""
+_HEARD = 3.0
+"""Seconds in which an agent says that it has heard of a job, where it can."""
 _LONGEST_PATH = 90
 """Bytes: unix(7) allows 108, other systems less."""
 _TOLD = (
@@ -201,6 +203,7 @@ def wake(state_dir: str, *jobs: str) -> None:
     """Have an agent look at these jobs' folders soon, or else at all, without waiting for that."""
     try:
         with _attempt(state_dir) as connection:
+            connection.settimeout(_HEARD)  # it was stopped, say; it reads this when it goes on
             connection.sendall(_encoded(state_dir, {"op": "look", "jobs": jobs}))
             if connection.recv(2) == b"{}":
                 return

@@ -103,7 +103,7 @@ class Mirror:
 
     def _enlist(self, far: Far, job: Carried) -> bytes:
         """Return the number by which a job is followed from now on."""
-        job.note_clocks(far.clocks)
+        job.note_host(far.host, far.clocks)
         self._last += 1
         handle = b"%d" % self._last
         self._drop(far, job)

@@ -83,9 +83,9 @@ class Share(Carried):
             self.spread.lost(self, reason)
         return False
 
-    def note_clocks(self, clocks: Clocks) -> None:
-        """Write down how the host's clocks stand to ours, for its journals."""
-        self.place.note_clocks(clocks)
+    def note_host(self, name: str, clocks: Clocks) -> None:
+        """Write it down, for those who read its journals."""
+        self.place.note_host(name, clocks)
 
     def hand_over(self, far: Far) -> None:
         """Have the host be ready for items, for the first time and never again."""
