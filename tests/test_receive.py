@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -388,7 +389,7 @@ def test_bars_on_a_terminal_show_nothing_of_what_they_write_over(jobctl: Jobctl)
         PROGRAM, ["receive", "--tag", job], env=jobctl.env, timeout=60, encoding="utf-8"
     )
     assert child.read().replace("\r\n", "\n") == (
-        "1 localhost: long 10%\r1 localhost: 20%\x1b[K\r\n1 localhost: ok\n"
+        "\x1b[?7l1 localhost: long 10%\x1b[?7h\r1 localhost: 20%\x1b[K\r\n1 localhost: ok\n"
         "1 localhost: 99%\r\njobctl: job 1 failed: exit status 3\n"
     )
 
@@ -413,7 +414,7 @@ def test_children_on_a_terminal_have_tags(jobctl: Jobctl) -> None:
         child = pexpect.spawn(
             PROGRAM, ["receive", *words], env=jobctl.env, timeout=60, encoding="utf-8"
         )
-        rows = child.read().replace("\x1b[K", "").replace("\r\n", "\r").split("\r")
+        rows = re.sub(r"\x1b\[(K|\?7[hl])", "", child.read()).replace("\r\n", "\r").split("\r")
         assert sorted(rows) == sorted([*wanted, ""]), words
     words = ["receive", "--again", f"{job}.2"]
     child = pexpect.spawn(PROGRAM, words, env=jobctl.env, encoding="utf-8")

@@ -13,6 +13,8 @@ from jobctl.ops.delivery import PIECE, Origin, Part, Sink
 _END = re.compile(rb"\r?\n|\r(?=[^\n])")
 _ERASE = b"\x1b[K"
 """Has a terminal clear the rest of the row."""
+_WRAP = {False: b"\x1b[?7l", True: b"\x1b[?7h"}
+"""Has a terminal go on in the next row at the end of one, or not."""
 
 
 class Stretch(NamedTuple):
@@ -147,20 +149,26 @@ class TaggedLines:
             size += len(words) + len(data)
             if lines and size > room:
                 break
-            lines.append(self._line(here, at, words, data, sink.terminal and returned))
+            lines.append(self._line(here, at, words, data, sink.terminal, returned))
             at, words, returned = at + len(data), tag, data.endswith(b"\r")
         return lines
 
-    def _line(self, here: Stretch, at: int, words: bytes, data: bytes, erase: bool) -> _Line:
+    def _line(
+        self, here: Stretch, at: int, words: bytes, data: bytes, terminal: bool, returned: bool
+    ) -> _Line:
         """Return a line that is to be written whole.
 
-        :param erase: it goes where another one may show.
+        :param terminal: it goes to one, where it is to leave nothing if it is to be written over.
+        :param returned: it goes where another one may show.
         """
         stop = at + len(data)
-        text = data.rstrip(b"\r\n") if erase else data
-        parts = [Part(text, _origin(here, at, text), words)]
+        erase, passing = terminal and returned, terminal and data.endswith(b"\r")
+        text = data.rstrip(b"\r\n") if erase or passing else data
+        before = _WRAP[False] if passing else b""
+        parts = [Part(text, _origin(here, at, text), before + words)]
         if end := data[len(text) :]:
-            parts.append(Part(end, _origin(here, stop - len(end), end), _ERASE))
+            after = _ERASE * erase + _WRAP[True] * passing
+            parts.append(Part(end, _origin(here, stop - len(end), end), after))
         return _Line(at, stop, tuple(parts))
 
     def _long(self, sink: Sink, source: int, here: Stretch) -> list[_Line]:
