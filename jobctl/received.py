@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from jobctl import records
 from jobctl.model import Marks
 
+_PIECE = 1 << 20
 _LINE = 60
 """Bytes for a child: two sizes, two checksums as in Marks.traces, "-" for none, and flags."""
 
@@ -17,8 +18,9 @@ _LINE = 60
 class PartMarks:
     """The read marks of the children of one job."""
 
-    def __init__(self, path: str) -> None:
-        """Take the job's folder."""
+    def __init__(self, path: str, count: Callable[[], int]) -> None:
+        """Take the job's folder, and what returns how many children it has."""
+        self._count = count
         self._path = f"{path}/received"
         self._children = f"{path}/children"
 
@@ -82,10 +84,10 @@ class PartMarks:
 
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            # What is delivered is to be noted in any case: so there is room before. A file with
-            # holes has none where nothing was ever written.
-            if not os.pread(fd, _LINE, at).strip(b"\0"):
-                records.put_at(fd, bytes(_LINE), at)
+            # What is delivered is to be noted in any case: so there is room before, for all.
+            whole = _LINE * self._count()
+            while (size := os.fstat(fd).st_size) < whole:
+                records.put_at(fd, bytes(min(whole - size, _PIECE)), size)
             yield move
         finally:
             os.close(fd)

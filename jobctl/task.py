@@ -39,7 +39,7 @@ class Task(Folder):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._journals = Journals(f"{path}/slots", self.clocks, self.holds)
-        self.part_marks = PartMarks(path)
+        self.part_marks = PartMarks(path, lambda: self.count)
         """What was received of the children."""
         self._block: tuple[int, list[bytes]] = (0, [])
         self._firsts: list[int] = []

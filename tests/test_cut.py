@@ -38,6 +38,7 @@ def cut_short(program: Jobctl | Bare, job: str, instance_id: str, *words: str) -
 
     Not before the reason is written down, which another attempt would not know.
     """
+    wait_until(lambda: not acting(instance_id))  # what a killed one had made for a moment
     process = program.popen(*words, job, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     noted = program.folder(job) / "stop"
     for pid in wait_until(lambda: noted.read_bytes() and acting(instance_id)):
