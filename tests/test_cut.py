@@ -38,13 +38,18 @@ def cut_short(program: Jobctl | Bare, job: str, instance_id: str, *words: str) -
 
     Not before the reason is written down, which another attempt would not know.
     """
-    wait_until(lambda: not acting(instance_id))  # what a killed one had made for a moment
     process = program.popen(*words, job, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     noted = program.folder(job) / "stop"
-    for pid in wait_until(lambda: noted.read_bytes() and acting(instance_id)):
-        assert pid not in processes_with(REASON)  # all can read what is on a command line
-        with suppress(ProcessLookupError):  # a shell that it had made for a moment
-            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: noted.read_bytes() and acting(instance_id))
+
+    def cut() -> bool:
+        for pid in acting(instance_id):
+            assert pid not in processes_with(REASON)  # all can read what is on a command line
+            with suppress(ProcessLookupError):  # a shell that it had made for a moment
+                os.kill(pid, signal.SIGKILL)
+        return process.poll() is not None
+
+    wait_until(cut)  # setsid(1) may just have made the one that goes on
     return process.wait(60), process.communicate()[1].decode()
 
 
