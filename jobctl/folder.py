@@ -373,7 +373,7 @@ class Folder:
         """Whether its output is on a host, and does not come here by itself."""
         if self.spec().get("results") != b"remote" or self.has("home"):
             return False
-        return self.finished() or not self.has("wanted")
+        return any(map(self.has, ("sent", "adopted"))) if self.finished() else not self.has("wanted")
 
     def progress(self) -> tuple[float | None, str | None]:
         """Return percent and message of what the job last wrote to its progress file."""

@@ -427,6 +427,9 @@ def test_results_that_stay(far: Far) -> None:
     assert far.refused(5, "receive", job).startswith(f"jobctl: job {job}: cannot connect to web1: ")
     far.sshd.start()
     assert far.out("receive", job) == "x\n"
+    never = far.on("127.0.0.1:1", *options, "true")
+    assert far.outcome(never)[0] == "Failed"
+    assert not far.job(never)["has_more_data"]
     # Who waits before it has begun there hears all of it, too.
     gate = far.out("start", "-q", *sleeper().split()).strip()
     job = far.start("--after", gate, *options, "echo", "later")

@@ -177,7 +177,7 @@ def _lines(dice: _Dice, jobs: tuple[Job, ...], seconds: float) -> Iterator[Deed]
             killed = dice.between(0.02, 1.0) if dice.chance(20) else 0.0
             at = dice.between(job.at + 0.2, until)
             yield Deed(at, "receive", job.token, child, how=how, killed=killed)
-        if dice.chance(30):
+        if dice.chance(50):
             how = dice.one("0", "0.3", "1")
             killed = dice.between(0.02, 0.6) if dice.chance(25) else 0.0
             yield Deed(
