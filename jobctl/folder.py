@@ -371,9 +371,9 @@ class Folder:
 
     def stays_there(self) -> bool:
         """Whether its output is on a host, and does not come here by itself."""
-        if self.spec().get("results") != b"remote" or self.has("home"):
-            return False
-        return any(map(self.has, ("sent", "adopted"))) if self.finished() else not self.has("wanted")
+        kept = self.spec().get("results") == b"remote" and not self.has("home")
+        had = any(map(self.has, ("sent", "adopted")))
+        return kept and (had if self.finished() else not self.has("wanted"))
 
     def progress(self) -> tuple[float | None, str | None]:
         """Return percent and message of what the job last wrote to its progress file."""
