@@ -10,6 +10,7 @@ import bisect
 import itertools
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -244,6 +245,8 @@ class ShareFolder(Folder):
         self.host = os.fsdecode(spec.get("host", b""))
         self._away: tuple[bool, str] | None = None
         self._clocks: list[Clocks] = []
+        self._reading = threading.RLock()
+        """Held while given is read: several threads ask what is in it."""
         self._given: list[tuple[int, int]] = []
         self._sorted: list[tuple[int, int]] = []
         self._given_read = (0, 0)
@@ -323,21 +326,24 @@ class ShareFolder(Folder):
 
     def given(self) -> list[tuple[int, int]]:
         """Return the first items and sizes of the blocks that the host was given."""
-        inode, size = records.inode_and_size(self.file("given"))
-        known, at = self._given_read
-        if inode != known or size < at:
-            self._given, self._sorted, at = [], [], 0
-        if size > at or inode != known:
-            text = records.content(self.file("given"), at=at)
-            text = text[: text.rfind(b"\n") + 1]
-            most = self.task.count
-            for line in records.whole_lines(text, _GIVEN):
-                block = int(line[1]), min(int(line[2]), most)
-                if 0 < block[0] <= most:
-                    self._given.append(block)
-                    bisect.insort(self._sorted, block)
-            self._given_read = inode, at + len(text)
-        return self._given
+        with self._reading:
+            inode, size = records.inode_and_size(self.file("given"))
+            known, at = self._given_read
+            if inode != known or size < at:
+                self._given, self._sorted, at = [], [], 0
+            if size > at or inode != known:
+                text = records.content(self.file("given"), at=at)
+                text = text[: text.rfind(b"\n") + 1]
+                # Others may be looking through those that there were.
+                self._given, self._sorted = self._given.copy(), self._sorted.copy()
+                most = self.task.count
+                for line in records.whole_lines(text, _GIVEN):
+                    block = int(line[1]), min(int(line[2]), most)
+                    if 0 < block[0] <= most:
+                        self._given.append(block)
+                        bisect.insort(self._sorted, block)
+                self._given_read = inode, at + len(text)
+            return self._given
 
     def holds(self, numbers: set[int]) -> set[int]:
         """Return those of some items that the host was given."""
@@ -351,8 +357,9 @@ class ShareFolder(Folder):
         most = self.task.count
         if not self.has("given"):
             return lambda number: number <= most
-        self.given()
-        blocks = self._sorted
+        with self._reading:
+            self.given()
+            blocks = self._sorted
 
         def held(number: int) -> bool:
             at = bisect.bisect_right(blocks, (number, most)) - 1

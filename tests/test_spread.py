@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -269,6 +270,35 @@ def test_what_was_given_is_read_once(task: FarTask) -> None:
     assert [n for n in range(12) if holds(n)] == [1, 2, 4, 9, 10]
     mine.keep_given([(7, 1), *blocks])
     assert theirs.given() == mine.given() == [(7, 1), *blocks]
+
+
+def test_what_was_given_is_read_by_several_at_once(task: FarTask) -> None:
+    """While it grows, and while another one takes its place."""
+    place = task.share(3)
+    place.keep_given([(1, 1)])
+    over = threading.Event()
+
+    def reads() -> None:
+        while not over.is_set():
+            assert place.holder()(1)
+            blocks = place.given()
+            assert len(blocks) == len(set(blocks))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            readers = [pool.submit(reads) for _ in range(3)]
+            for _ in range(60):
+                for first in range(2, 11):
+                    place.give(first, 1)
+                place.keep_given([(1, 1)])
+            over.set()
+            for reader in readers:
+                reader.result()
+    finally:
+        over.set()
+        sys.setswitchinterval(before)
 
 
 def test_each_item_may_have_a_slot_of_its_own(spread: Spread, monkeypatch: Any) -> None:
