@@ -282,6 +282,6 @@ class Journals:
                 del self._unwritten[number]
 
     def _take_end(self, slot: str, number: int, rest: bytes) -> None:
-        self.ends[number] = rest
         self._ended_in[number] = slot
+        self.ends[number] = rest
         self.newest.append(number)

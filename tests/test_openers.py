@@ -65,6 +65,19 @@ def test_whose_agent() -> None:
 
 
 @pytest.mark.usefixtures("at")
+def test_who_asks_after_a_failure() -> None:
+    openers = Openers()
+    openers.asked(of("first"))
+    openers.opens("web1")
+    openers.failed("web1")
+    openers.opens("web1")  # by itself: nobody has asked since
+    assert openers.environ("web1")["SSH_AUTH_SOCK"] == "first"
+    openers.asked(of("second"))
+    openers.opens("web1")
+    assert openers.environ("web1")["SSH_AUTH_SOCK"] == "second"
+
+
+@pytest.mark.usefixtures("at")
 def test_an_agent_that_does_not_answer() -> None:
     """It is told of to him who names it, and to nobody else."""
     openers = Openers()

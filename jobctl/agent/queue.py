@@ -590,7 +590,9 @@ class Queue:
         gone = Errors()
         chosen = self._carried(ids)
         for job in chosen:
-            job.want()  # of one that the host has not got yet, all comes when it does
+            # Of one that the host has not got yet, all comes when it does.
+            if (error := attempt(job.want)) and job.exists():
+                gone[job.id] = JobctlError(lack(self._state_dir, error) or str(error))
 
         def act(link: Link, jobs: list[Carried]) -> None:
             link.opened(ask)

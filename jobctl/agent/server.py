@@ -33,7 +33,7 @@ from jobctl.links import Links, Session
 from jobctl.model import printable
 from jobctl.target import Target, parse_target
 from jobctl.transport import config as configuration
-from jobctl.transport.base import Ask, Cancelled, Connection
+from jobctl.transport.base import Ask, Cancelled, Connection, Denied
 from jobctl.whole import lack
 
 _IDLE = 5.0
@@ -228,14 +228,17 @@ class Agent:
         # Not at the top: paramiko takes a while to load.
         from jobctl.transport.ssh import connect
 
+        settings = None
         try:
             settings = configuration.read(target, config, environ)
             return connect(target, ask, config, environ, settings)
         except Cancelled:
             why = f"cannot connect to {target.label}: the login was cancelled at the terminal"
             raise Cancelled(why) from None
-        except JobctlError:
-            self._openers.failed(name)
+        except JobctlError as error:
+            # That a network is down says nothing of him in whose name it was tried.
+            if isinstance(error, Denied) or not settings or settings.word("proxycommand"):
+                self._openers.failed(name)
             raise
 
     def op_stop(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
@@ -373,7 +376,7 @@ def _have_own_limits() -> None:
         most = hard
         if kind == resource.RLIMIT_NOFILE:
             most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-        if soft not in (most, resource.RLIM_INFINITY):
+        if soft != resource.RLIM_INFINITY and (most == resource.RLIM_INFINITY or soft < most):
             with suppress(OSError, ValueError):
                 resource.setrlimit(kind, (most, hard))
 
