@@ -514,7 +514,9 @@ class Monkey:
         self._call(Deed(0.0, "clean"), "get", "-q")
         log = self.world.jobctl.state_dir / "agent.log"
         text = log.read_text() if log.exists() else ""
-        self.findings += [f"agent.log: {line}" for line in text.splitlines() if "failed" in line]
+        full = "No space left on device"  # of which whoever asked was told
+        wrong = [x for x in text.splitlines() if "failed" in x and full not in x]
+        self.findings += [f"agent.log: {line}" for line in wrong]
         for pid, words_of in cage.processes().items():
             if re.search(_PATTERNS["agent"], words_of):
                 os.kill(pid, signal.SIGKILL)
