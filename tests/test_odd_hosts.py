@@ -162,6 +162,7 @@ def test_a_far_side_that_falls_silent(make_far: Make, sshd: Sshd, tmp_path: Path
             with suppress(ProcessLookupError):  # one that lived for an instant
                 os.kill(pid, signal.SIGCONT)
     assert stop.returncode in (0, 5), said
+    far.until(other, "Stopped")  # as soon as it can be
     (tmp_path / "go").touch()
     far.run("wait", job, other, status=1)
     assert [far.state(job), far.state(other)] == ["Completed", "Stopped"]

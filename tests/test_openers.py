@@ -122,7 +122,7 @@ def test_who_asks_next_has_it_made_in_his_name(far: Far, tmp_path: Path) -> None
         "    while data := wire.recv(65536):\n"
         "        os.write(1, data)\n"
         "    os._exit(0)\n"
-        "threading.Thread(target=out).start()\n"
+        "threading.Thread(target=out, daemon=True).start()\n"
         "while data := os.read(0, 65536):\n"
         "    wire.sendall(data)\n"
         "os._exit(0)\n"
