@@ -200,6 +200,19 @@ def _fetched(store: Store, jobs: list[Job], deadline: float | None = None) -> li
     return ask_hosts(store.jobs, "fetch", there, options.person(there, deadline), deadline)
 
 
+def _brought(store: Store, jobs: list[Job], deadline: float | None) -> bool:
+    """Bring home what was to stay on hosts; return False if the time is up before it is here.
+
+    :raises JobctlError: a host is out of reach.
+    """
+    try:
+        for error in _fetched(store, jobs, deadline):
+            raise error
+    except TimeoutError:
+        return False
+    return True
+
+
 def _leaves_results(store: Store, job: Job) -> bool:
     """Whether the output of a job was to stay where it ran."""
     folder = store.jobs.folder(job.id)
@@ -233,13 +246,8 @@ def follow(
     ids = sorted({part for job in goes_on for part in job.children or (job.id,)}, key=order)
     listener = Listener(_failure, _emptied, _waiting, _event if events else None)
     receiver = Receiver(store.jobs, manner, listener)
-    fetched = True
     try:
-        try:
-            for error in _fetched(store, goes_on, deadline):
-                raise error
-        except TimeoutError:
-            fetched = False  # what is here is delivered all the same
+        fetched = _brought(store, goes_on, deadline)  # if not, what is here is delivered
         with _doubting(ids):
             ends = Ends(store.jobs, ids, force, terminal.person(deadline), news, render.say)
             ended = receiver.follow(ends, deadline)
@@ -288,10 +296,7 @@ def _gather(
     ):
         whole += [job for _, job in news if job is not None]
     ended = parts(store, whole)
-    try:
-        for error in _fetched(store, ended, deadline):
-            raise error
-    except TimeoutError:
+    if not _brought(store, ended, deadline):
         return _TIMED_OUT
     groups = grouped(store.jobs, ended, manner)
     receiver = Receiver(store.jobs, manner, Listener(lambda job: "", _emptied))
