@@ -177,13 +177,8 @@ class Folder:
         ]
 
     def _lost_child(self, number: int) -> Job:
-        return Job(
-            f"{self.id}.{number}",
-            type=TYPE_REMOTE,
-            state=State.FAILED,
-            reason=MISSING.format(f"children/{number}"),
-            parent=self.id,
-        )
+        child, reason = f"{self.id}.{number}", MISSING.format(f"children/{number}")
+        return Job(child, type=TYPE_REMOTE, state=State.FAILED, reason=reason, parent=self.id)
 
     def _one(self, planned: Job, boot: str) -> Job:
         """Return a job without children as it is now."""
@@ -371,9 +366,11 @@ class Folder:
 
     def stays_there(self) -> bool:
         """Whether its output is on a host, and does not come here by itself."""
-        kept = self.spec().get("results") == b"remote" and not self.has("home")
-        had = any(map(self.has, ("sent", "adopted")))
-        return kept and (had if self.finished() else not self.has("wanted"))
+        if self.spec().get("results") != b"remote" or self.has("home"):
+            return False
+        if self.finished():
+            return self.has("sent") or self.has("adopted")  # else the host never had any
+        return not self.has("wanted")
 
     def progress(self) -> tuple[float | None, str | None]:
         """Return percent and message of what the job last wrote to its progress file."""

@@ -258,7 +258,7 @@ class Link:
         return jobs
 
     def _shut(self) -> Far | None:
-        """Take no more jobs, and write that down: another link may have the name then."""
+        """Take no more jobs and write that down, once; return the far end if there was one."""
         if not self._closed:
             self._closed = True
             self._book.note(self.name, links.Link(LinkState.CLOSED))
