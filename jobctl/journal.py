@@ -74,6 +74,8 @@ class Journals:
         """In which slots they did."""
         self._boots: dict[str, str] = {}
         """The boots that slots are of."""
+        self._machines: dict[str, str] = {}
+        """What the machines call themselves that slots were begun on, where they say so."""
         self._unwritten: dict[int, bytes] = {}
         """The lines for which the disk had no room."""
         self.newest: list[int] = []
@@ -117,6 +119,10 @@ class Journals:
             if self._place(words, boot) is Place.ELSEWHERE and not self._done(slot):
                 return records.text(words[3])
         return ""
+
+    def machine(self, slot: str) -> str:
+        """Return the same as host() did when the slot was last heard of, without a look."""
+        return self._machines.get(slot, "")
 
     def host(self, slot: str) -> str:
         """Return the name of the machine that a slot was begun on."""
@@ -225,6 +231,7 @@ class Journals:
             self._offsets[slot] = at + len(text)
             itself = self._self(slot)
             self._boots[slot] = records.text(itself[2]) if itself else process.boot_id()
+            self._machines[slot] = records.text(itself[3]) if itself else ""
             holds = self._holds(slot)
             for number, rest in lines_in(text):
                 if not holds(number):

@@ -132,7 +132,7 @@ class FarTask(Task):
         if self.finished():
             return self._rest()[0]
         share = self._share_with(run.slot)
-        if share and (share.away()[0] or share.another(self._journals.host(run.slot))):
+        if share and (share.away()[0] or share.another(self._journals.machine(run.slot))):
             return State.DISCONNECTED
         stopping = self.has("stop") or self.has(f"children/{number}.stop")
         return State.STOPPING if stopping else State.RUNNING
@@ -140,8 +140,9 @@ class FarTask(Task):
     def _reason_of(self, state: State, run: Run) -> str:
         share = self._share_with(run.slot)
         if state is State.DISCONNECTED and share:
-            other = f"runs on {self._journals.host(run.slot)}, which shares the state directory of"
-            return share.away()[1] or f"{other} {share.host}"
+            machine = self._journals.machine(run.slot)
+            why = f"runs on {machine}, which shares the state directory of {share.host}"
+            return share.away()[1] or why
         return super()._reason_of(state, run)
 
     def _rest(self) -> tuple[State, str]:
@@ -245,6 +246,8 @@ class ShareFolder(Folder):
         self.host = os.fsdecode(spec.get("host", b""))
         self._away: tuple[bool, str] | None = None
         self._clocks: list[Clocks] = []
+        self._machine: bytes | None = None
+        """What the machine calls itself that answered last, once it was asked for."""
         self._reading = threading.RLock()
         """Held while given is read: several threads ask what is in it."""
         self._given: list[tuple[int, int]] = []
@@ -268,7 +271,7 @@ class ShareFolder(Folder):
 
     def forget(self) -> None:
         """Forget what changes with the connection."""
-        self._away = None
+        self._away = self._machine = None
         self._clocks = []
 
     def clocks(self, boot: str) -> Clocks | None:
@@ -300,8 +303,9 @@ class ShareFolder(Folder):
 
     def another(self, machine: str) -> bool:
         """Whether a machine is not the one that answers now, where several share a home."""
-        now = records.load(self.file(_CLOCKS[0])).get("host")
-        return bool(machine and now) and os.fsencode(machine) != now
+        if self._machine is None:
+            self._machine = records.load(self.file(_CLOCKS[0])).get("host", b"")
+        return bool(machine and self._machine) and os.fsencode(machine) != self._machine
 
     def away(self) -> tuple[bool, str]:
         """Return whether the host has items and cannot be reached now, and why nothing begins.
