@@ -5,7 +5,7 @@
 In there, /proc shows nothing but what the program has started: so whatever is left when it has
 ended its own is a finding, and nothing it kills can be anybody else's. When it ends, or is killed,
 or the first process outside is, the kernel ends all that is left, and its mounts go with the last
-one. /dev/shm is empty there, as libfaketime keeps files in it.
+one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from disk import Disk
 
 _WORD = "JOBCTL_TESTS_CAGE"
 """The variable that says that we are in there, in what is started by enter()."""
@@ -49,47 +51,16 @@ def processes() -> dict[int, str]:
     return found
 
 
-class Disk:
-    """A small file system on which there may be no room. It goes with the machine."""
-
-    def __init__(self, path: Path, size: str = "4m") -> None:
-        """Mount it at path."""
-        self.path = path
-        self._fill = path / ".fill"
-        path.mkdir(parents=True, exist_ok=True)
-        mount("tmpfs", path, f"size={size},mode=0700")
-
-    def fill(self, free: int = 0) -> None:
-        """Leave so many bytes free."""
-        with open(self._fill, "ab", buffering=0) as file:
-            with contextlib.suppress(OSError):
-                while file.write(b"x" * 4096):
-                    pass
-            if free:
-                file.truncate(max(0, file.tell() - free))
-
-    def free(self) -> None:
-        """Have room again."""
-        self._fill.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
-        """Have no room meanwhile."""
-        try:
-            self.fill()
-            yield
-        finally:
-            self.free()
-
-
-def mount(kind: str, path: Path, options: str) -> None:
-    """Mount a file system of this machine."""
-    subprocess.run(["mount", "-t", kind, "-o", options, "none", str(path)], check=True)
+def small_disk(path: Path, size: str) -> Disk:
+    """Mount a small file system at path, which goes with the machine."""
+    path.mkdir(parents=True, exist_ok=True)
+    options = f"size={size},mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], check=True)
+    return Disk(path)
 
 
 def main(words: list[str]) -> int:
     """Be the first process: run a program to its end, and take whatever ends before."""
-    mount("tmpfs", Path("/dev/shm"), "mode=1777")
     program = os.posix_spawn(sys.executable, [sys.executable, *words], os.environ)
     while True:
         pid, status = os.wait()

@@ -27,6 +27,7 @@ from conftest import (
     sleeping,
     wait_until,
 )
+from disk import Disk
 
 from jobctl import records
 from jobctl.folder import STREAMS, Folder
@@ -234,27 +235,6 @@ def test_relative_and_empty_names(jobctl: Jobctl, tmp_path: Path) -> None:
 
 
 # --- a full disk -----------------------------------------------------------------
-
-
-class Disk:
-    """A small file system."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fill = path / "fill"
-
-    def fill(self, free: int = 0) -> None:
-        """Leave so many bytes free."""
-        with open(self._fill, "wb", buffering=0) as file:
-            try:
-                while file.write(b"x" * 4096):
-                    pass
-            except OSError:
-                pass
-            file.truncate(file.tell() - free)
-
-    def free(self) -> None:
-        self._fill.unlink(missing_ok=True)
 
 
 @pytest.fixture(name="disk")

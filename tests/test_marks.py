@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import PROGRAM, Jobctl, first_of, strace
-from test_hostile import Disk, _disk
+from disk import Disk
+from test_hostile import _disk
 
 from jobctl.model import Marks
 from jobctl.received import PartMarks

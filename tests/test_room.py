@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, Jobctl, at_home, nothing_left, processes_with, sleeping, wait_until
+from disk import Disk
 from far import Far
 from sshd import Sshd
 from test_items import children, each
@@ -22,16 +23,11 @@ class Small(Far):
 
     def fill(self) -> None:
         """Leave no room on the disk."""
-        with open(self.state_dir.parent / "fill", "ab", buffering=0) as file:
-            try:
-                while True:
-                    file.write(b"x" * 4096)
-            except OSError:
-                pass
+        Disk(self.state_dir.parent).fill()
 
     def clear(self) -> None:
         """Have room again."""
-        (self.state_dir.parent / "fill").unlink(missing_ok=True)
+        Disk(self.state_dir.parent).free()
 
     @property
     def reason(self) -> bytes:

@@ -40,6 +40,7 @@ import monkey_oracle as oracle  # noqa: E402
 import monkey_plan  # noqa: E402
 import quick  # noqa: E402
 from conftest import Jobctl  # noqa: E402
+from disk import Disk  # noqa: E402
 from monkey_oracle import Done, Known, Piece  # noqa: E402
 from monkey_plan import HOSTS, Deed, Job, Plan  # noqa: E402
 from sshd import Sshd, Wire  # noqa: E402
@@ -81,7 +82,7 @@ class Host:
         folder.mkdir(parents=True)
         self.server = Sshd(folder)
         self.state = self.server.home / ".local/state/jobctl"
-        self.disk = cage.Disk(self.state, "6m")
+        self.disk = cage.small_disk(self.state, "6m")
         self.server.start()
         self.wire = Wire(self.server.port)
         self.down = threading.Lock()
@@ -120,7 +121,7 @@ class World:
         self.logs, self.caught = base / "logs", base / "caught"
         for folder in (self.logs, self.caught, base / "tmp"):
             folder.mkdir(parents=True)
-        self.disk = cage.Disk(base / "disk", "12m")
+        self.disk = cage.small_disk(base / "disk", "12m")
         self.hosts = {name: Host(name, base) for name in HOSTS}
         config = base / "ssh_config"
         config.write_text("\n".join(host.lines() for host in self.hosts.values()))
@@ -406,10 +407,10 @@ class Monkey:
         self._full(self.world.hosts[deed.host].disk, deed)
 
     @staticmethod
-    def _full(disk: cage.Disk, deed: Deed) -> None:
+    def _full(disk: Disk, deed: Deed) -> None:
         until = time.monotonic() + deed.seconds
         while time.monotonic() < until:
-            disk.fill(deed.pick % 3 * 4096)  # again and again: it takes what others free, too
+            disk.fill(deed.pick % 3 * 4096)
             time.sleep(0.02)
         disk.free()
 
