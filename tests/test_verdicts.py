@@ -271,7 +271,7 @@ def test_a_signal_to_what_has_just_begun(far: Far, wire: Wire, tmp_path: Path) -
         words = ("stop", "--signal", "USR1", *jobs)
         # A question that was under way when the connection broke is asked again.
         while (result := far.run(*words, status=None)).returncode == 5:
-            assert re.search(b"broke|cannot be reached|ended the conversation", result.stderr)
+            assert re.search(b"broke|lost|cannot be reached|ended the conversation", result.stderr)
         assert result.returncode == 0, result
         wait_until(lambda: len(said.read_text()) == count)
 
