@@ -157,6 +157,7 @@ def test_people_who_wait_for_the_same_job() -> None:
     ends[1][1].close()
 
 
+@pytest.mark.long
 def test_who_leaves_while_he_is_asked(far: Far) -> None:
     key = locked(far)
     for number in (signal.SIGINT, signal.SIGKILL):
@@ -238,6 +239,7 @@ def test_a_question_comes_in_the_place_of_the_bar(far: Far) -> None:
     assert status_of(child) == 1
 
 
+@pytest.mark.long
 def test_a_terminal_that_goes_away(far: Far, tmp_path: Path) -> None:
     reports = tmp_path / "reports"
     reports.mkdir()
@@ -286,6 +288,7 @@ def hang_up(child: pexpect.spawn[str], what: str) -> None:
 # --- what hosts say ---
 
 
+@pytest.mark.long
 def test_a_banner_is_for_who_waits_at_a_terminal(make_far: Make, make_sshd: MakeSshd) -> None:
     server = make_sshd()
     banner = server.folder / "banner"
@@ -361,6 +364,7 @@ def test_what_a_login_shell_says_is_in_the_reason(
         assert reason.endswith(said)
 
 
+@pytest.mark.long
 def test_a_login_shell_that_was_killed_refuses_nothing(make_far: Make, make_sshd: MakeSshd) -> None:
     server = make_sshd(
         "ForceCommand echo welcome; [ -e ~/killed ] || { : >~/killed; kill -9 $$; };"

@@ -90,6 +90,7 @@ def test_a_script_that_is_short_or_gone_is_brought_again(far: Far) -> None:
         assert shown.stdout
 
 
+@pytest.mark.long
 def test_scripts_that_are_deleted_while_a_session_lives(far: Far, tmp_path: Path) -> None:
     (tmp_path / "script").write_text("echo script")
 
@@ -112,6 +113,7 @@ def test_scripts_that_are_deleted_while_a_session_lives(far: Far, tmp_path: Path
     far.run("session", "remove", "--all")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rounds", first_of(2, 10))
 def test_many_bring_the_scripts_at_once(tmp_path: Path, rounds: int) -> None:
     """They do so at the first contact with machines that share a home."""
@@ -134,6 +136,7 @@ def test_many_bring_the_scripts_at_once(tmp_path: Path, rounds: int) -> None:
         assert [path.name for path in (state / "lib").iterdir()] == ["release"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["serve.sh", "bin", ""])
 @pytest.mark.parametrize("kind", first_of("file", "directory", "link"))
 def test_something_else_where_the_scripts_belong(far: Far, name: str, kind: str) -> None:
@@ -189,6 +192,7 @@ def test_the_directory_of_a_host_can_be_named_here(
     assert len(list((named / "jobs").glob("[0-9]*"))) == 1
 
 
+@pytest.mark.long
 def test_a_job_is_on_a_full_host_whole_or_not_at_all(far: Far, full: Path, tmp_path: Path) -> None:
     far.run("session", "new", "web1")
     (tmp_path / "script").write_text("cat; echo ran\n" + "#" * 70_000)
@@ -216,6 +220,7 @@ def test_a_job_is_on_a_full_host_whole_or_not_at_all(far: Far, full: Path, tmp_p
         far.run("remove", job)
 
 
+@pytest.mark.long
 def test_a_host_that_has_room_for_no_further_file(far: Far, full: Path) -> None:
     """One job is refused, and the connection stands."""
     subprocess.run(["mount", "-o", "remount,nr_inodes=60", str(far.there)], check=True)
@@ -237,6 +242,7 @@ def test_a_host_that_has_room_for_no_further_file(far: Far, full: Path) -> None:
     far.run("stop", beside)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["one", "items"])
 def test_nothing_of_a_job_stays_on_a_host_that_refused_it(
     far: Far, full: Path, tmp_path: Path, kind: str
@@ -257,6 +263,7 @@ def test_nothing_of_a_job_stays_on_a_host_that_refused_it(
     assert list(guest.iterdir()) == []
 
 
+@pytest.mark.long
 def test_scripts_that_nobody_needs_any_more(far: Far, tmp_path: Path) -> None:
     """Those of other releases go when they were not used for a month, and no job or process is."""
     lib = far.there / "lib"

@@ -59,6 +59,7 @@ def elapsed(far: Far, *words: str) -> list[float]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("offset", first_of("-3h", "+3h"))
 def test_jobs_on_a_host(make_sshd: MakeSshd, make_far: Make, tmp_path: Path, offset: str) -> None:
     far, since = at_other_time(make_far, make_sshd, offset), time.time()
@@ -89,6 +90,7 @@ def test_jobs_on_a_host(make_sshd: MakeSshd, make_far: Make, tmp_path: Path, off
     assert max(elapsed(far, "--children")) < time.time() - since + LATE
 
 
+@pytest.mark.long
 def test_what_is_there(make_sshd: MakeSshd, make_far: Make) -> None:
     far, since = at_other_time(make_far, make_sshd, "-3h"), time.time()
     for name in ("first", "second"):

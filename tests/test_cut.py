@@ -53,6 +53,7 @@ def cut_short(program: Jobctl | Bare, job: str, instance_id: str, *words: str) -
     return process.wait(60), process.communicate()[1].decode()
 
 
+@pytest.mark.long
 def test_what_ends_jobs_is_killed(either: Far) -> None:
     nap = sleeper()
     deaf = f"trap '' TERM; exec {nap}"
@@ -73,6 +74,7 @@ def test_what_ends_jobs_is_killed(either: Far) -> None:
     assert sleeping(nap) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shell", ONE_SHELL)
 def test_what_ends_jobs_of_a_host_is_killed(jobctl: Jobctl, shell: str) -> None:
     """There the program of sh does it."""
@@ -85,6 +87,7 @@ def test_what_ends_jobs_of_a_host_is_killed(jobctl: Jobctl, shell: str) -> None:
         assert jobctl.state(job) not in _FINISHED
 
 
+@pytest.mark.long
 def test_what_sends_a_signal_is_killed(jobctl: Jobctl) -> None:
     nap = sleeper()
     jobs = [jobctl.sh(f"exec {nap}"), each(jobctl, "a\n", "-c", f"exec {nap}")]
@@ -101,6 +104,7 @@ def test_what_sends_a_signal_is_killed(jobctl: Jobctl) -> None:
     assert len(sleeping(nap)) == 2
 
 
+@pytest.mark.long
 def test_a_reason_that_was_cut_short(jobctl: Jobctl) -> None:
     """Whoever was to write it was killed before: the next one's counts."""
     nap = sleeper()

@@ -72,6 +72,7 @@ def test_here(jobctl: Jobctl, tmp_path: Path, damage: dict[str, str]) -> None:
         check(jobctl, job, ran, gone)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["children", "items", "taken", "slots"])
 def test_before_it_begins(jobctl: Jobctl, tmp_path: Path, name: str) -> None:
     """What is there is made anew, or the job fails; what waits for it goes on."""
@@ -91,6 +92,7 @@ def test_before_it_begins(jobctl: Jobctl, tmp_path: Path, name: str) -> None:
     assert jobctl.job(following)["state"] == "Completed"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["children", "items", "taken", "slots"])
 def test_with_its_slots_killed(jobctl: Jobctl, tmp_path: Path, name: str) -> None:
     """No others are begun."""
@@ -106,6 +108,7 @@ def test_with_its_slots_killed(jobctl: Jobctl, tmp_path: Path, name: str) -> Non
     jobctl.run("stop", job, status=None)
 
 
+@pytest.mark.long
 def test_streams_of_items(either: Far) -> None:
     """What is in their place holds nobody up; an item that seems to be taken by nobody is run."""
     text = (
@@ -127,6 +130,7 @@ def test_streams_of_items(either: Far) -> None:
     either.run("receive", mine)
 
 
+@pytest.mark.long
 def test_pipes_in_the_place_of_files_on_a_host(far: Far, tmp_path: Path) -> None:
     """Nothing waits for somebody to write to them, or to read; the other jobs there go on."""
     swap = (
@@ -150,6 +154,7 @@ def test_pipes_in_the_place_of_files_on_a_host(far: Far, tmp_path: Path) -> None
     assert far.outcome(beside)[0] == "Completed"
 
 
+@pytest.mark.long
 def test_pipes_in_the_place_of_files_here(jobctl: Jobctl) -> None:
     nap = sleeper()
     own = f'cd "${{JOBCTL_PROGRESS%/progress}}"; mkfifo {{}}; exec {nap}'
@@ -174,6 +179,7 @@ def delete(folder: Path, names: list[str]) -> None:
         (folder / name).unlink()
 
 
+@pytest.mark.long
 def test_records_of_a_command_on_a_host(far: Far, tmp_path: Path) -> None:
     """It goes on, and its own end and output come; it can be stopped."""
     text = f"echo one; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo two; exit 3"
@@ -200,6 +206,7 @@ def test_records_of_a_command_on_a_host(far: Far, tmp_path: Path) -> None:
         assert far.output(job) == "one\ntwo\n"
 
 
+@pytest.mark.long
 def test_records_of_a_killed_command_on_a_host(far: Far) -> None:
     """Nobody will write down its end: it has one all the same, also after a new connection."""
     nap = sleeper()
@@ -220,6 +227,7 @@ def test_records_of_a_killed_command_on_a_host(far: Far) -> None:
         assert far.output(job) == "one\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", first_of(DAMAGE, MORE), ids=len)
 def test_on_a_host(far: Far, tmp_path: Path, damage: dict[str, str]) -> None:
     jobs = {}
@@ -238,6 +246,7 @@ def lose_end(spec: Path, lines: int = 1) -> None:
     spec.write_text("".join(spec.read_text().splitlines(keepends=True)[:-lines]))
 
 
+@pytest.mark.long
 def test_a_record_that_has_lost_its_end(far: Far, second: Far) -> None:
     """What is removed is the job's own folder on the host, and no other one."""
     nap = sleeper()
@@ -264,6 +273,7 @@ def test_a_record_that_has_lost_its_end(far: Far, second: Far) -> None:
     second.run("remove", kept)
 
 
+@pytest.mark.long
 def test_a_record_that_has_lost_its_host(far: Far) -> None:
     """Nobody can begin it."""
     gate = far.out("start", "-q", *sleeper().split()).strip()
@@ -279,6 +289,7 @@ def test_a_record_that_has_lost_its_host(far: Far) -> None:
     far.run("remove", job, "--local-only")
 
 
+@pytest.mark.long
 def test_a_path_that_no_job_has_there(far: Far, second: Far) -> None:
     """A host could have named it, or it was damaged: nobody is asked about it."""
     kept = second.sh("echo kept")
@@ -325,6 +336,7 @@ def damage_specs(far: Far, *several: list[str]) -> None:
     (far.state_dir / "index.db").unlink()
 
 
+@pytest.mark.long
 def test_a_spec_that_cannot_be_read(far: Far) -> None:
     """The job is listed as damaged or as what it is, and removed with all that is on the host."""
     nap = sleeper()
@@ -352,6 +364,7 @@ def test_a_spec_that_cannot_be_read(far: Far) -> None:
     assert not processes_with(nap)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["items", "hosts"])
 def test_a_spec_of_a_job_with_children_that_cannot_be_read(far: Far, kind: str) -> None:
     """It is never Completed; it is removed with all that is on the hosts."""
@@ -379,6 +392,7 @@ def test_a_spec_of_a_job_with_children_that_cannot_be_read(far: Far, kind: str) 
     assert not sleeping(nap)
 
 
+@pytest.mark.long
 def test_a_job_with_children_that_is_being_written(far: Far) -> None:
     """Nothing of it begins: it is no job yet, however much of it is there."""
     job = far.start("-H", "web1,web2", "-t", "1", "echo", "x")
@@ -398,6 +412,7 @@ def test_a_job_with_children_that_is_being_written(far: Far) -> None:
     assert "9" not in far.out("get", "-q").split()
 
 
+@pytest.mark.long
 def test_a_child_whose_record_is_gone(far: Far) -> None:
     """It counts as one that failed, and its job can be removed with all that is on the hosts."""
     jobs = [far.start("-H", "web1,web2", "-c", "echo out") for _ in range(2)]
@@ -421,6 +436,7 @@ def test_a_child_whose_record_is_gone(far: Far) -> None:
     assert len([*far.there.glob("guest/*")]) == 1  # nothing here tells of it
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", first_of("1000000000000", "9" * 30, "-3", "two"))
 def test_a_number_of_children_that_no_job_has(far: Far, count: str) -> None:
     """What its folder holds tells how many there are."""
@@ -443,6 +459,7 @@ def test_a_number_of_children_that_no_job_has(far: Far, count: str) -> None:
     assert not [*far.there.glob("guest/*")]
 
 
+@pytest.mark.long
 def test_a_record_of_the_runner_that_is_cut_anywhere(jobctl: Jobctl) -> None:
     """Its command has begun, and is reached by stop, also one that bears no mark of the job."""
     nap = sleeper()
@@ -460,6 +477,7 @@ def test_a_record_of_the_runner_that_is_cut_anywhere(jobctl: Jobctl) -> None:
     assert jobctl.state(job) == "Stopped"
 
 
+@pytest.mark.long
 def test_a_record_of_the_runner_that_is_cut_on_a_host(far: Far, second: Far) -> None:
     """Whoever has seen it whole, and whoever has not, is told that its command has begun."""
     nap = sleeper()
@@ -482,6 +500,7 @@ def test_a_record_of_the_runner_that_is_cut_on_a_host(far: Far, second: Far) -> 
         assert far.outcome(job)[:2] == ("Stopped", "stopped by user")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["stdout", "run", "progress"])
 def test_a_file_here_that_nothing_can_be_written_to(far: Far, tmp_path: Path, name: str) -> None:
     """That job is damaged, and can be removed; the others on the host go on."""
@@ -504,6 +523,7 @@ def test_a_file_here_that_nothing_can_be_written_to(far: Far, tmp_path: Path, na
     assert far.jobs() == []
 
 
+@pytest.mark.long
 def test_a_child_that_cannot_be_begun_gives_its_place_to_another(far: Far, second: Far) -> None:
     far.sshd.hosts(*second.sshd.hosts().read_text().replace("Host web1", "Host web2").splitlines())
     gate = far.start(*sleeper().split())

@@ -66,6 +66,7 @@ def mend(folder: Path) -> None:
     subprocess.run(words, check=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
 def test_where_a_record_was_written(shell: str) -> None:
     here, boot = hostname(), "b1-b2"
@@ -91,6 +92,7 @@ def test_where_a_record_was_written(shell: str) -> None:
     assert said.split() == [place.value for place in table.values()]
 
 
+@pytest.mark.long
 def test_the_name_of_a_machine(tmp_path: Path) -> None:
     odd = "a' b\\n$(touch c)é"
     words = other_machine(odd)
@@ -126,6 +128,7 @@ def test_a_job_of_another_machine(jobctl: Jobctl, tmp_path: Path, program: list[
     assert jobctl.out("receive", job) == "done\n"
 
 
+@pytest.mark.long
 def test_items_of_another_machine(jobctl: Jobctl, tmp_path: Path) -> None:
     go = tmp_path / "go"
     command = f"echo {{}} >>{tmp_path}/ran; while [ ! -e {go} ]; do sleep 0.1; done"
@@ -150,6 +153,7 @@ def test_items_of_another_machine(jobctl: Jobctl, tmp_path: Path) -> None:
     assert [child["state"] for child in children(jobctl, job)] == ["Completed"] * 3
 
 
+@pytest.mark.long
 def test_a_container_without_our_processes(jobctl: Jobctl) -> None:
     words = [*unshare("--pid", "--fork", "--mount-proc"), PROGRAM]
     job = jobctl.start("sleep", "7415")
@@ -188,6 +192,7 @@ def login_nodes(tmp_path: Path, make_sshd: MakeSshd) -> Iterator[tuple[Far, Call
     nothing_left(tmp_path, first.home)
 
 
+@pytest.mark.long
 def test_a_host_that_is_two_machines(
     login_nodes: tuple[Far, Callable[[int], None]], tmp_path: Path
 ) -> None:

@@ -226,6 +226,7 @@ def test_no_file_any_more(jobctl: Jobctl, tmp_path: Path, instead: str) -> None:
     assert (record["state"], record["has_more_data"]) == ("Completed", False)
 
 
+@pytest.mark.long
 def test_an_item_without_its_files_runs_once(either: Far, tmp_path: Path) -> None:
     """No other slot takes it, and its other stream is whole."""
     ran = tmp_path / "ran"
@@ -327,6 +328,7 @@ def _holds(path: Path, text: str) -> bool:
     return path.exists() and path.read_text() == text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "then"),
     rows_of(
@@ -362,6 +364,7 @@ def test_on_a_host(far: Far, tmp_path: Path, options: tuple[str, ...], then: str
     assert far.job(one)["has_more_data"] is False
 
 
+@pytest.mark.long
 def test_it_cannot_be_read_on_a_host(far: Far) -> None:
     """It ends with what there is: here the host takes a file for longer than it can be read."""
     longer = Path("/sys/devices/system/cpu/online")
@@ -376,6 +379,7 @@ def test_it_cannot_be_read_on_a_host(far: Far) -> None:
     assert far.run("receive", jobs[1]).stdout.decode() == longer.read_text()
 
 
+@pytest.mark.long
 def test_again_and_again_on_a_host(far: Far) -> None:
     """Nobody else waits, and the connection stays."""
     text = (
@@ -392,6 +396,7 @@ def test_again_and_again_on_a_host(far: Far) -> None:
     assert (far.state_dir / "agent.log").read_text().count("broke") == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "instead", first_of("rm {}; mkfifo {}", "rm {}; mkdir {}", "rm {}", "rm {}; ln -s none {}")
 )

@@ -54,6 +54,7 @@ def test_the_answer_to_stop_comes_after_all_output(far: Far, wire: Wire, tmp_pat
     assert sleeping(nap) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", first_of("killed", "cut"))
 def test_what_was_asked_of_a_host_is_done(far: Far, wire: Wire, way: str) -> None:
     text = "trap '' TERM; while :; do echo {}; sleep 0.1; done"
@@ -98,6 +99,7 @@ def test_a_request_is_a_use_of_the_connection(far: Far) -> None:
     assert sleeping(nap) == []
 
 
+@pytest.mark.long
 def test_one_of_two_hosts_is_away(far: Far, make_sshd: MakeSshd) -> None:
     nap, server = sleeper(), make_sshd()
     far.sshd.hosts(*server.hosts().read_text().replace("Host web1", "Host other").splitlines())
@@ -116,6 +118,7 @@ def test_one_of_two_hosts_is_away(far: Far, make_sshd: MakeSshd) -> None:
     assert far.jobs() == []
 
 
+@pytest.mark.long
 def test_a_second_stop_takes_nothing_back(far: Far, wire: Wire) -> None:
     """The first one went out, and had no answer: the second one could not be told to the host."""
     plain = far.start(*sleeper().split())

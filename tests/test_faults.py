@@ -94,6 +94,7 @@ def test_a_refusal_that_is_over(far: Far, refusal: str) -> None:
     assert waiter.communicate()[0].decode() == f"{job}\n"
 
 
+@pytest.mark.long
 def test_the_far_side_ends_while_it_is_set_up(make_sshd: MakeSshd, tmp_path: Path) -> None:
     """As when a login shell is killed, or a host goes down: tried again without being asked."""
     down = tmp_path / "down"
@@ -124,6 +125,7 @@ def at_its_gate(guest: Path) -> None:
     wait_until(lambda: (guest / "stdout").read_text().count("\n") == _LINES - 100)
 
 
+@pytest.mark.long
 def test_cut_again_and_again(far: Far, wire: Wire) -> None:
     job = count(far, 2.0)
     for number, lines in enumerate((300, 1000, 2000), 1):
@@ -148,6 +150,7 @@ def test_cut_is_seen(far: Far, wire: Wire) -> None:
     far.run("stop", job)  # the wire is taken away before what uses it
 
 
+@pytest.mark.long
 def test_time_is_up_while_output_is_fetched(far: Far, wire: Wire) -> None:
     """Long before the host is given up, whose silence is no news yet."""
     far.sshd.hosts("Host *", "ServerAliveInterval 300", port=wire.port)
@@ -245,6 +248,7 @@ def test_the_end_while_nobody_is_connected(far: Far) -> None:
     all_came(far, job)
 
 
+@pytest.mark.long
 def test_all_at_once(far: Far, wire: Wire) -> None:
     job = count(far, 3.0)
     came(far, job, 400)
@@ -370,6 +374,7 @@ STAY = "exec cat >/dev/null"
 SILENT = "cannot connect to liar: its login shell does not answer within 8 seconds"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "reason"),
     rows_of(
@@ -414,6 +419,7 @@ LIES = (
 """What a host says of items that it was not given."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lie", first_of(*LIES), ids=len)
 def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd, lie: str) -> None:
     """Its own are lost, with the reason; the others are as they are."""
@@ -448,6 +454,7 @@ def test_a_host_that_tells_of_the_items_of_others(far: Far, make_sshd: MakeSshd,
             assert (far.folder(job) / name).read_text() == child["item"] + "\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("frames", "reason"),
     rows_of(

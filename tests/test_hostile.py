@@ -120,6 +120,7 @@ def test_what_is_made_is_private(jobctl: Jobctl, tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
+@pytest.mark.long
 def test_one_that_cannot_be_written(jobctl: Jobctl) -> None:
     job = jobctl.done("-c", "echo out; exit 3")
     lost = jobctl.start("sleep", "600")
@@ -474,6 +475,7 @@ def cleared(jobctl: Jobctl, harmed: dict[str, tuple[str, str]]) -> None:
     assert not list(jobctl.state_dir.glob("jobs/*"))
 
 
+@pytest.mark.long
 def test_harmed_folders_of_finished_jobs(jobctl: Jobctl, tmp_path: Path) -> None:
     first = jobctl.done("-c", "echo '42 x' >$JOBCTL_PROGRESS; echo out; exit 3")
     harmed: dict[str, tuple[str, str]] = {}
@@ -497,6 +499,7 @@ def test_harmed_folders_of_finished_jobs(jobctl: Jobctl, tmp_path: Path) -> None
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", first_of("stop", "wait"))
 def test_harmed_folders_of_running_jobs(jobctl: Jobctl, tmp_path: Path, verb: str) -> None:
     go = tmp_path / "go"
@@ -538,6 +541,7 @@ def test_harmed_folders_of_running_jobs(jobctl: Jobctl, tmp_path: Path, verb: st
 UNREADABLE = ("spec", "run", "exit", "received", "stdout", "slots", "slots/1/journal", "items/1")
 
 
+@pytest.mark.long
 def test_files_of_one_job_that_cannot_be_read(jobctl: Jobctl) -> None:
     """That job has failed, if it is not known how it ended; every other command and job goes on."""
     harmed = {}
@@ -592,6 +596,7 @@ def test_folders_removed_by_hand(jobctl: Jobctl) -> None:
     assert int(jobctl.start("true")) > int(running)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_harmed_count_of_ids(jobctl: Jobctl, corruption: str) -> None:
     jobctl.start("true")
@@ -608,6 +613,7 @@ def test_a_harmed_count_of_ids(jobctl: Jobctl, corruption: str) -> None:
 # --- limits ----------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_more_jobs_than_descriptors(jobctl: Jobctl, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "go")
     text = f"echo $JOBCTL_ID; : <{tmp_path}/go"

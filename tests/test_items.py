@@ -474,6 +474,7 @@ def test_receiving(jobctl: Jobctl) -> None:
     assert jobctl.out("receive", "--no-recurse", "--again", job) == ""
 
 
+@pytest.mark.long
 def test_a_reader_that_leaves(jobctl: Jobctl) -> None:
     job = each(jobctl, "\n".join(map(str, range(20))), "-t", "4", "seq", "{}000", "{}999")
     jobctl.run("wait", job)
@@ -580,6 +581,7 @@ def test_retry_failed(jobctl: Jobctl, tmp_path: Path) -> None:
 # --- what is killed ---
 
 
+@pytest.mark.long
 def test_slots_that_are_killed(jobctl: Jobctl, tmp_path: Path) -> None:
     """However often, each item runs once, and what became of it is known or lost."""
     count = 300

@@ -127,6 +127,7 @@ def test_output_comes_while_it_runs(far: Far, tmp_path: Path) -> None:
     assert sorted(output.split("\n")) == ["", "begun 1", "begun 2", "end 1", "end 2"]
 
 
+@pytest.mark.long
 def test_timeout_and_retries(far: Far) -> None:
     job = each(far, "0\n600\n", "web1", "--timeout", "5", "sleep")
     far.run("wait", job, status=1)
@@ -155,6 +156,7 @@ def test_so_many_at_once(far: Far) -> None:
     assert "contradict" in far.refused(2, "start", *both, "-H", "web1", "true")
 
 
+@pytest.mark.long
 def test_an_agent_that_knows_nothing_of_the_job_yet(far: Far) -> None:
     nap = sleeper()
     job = each(far, numbers(3), "web1", "--per-host", "3", *nap.split())
@@ -237,6 +239,7 @@ def test_after_and_on_finish(far: Far, tmp_path: Path) -> None:
     assert states(far, never) == {"Stopped": 3}
 
 
+@pytest.mark.long
 def test_a_job_that_is_being_written_is_left_alone(far: Far, tmp_path: Path) -> None:
     go = tmp_path / "go"
     first = far.out("start", "-q", "-c", f"until [ -e {go} ]; do sleep 0.1; done").strip()
@@ -305,6 +308,7 @@ def test_stopping_what_cannot_be_reached(far: Far, tmp_path: Path) -> None:
 # --- faults ---
 
 
+@pytest.mark.long
 def test_the_network_is_cut(far: Far, wire: Wire) -> None:
     text = "echo {}; sleep 0.05; seq {}000 {}400"
     job = each(far, numbers(100), "web1", "--per-host", "4", "-c", text)
@@ -319,6 +323,7 @@ def test_the_network_is_cut(far: Far, wire: Wire) -> None:
     assert far.out("receive", job) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", first_of(100, 2000))
 def test_the_agent_is_killed_again_and_again(far: Far, count: int) -> None:
     """Every item runs exactly once, and every exit status is recorded."""
@@ -342,6 +347,7 @@ def test_the_agent_is_killed_again_and_again(far: Far, count: int) -> None:
     ]
 
 
+@pytest.mark.long
 def test_slots_there_are_killed(far: Far, tmp_path: Path) -> None:
     ran = far.sshd.home / "ran"
     text = f"echo {{}} >>$HOME/ran; sleep 0.1; [ {{}} -lt 57 ] || {gated(tmp_path)}"
@@ -365,6 +371,7 @@ def test_slots_there_are_killed(far: Far, tmp_path: Path) -> None:
     assert set(done) >= {int(r["item"]) for r in records if r["state"] == "Completed"}
 
 
+@pytest.mark.long
 def test_slots_there_are_killed_while_another_job_writes(far: Far) -> None:
     """What is lost is told also on a connection that is never idle."""
     beside = far.on("web1", "-c", "while :; do echo noise; sleep 0.02; done")
@@ -379,6 +386,7 @@ def test_slots_there_are_killed_while_another_job_writes(far: Far) -> None:
     far.run("stop", beside)
 
 
+@pytest.mark.long
 def test_it_cannot_be_written_here_what_a_host_is_given(far: Far, tmp_path: Path) -> None:
     """As on a full disk; it goes on when it can be."""
     job = each(far, numbers(4), "web1", "--per-host", "1", "-c", f"{gated(tmp_path)}; echo {{}}")
@@ -408,6 +416,7 @@ def test_the_folder_there_is_removed(far: Far) -> None:
     assert "was removed" in far.job(job)["reason"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["connection", "agent"])
 def test_the_folder_there_is_removed_while_nobody_looks(
     far: Far, tmp_path: Path, what: str

@@ -49,6 +49,7 @@ def share(far: Far, job: str) -> Path:
     return far.there / "guest" / spec["instance_id"].decode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", first_of(True, False), ids=["killed", "living"])
 def test_what_a_slot_has_lost(either: Far, tmp_path: Path, killed: bool) -> None:
     """What it runs is judged when it has ended; the other items are run."""
@@ -84,6 +85,7 @@ def test_what_a_slot_has_lost(either: Far, tmp_path: Path, killed: bool) -> None
         assert either.job(job)["state"] == first["state"], damage
 
 
+@pytest.mark.long
 def test_a_command_whose_folder_goes_before_its_host_has_told_of_it(
     far: Far, tmp_path: Path
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_command_whose_folder_goes_before_its_host_has_told_of_it(
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", [(), ("-H", "web1")], ids=["here", "there"])
 def test_an_item_of_another_user_whose_slot_was_killed(
     tmp_path: Path, make_sshd: MakeSshd, where: tuple[str, ...]

@@ -85,6 +85,7 @@ def test_what_is_done_at_the_end_of_a_job_that_never_began(far: Far, tmp_path: P
     assert result.stderr.endswith(f"stopped: not begun: job {failed} did not complete\n".encode())
 
 
+@pytest.mark.long
 def test_each_configuration_has_its_own_hosts(
     far: Far, make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def test_receiving_what_a_disconnected_session_left(far: Far) -> None:
     far.run("session", "remove", "1")
 
 
+@pytest.mark.long
 def test_adopted_jobs_that_are_finished_are_so_at_once(far: Far, second: Far) -> None:
     jobs = [far.start("seq", "1000") for _ in range(20)]
     far.run("wait", *jobs)
@@ -316,6 +318,7 @@ def test_one_that_failed_is_run_again_here(far: Far, tmp_path: Path) -> None:
     assert far.job(again)["type"] == "BackgroundJob"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tens", first_of(1, 10))
 def test_many_hosts_of_which_a_third_is_bad(far: Far, tens: int) -> None:
     """Each has its own reason, nobody is delayed, and the whole ends by itself."""

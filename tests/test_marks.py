@@ -29,6 +29,7 @@ def broken(jobctl: Jobctl, folder: Path, fault: str, *words: str) -> tuple[list[
     return result.stderr.decode().splitlines(), result.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", first_of(2, 1, 9))
 def test_no_more_than_a_piece_comes_twice(jobctl: Jobctl, tmp_path: Path, when: int) -> None:
     job = jobctl.done("-c", LINES)
@@ -46,6 +47,7 @@ def test_no_more_than_a_piece_comes_twice(jobctl: Jobctl, tmp_path: Path, when: 
         assert {*got.splitlines()} >= {*whole.splitlines()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("items", [False, True])
 def test_a_mark_that_cannot_be_written(jobctl: Jobctl, items: bool) -> None:
     if items:

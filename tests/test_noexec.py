@@ -86,6 +86,7 @@ def test_scripts_on_a_host(far: Far, tmp_path: Path, noexec: Callable[[Path], Pa
     assert far.out("session", "receive", "web1") == ""
 
 
+@pytest.mark.long
 def test_entered_by_csh(
     make_far: Make, make_sshd: MakeSshd, noexec: Callable[[Path], Path]
 ) -> None:

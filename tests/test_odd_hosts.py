@@ -72,6 +72,7 @@ def test_a_home_with_spaces_and_quotes(make_far: Make, make_sshd: MakeSshd, tmp_
     works(far, tmp_path)
 
 
+@pytest.mark.long
 def test_two_channels_at_a_time(make_far: Make, make_sshd: MakeSshd, tmp_path: Path) -> None:
     works(make_far(make_sshd("MaxSessions 2")), tmp_path)
 
@@ -88,6 +89,7 @@ def test_a_slow_line(make_far: Make, sshd: Sshd, wire: Wire, tmp_path: Path) -> 
     wire.delay(0.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("missing", first_of(("setsid",), ("setsid", "perl")))
 def test_without_tools(
     make_far: Make, sshd: Sshd, tmp_path: Path, missing: tuple[str, ...]
@@ -170,6 +172,7 @@ def test_a_far_side_that_falls_silent(make_far: Make, sshd: Sshd, tmp_path: Path
     far.run("session", "remove", "web1")
 
 
+@pytest.mark.long
 def test_what_the_login_exports_and_its_umask(make_far: Make, make_sshd: MakeSshd) -> None:
     names = "line path host out err run size now code signal word rest nl own state".split()
     far = make_far(make_sshd(environ={name: f"of {name}" for name in names}))

@@ -108,6 +108,7 @@ def test_the_first_who_comes_is_heard_before_anything_is_done(
     assert far.outcome(job) == ("Completed", "", None)
 
 
+@pytest.mark.long
 def test_who_asks_next_has_it_made_in_his_name(far: Far, tmp_path: Path) -> None:
     """What failed in the name of another one, whose PATH lacks a program, say, does not stick."""
     tools = tmp_path / "tools"
@@ -158,6 +159,7 @@ def test_an_agent_has_nothing_of_whoever_came_first(far: Far) -> None:
     assert far.out("session", "run", "web1", "sh", "-c", 'echo "${FOO-none}"') == "none\n"
 
 
+@pytest.mark.long
 def test_an_interpreter_that_needs_more_to_start(far: Far, tmp_path: Path) -> None:
     """An agent is begun with it, and hands it to nobody; where none begins, that is said."""
     python, library = tmp_path / "python", tmp_path / "library"

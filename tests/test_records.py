@@ -41,6 +41,7 @@ def endings(jobctl: Jobctl, job: str) -> list[tuple[str, str, str]]:
     return [(r["state"], str(r["exit_code"]), r["reason"].partition(": ")[0]) for r in records]
 
 
+@pytest.mark.long
 def test_items_that_look_like_records(either: Far) -> None:
     data = b"\0".join(ITEMS)
     job = each(either, data, *either.where, "-0", "-t", "2", "--", "./nosuch-{}")
@@ -69,6 +70,7 @@ def test_reasons(either: Far) -> None:
     assert said == [f"stopped by user: {text}{reason}" for text in ("", "", "all ")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shell", SHELLS)
 def test_reasons_without_python(jobctl: Jobctl, shell: str) -> None:
     bare, reason = Bare(shell_words(shell), jobctl), "x\\c \\n1"

@@ -11,6 +11,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from conftest import ENDS, PROGRAM, WEIRD, at_home, at_rest, processes_with, sleeper, wait_until
 from far import Far
 from sshd import free_port
@@ -538,6 +539,7 @@ def test_sessions_are_used(far: Far) -> None:
     far.refused(3, "start", "-s", "nobody", "true")
 
 
+@pytest.mark.long
 def test_another_computer_takes_over(far: Far, second: Far) -> None:
     done = far.done("-n", "the done", "-c", "seq 10; echo err >&2; exit 3")
     text = "for i in $(seq 30); do echo $i; sleep 0.01; done; while [ ! -e go ]; do sleep 0.1; done"
@@ -608,6 +610,7 @@ def test_a_job_of_which_the_agent_was_not_told(far: Far) -> None:
     assert far.agent() == agent
 
 
+@pytest.mark.long
 def test_a_job_here_that_waits_for_one_on_a_host_when_the_agent_is_killed(far: Far) -> None:
     gates = [far.state_dir.parent / name for name in ("go1", "go2")]
     texts = [f"while [ ! -e {gate} ]; do sleep 0.05; done" for gate in gates]

@@ -10,6 +10,7 @@ from test_bare import SCRIPT
 from test_items import each
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", ["jobctl", *ONE_SHELL])
 def test_a_removal_that_is_cut_short(jobctl: Jobctl, program: str) -> None:
     """At each call by which something of it goes."""

@@ -104,6 +104,7 @@ def test_it_is_full_already(small: Small) -> None:
     assert small.out("start", "-w", "-H", "web1", "echo", "hi") == "hi\n"
 
 
+@pytest.mark.long
 def test_what_cannot_come_home_as_it_is_full(small: Small) -> None:
     """Is no host that is out of reach, nor a process that cannot be ended."""
     job = small.on(
@@ -129,6 +130,7 @@ def test_what_cannot_be_written() -> None:
     assert lack("/s", OSError(13, "Permission denied")) == lack("/s", ValueError()) == ""
 
 
+@pytest.mark.long
 def test_what_ends_while_it_is_full(small: Small, tmp_path: Path) -> None:
     """Who waits for it hears of its end as soon as there is room."""
     go = tmp_path / "go"

@@ -507,6 +507,7 @@ def test_files_of_the_agent_are_deleted_while_it_lives(far: Far, deleted: str) -
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["symlink", "writable", "foreign", "folder", "fifo"])
 def test_a_planted_session_is_not_trusted(far: Far, kind: str, tmp_path: Path) -> None:
     far.run("session", "new", "web1,web2")
@@ -578,6 +579,7 @@ def test_modules_are_not_taken_from_where_one_is(far: Far, tmp_path: Path) -> No
     assert program("ssh")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["web2", "other"])
 def test_jobs_left_running_by_a_session(far: Far, to: str) -> None:
     if to == "other":  # of which ssh's configuration knows nothing

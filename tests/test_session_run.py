@@ -184,6 +184,7 @@ def test_exit_status(web: Far, words: tuple[str, ...], status: int, said: bytes)
     assert result.stdout == b""
 
 
+@pytest.mark.long
 def test_a_script_whose_interpreter_is_not_there(web: Far) -> None:
     """It is named, in one line, as for a job; what only may be wrong is left to the system."""
     path = web.sshd.home / "w"
@@ -435,6 +436,7 @@ def test_the_server_may_go_while_something_runs(web: Far, sshd: Sshd) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("has_setsid", [True, False])
 def test_only_one_command_is_interrupted_where_the_server_makes_no_groups(
     far: Far, tmp_path: Path, has_setsid: bool

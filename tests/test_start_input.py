@@ -46,6 +46,7 @@ def test_one_reads_it(jobctl: Jobctl, words: tuple[str, ...], both: str) -> None
     assert not (jobctl.state_dir / "jobs").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("redirection", ["<&-", "0>there"])
 @pytest.mark.parametrize("python", [True, False])
 def test_input_that_cannot_be_read(

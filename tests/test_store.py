@@ -59,6 +59,7 @@ def _many(jobctl: Jobctl) -> Jobctl:
     return jobctl
 
 
+@pytest.mark.long
 def test_made_anew_it_says_the_same(many: Jobctl) -> None:
     before = many.out("get", "-o", "json")
     assert before.count('"instance_id"') == 200
@@ -71,6 +72,7 @@ def test_made_anew_it_says_the_same(many: Jobctl) -> None:
     assert many.out("get", "-o", "json") == before
 
 
+@pytest.mark.long
 def test_made_anew_it_selects_the_same(many: Jobctl) -> None:
     questions = [
         ("--newest", "7"),

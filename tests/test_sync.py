@@ -20,6 +20,7 @@ def started(jobctl: Jobctl, path: Path, error: str, *words: str) -> tuple[int, s
     return result.returncode, result.stdout.decode().strip(), result.stderr.decode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folder", ["jobs", "jobs/2"])
 @pytest.mark.parametrize("kind", ["plain", "items"])
 def test_a_folder_that_cannot_be_synced(
@@ -54,6 +55,7 @@ def test_a_folder_that_cannot_be_synced(
         wait_until(lambda: len(ran.read_text()) == count)  # noqa: B023
 
 
+@pytest.mark.long
 def test_a_folder_of_a_job_for_a_host_that_cannot_be_synced(far: Far) -> None:
     far.run("session", "new", "web1")  # so that the agent is no child of what is traced
     far.run("get")

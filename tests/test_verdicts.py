@@ -155,6 +155,7 @@ def test_items_that_were_never_begun_are_given_back_at_once(jobctl: Jobctl, tmp_
     assert trace.read_bytes().count(b"\n+") < 200
 
 
+@pytest.mark.long
 def test_what_items_leave_in_the_session_of_their_slot(either: Far) -> None:
     """Which item left it cannot be told, but the job as a whole has it."""
     nap = sleeper()
@@ -174,6 +175,7 @@ def test_what_items_leave_in_the_session_of_their_slot(either: Far) -> None:
     assert processes_with(nap) == []
 
 
+@pytest.mark.long
 def test_items_without_a_cookie(either: Far) -> None:
     """Each is found by its slot, whichever that is of several."""
     nap = sleeper()
@@ -199,6 +201,7 @@ def test_what_is_run_at_the_end_of_items_is_no_part_of_them(jobctl: Jobctl, tmp_
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_signal_to_what_has_not_begun(either: Far, tmp_path: Path) -> None:
     """It is said, and nothing changes; of a job with children those that run are signalled."""
     nap, said, up = sleeper(), tmp_path / "said", tmp_path / "up"
@@ -255,6 +258,7 @@ def test_a_signal_reaches_commands_before_what_they_wait_for(jobctl: Jobctl) -> 
     }
 
 
+@pytest.mark.long
 def test_a_signal_to_what_has_just_begun(far: Far, wire: Wire, tmp_path: Path) -> None:
     """The host is asked, whether its news has come or not, or the connection stands."""
     up, said = tmp_path / "up", tmp_path / "said"
@@ -285,6 +289,7 @@ def test_a_signal_to_what_has_just_begun(far: Far, wire: Wire, tmp_path: Path) -
     far.run("wait", plain, items, last)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", first_of(("-H", "web1"), ()), ids=["there", "here"])
 def test_items_of_another_user(tmp_path: Path, make_sshd: MakeSshd, where: tuple[str, ...]) -> None:
     """Stopped by one who may not signal them: no further ones begin, and these end as they do."""

@@ -183,6 +183,7 @@ def test_stop(jobctl: Jobctl) -> None:
     assert record["signal"] == signal.SIGTERM
 
 
+@pytest.mark.long
 def test_stop_between_two_attempts(jobctl: Jobctl) -> None:
     for round_ in range(12):
         job = jobctl.start("--retries", "1000000", "false")

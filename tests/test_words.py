@@ -211,6 +211,7 @@ def selected(full: Jobctl, selector: str, one_each: bool = False) -> str | int:
     return MISSING if found.missing else " ".join(job.id for job in found.jobs)
 
 
+@pytest.mark.long
 def test_selectors(bare: Bare, jobctl: Jobctl) -> None:
     write(jobctl.state_dir)
     # Here, "-" is a name, not standard input.
@@ -449,6 +450,7 @@ def _close(descriptors: tuple[int, ...]) -> None:
         os.close(fd)
 
 
+@pytest.mark.long
 def test_nothing_is_started_that_nobody_could_be_told_of(
     bare: Bare, jobctl: Jobctl, tmp_path: Path
 ) -> None:
@@ -506,6 +508,7 @@ SHELL_WORDS = {
 """Commands, and the word in them that is taken to be meant for a shell."""
 
 
+@pytest.mark.long
 def test_words_of_a_shell_that_reach_none(bare: Bare, capfd: pytest.CaptureFixture[str]) -> None:
     for words, word in SHELL_WORDS.items():
         said = f"'{word}' is given to {words[0]} as it is; use -c for shell text" if word else ""

@@ -19,6 +19,7 @@ MORE = 8
 TRACED = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not TRACED, reason="the tracer knows Linux on x86-64 only")
 @pytest.mark.parametrize(
     ("scene", "few"),

@@ -16,6 +16,7 @@ MONKEY = Path(__file__).with_name("monkey.py")
 NAME = "j01.2"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", first_of(1, 3))
 def test_what_became_of_jobs(seed: int, tmp_path: Path) -> None:
     size = ("--jobs", "10", "--seconds", "4") if seed == 1 else ("--jobs", "16", "--seconds", "6")
