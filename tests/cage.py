@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from disk import Disk
+from disk import Disk, mount
 
 _WORD = "JOBCTL_TESTS_CAGE"
 """The variable that says that we are in there, in what is started by enter()."""
@@ -53,9 +53,7 @@ def processes() -> dict[int, str]:
 
 def small_disk(path: Path, size: str) -> Disk:
     """Mount a small file system at path, which goes with the machine."""
-    path.mkdir(parents=True, exist_ok=True)
-    options = f"size={size},mode=0700"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], check=True)
+    mount(path, f"size={size}")
     return Disk(path)
 
 

@@ -1,4 +1,4 @@
-"""Ends what a run of tests leaves behind, however it ended: servers, agents, jobs, workers.
+"""Ends what a run of tests leaves behind, however it ended: servers, agents, jobs, workers, disks.
 
 The tests start this beside them, with a pipe as standard input that nobody else holds. When
 that closes without a word, the run was killed, and all that bears its mark is ended at
@@ -18,6 +18,8 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+
+import disk
 
 MARK = "TESTS_OF_JOBCTL_BELOW"
 """The variable with the run's temporary directory, in what has another home."""
@@ -107,6 +109,18 @@ def end(base: Path, but: set[int], grace: float) -> dict[int, str]:
     return named
 
 
+def unmounted(base: Path) -> list[str]:
+    """Unmount what a run has left mounted, and return where that was."""
+    with suppress(FileNotFoundError):  # as where nothing is mounted by tests
+        lines = Path("/proc/mounts").read_text().splitlines()
+        paths = [line.split()[1] for line in lines]
+        found = [path for path in reversed(paths) if path.startswith(f"{base}/")]
+        for path in found:
+            disk.unmount(Path(path))
+        return found
+    return []
+
+
 class Keeper:
     """The process that watches over a run, for the run."""
 
@@ -129,8 +143,10 @@ def main(base: Path, run: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     ended = sys.stdin.buffer.read()
     named = end(base, {os.getpid(), run}, _GRACE if ended else 0.0)
+    lines = [f"{pid} {words}" for pid, words in named.items()]
+    lines += [f"{path} mounted" for path in unmounted(base)]
     with suppress(BrokenPipeError):
-        print("".join(f"{pid} {words}\n" for pid, words in named.items()), end="", flush=True)
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
 
 
 if __name__ == "__main__":

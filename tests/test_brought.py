@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import first_of, processes_with, sleeper, wait_until
+from disk import mounted
 from far import Far
 from sshd import MakeSshd, program
 from test_enter import entered, says
@@ -31,10 +32,8 @@ def _full(far: Far) -> Iterator[Path]:
     far.there.mkdir(parents=True, exist_ok=True)
     for path in far.there.iterdir():
         path.rename(far.there.with_name(f"aside.{path.name}"))
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "none", str(far.there)]
-    subprocess.run(mount, check=True)
-    yield far.there / "fill"
-    subprocess.run(["umount", "--lazy", str(far.there)], check=True)
+    with mounted(far.there, "size=1m"):
+        yield far.there / "fill"
     for path in far.there.parent.glob("aside.*"):
         path.rename(far.there / path.name.removeprefix("aside."))
 

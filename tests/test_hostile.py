@@ -27,7 +27,7 @@ from conftest import (
     sleeping,
     wait_until,
 )
-from disk import Disk
+from disk import Disk, mounted
 
 from jobctl import records
 from jobctl.folder import STREAMS, Folder
@@ -241,20 +241,15 @@ def test_relative_and_empty_names(jobctl: Jobctl, tmp_path: Path) -> None:
 @pytest.fixture(name="disk")
 def _disk(jobctl: Jobctl, tmp_path: Path) -> Iterator[Disk]:
     path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k,mode=0700", "none", str(path)]
-    result = subprocess.run(mount, capture_output=True, check=False)
-    if result.returncode:
-        pytest.fail(f"a full disk needs the right to mount one: {result.stderr.decode()}")
-    move(jobctl, path / "state")
-    disk = Disk(path)
-    try:
-        yield disk
-    finally:
-        disk.free()
-        call(jobctl, "remove", "--all", "--force")
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-        move(jobctl, tmp_path / "state")
+    with mounted(path, "size=512k"):
+        move(jobctl, path / "state")
+        disk = Disk(path)
+        try:
+            yield disk
+        finally:
+            disk.free()
+            call(jobctl, "remove", "--all", "--force")
+    move(jobctl, tmp_path / "state")
 
 
 def test_items_on_a_full_disk(jobctl: Jobctl, disk: Disk) -> None:

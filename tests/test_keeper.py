@@ -14,9 +14,15 @@ from conftest import wait_until
 
 SECONDS = "7401"
 INNER = """
+import os
+import sys
 import threading
 
-def test_never_ends(far, request):
+import disk
+
+def test_never_ends(far, request, tmp_path):
+    if os.getuid() == 0 and sys.platform == "linux":
+        disk.mount(tmp_path / "disk")
     far.run("session", "new", "web1")
     far.until(far.start("-c", "sleep SECONDS; :"), "Running")
     far.until(far.out("start", "-q", "sleep", "SECONDS").strip(), "Running")
@@ -60,3 +66,5 @@ def test_nothing_is_left_of_a_run_that_is_ended(
         run.send_signal(number)
     run.communicate(timeout=60)
     wait_until(lambda: not keeper.left(base, set()))
+    mounts = Path("/proc/mounts")
+    wait_until(lambda: not mounts.exists() or f"{base}/" not in mounts.read_text())

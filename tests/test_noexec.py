@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from conftest import Jobctl, first_of
+from disk import mounted
 from far import Far
 from sshd import MakeSshd
 from test_enter import entered, says, with_shell
@@ -24,20 +25,8 @@ COPIED = "cannot execute {}: the state directory, where its copy lies, is mounte
 @pytest.fixture(name="noexec")
 def _noexec() -> Iterator[Callable[[Path], Path]]:
     """Give what mounts a file system without programs in a folder."""
-    mounted = []
-
-    def mount(path: Path) -> Path:
-        path.mkdir(0o700, parents=True, exist_ok=True)
-        words = ["mount", "-t", "tmpfs", "-o", "noexec,mode=0700", "none", str(path)]
-        result = subprocess.run(words, capture_output=True, check=False)
-        if result.returncode:
-            pytest.fail(f"this needs the right to mount: {result.stderr.decode()}")
-        mounted.append(path)
-        return path
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(mounted(path, "noexec"))
 
 
 def _scripts(folder: Path) -> dict[Path, tuple[int, str]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import select
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, Jobctl, at_home, nothing_left, processes_with, sleeping, wait_until
-from disk import Disk
+from disk import Disk, mounted
 from far import Far
 from sshd import Sshd
 from test_items import children, each
@@ -41,16 +40,13 @@ class Small(Far):
 def small(tmp_path: Path, sshd: Sshd) -> Iterator[Small]:
     """Give such a computer, with its jobs on web1."""
     before, disk = at_home(sshd.home), tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "none", str(disk)]
-    subprocess.run(mount, check=True)
     program = Small(disk / "state", tmp_path, sshd, "-H", "web1")
-    try:
-        yield program
-    finally:
-        program.clear()
-        program.close()
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with mounted(disk, "size=2m"):
+        try:
+            yield program
+        finally:
+            program.clear()
+            program.close()
     nothing_left(tmp_path, sshd.home, but=before)
 
 
@@ -164,14 +160,11 @@ def test_what_ends_while_it_is_full(small: Small, tmp_path: Path) -> None:
 def test_there_is_no_place_for_another_file(jobctl: Jobctl, tmp_path: Path) -> None:
     """Items wait for it, and each runs once: a slot takes none for one that another has taken."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "nr_inodes=150,mode=0700", "none", str(disk)]
-    subprocess.run(words, check=True)
     jobctl.state_dir = disk / "state"
     jobctl.env["JOBCTL_STATE_DIR"] = str(disk / "state")
     ran, go = tmp_path / "ran", tmp_path / "go"
     text = f"echo {{}} >>{ran}; until [ -e {go} ]; do sleep 0.05; done; echo {{}}"
-    try:
+    with mounted(disk, "nr_inodes=150"):
         items = "".join(f"{number}\n" for number in range(1, 9)).encode()
         job = jobctl.start("-t", "2", "--foreach", "-", "-c", text, input=items)
         wait_until(lambda: ran.exists() and len(ran.read_text().split()) == 2)
@@ -185,9 +178,7 @@ def test_there_is_no_place_for_another_file(jobctl: Jobctl, tmp_path: Path) -> N
         jobctl.run("wait", job, "--timeout", "60")
         assert sorted(ran.read_text()) == sorted("12345678" + "\n" * 8)
         assert sorted(jobctl.run("receive", job).stdout.split()) == sorted(items.split())
-    finally:
         jobctl.stop_all()
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def _asleep(state: Path) -> bool:
