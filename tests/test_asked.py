@@ -170,6 +170,31 @@ def test_who_leaves_while_he_is_asked(far: Far) -> None:
         assert outcome == ("Failed", f"cannot connect to web1: {CANCELLED}", None)
 
 
+def test_others_who_wait_are_told_that_somebody_is_asked(far: Far, tmp_path: Path) -> None:
+    """In a script, in one that comes to it later, and at a second terminal."""
+    key = locked(far)
+    prompt = f"Enter passphrase for key '{key}': "
+    why = "jobctl: waiting: web1 has asked a question at another terminal"
+    first = at_terminal(far, "start", "-w", "-H", "web1", "echo", "first")
+    first.expect_exact(prompt)
+    job = far.jobs()[-1]["id"]
+    said = tmp_path / "said"
+    with said.open("wb") as file:
+        script = far.popen("wait", job, stderr=file, start_new_session=True)
+        beside = far.popen(
+            "start", "-qw", "-H", "web1", "true", stderr=file, start_new_session=True
+        )
+    wait_until(lambda: said.read_text() == f"{why}\n" * 2)
+    second = at_terminal(far, "session", "run", "web1", "echo", "second")
+    second.expect_exact(why)
+    first.sendline("sesame")
+    first.expect_exact("first\r\n")
+    assert why not in (first.before or "")
+    assert [status_of(child) for child in (first, second)] == [0, 0]
+    assert [process.wait(60) for process in (script, beside)] == [0, 0]
+    assert said.read_text() == f"{why}\n" * 2
+
+
 def test_who_cancels_a_question_of_one_host_answers_no_other(far: Far) -> None:
     key = locked(far)
     child = at_terminal(far, "start", "-w", "-q", "-H", "web1,web2", "true")

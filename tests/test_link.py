@@ -14,7 +14,6 @@ from conftest import PATIENCE, wait_until
 
 from jobctl import draft, links
 from jobctl.agent import link
-from jobctl.agent.caller import Nobody
 from jobctl.agent.far import Far
 from jobctl.carried import Carried
 from jobctl.errors import Unreachable
@@ -43,9 +42,13 @@ class Company:
     def back(self, job: Carried, far: Far) -> None:
         """Do nothing."""
 
-    def held_up(self, jobs: Iterable[Carried], reason: str) -> None:
+    def held_up(self, jobs: Iterable[Carried], reason: str, but: Ask | None = None) -> None:
         """Take it down."""
         self.held.append(([job.id for job in jobs], reason))
+
+    def told(self, jobs: list[str], why: str) -> bool:
+        """Whether it was told last that these jobs are held up, with a reason that so begins."""
+        return bool(self.held) and self.held[-1][0] == jobs and self.held[-1][1].startswith(why)
 
     def person(self, jobs: Iterable[Carried]) -> Ask | None:
         """Return the first one."""
@@ -65,23 +68,12 @@ class Refusing:
         raise self.error
 
 
-class Leaving(Nobody):
-    """Somebody who leaves when he is asked."""
-
-    def __init__(self, people: list[Ask]) -> None:
-        self.people = people
-
-    def secret(self, prompt: str) -> str | None:
-        """Leave."""
-        self.people.remove(self)
-        raise Cancelled("left")
-
-
 class Staying:
     """Somebody who answers."""
 
     def __init__(self) -> None:
         self.questions = 0
+        self.shown: list[str] = []
 
     def secret(self, prompt: str) -> str | None:
         """Answer."""
@@ -94,6 +86,20 @@ class Staying:
 
     def show(self, text: str) -> None:
         """Read it."""
+        self.shown.append(text)
+
+
+class Leaving(Staying):
+    """Somebody who leaves when he is asked."""
+
+    def __init__(self, people: list[Ask]) -> None:
+        super().__init__()
+        self.people = people
+
+    def secret(self, prompt: str) -> str | None:
+        """Leave."""
+        self.people.remove(self)
+        raise Cancelled("left")
 
 
 @pytest.fixture
@@ -173,8 +179,7 @@ def test_a_refusal_is_left_alone_until_somebody_asks(
     first = sent()
     assert to_web1.add(first)
     wait_until(lambda: host.attempts > before)
-    wait_until(lambda: company.held[-1][0] == [first.id])
-    assert company.held[-1][1].startswith("web1 refuses the login")
+    wait_until(lambda: company.told([first.id], "web1 refuses the login"))
     before = host.attempts
     to_web1.heed(["999"])  # is about somebody else's job
     assert host.attempts == before
@@ -192,20 +197,20 @@ def test_another_one_is_asked_when_one_leaves(
     company.people.append(Leaving(company.people))
     company.people.append(stays)
     assert to_web1.add(sent())
-    wait_until(lambda: company.held[-1:] and company.held[-1][0] == ["1"])
+    wait_until(lambda: company.told(["1"], "web1 refuses"))
     assert stays.questions == 1
     assert company.people == [stays]
     company.people[0] = Leaving(company.people)
     to_web1.heed(["1"])
-    wait_until(lambda: company.held[-1][1].startswith("left"))
+    wait_until(lambda: company.told(["1"], "left"))
     assert company.people == []
 
 
 def test_who_waits_beside_one_who_leaves_is_asked(to_web1: link.Link) -> None:
-    """Nobody fails as another one has left a question unanswered."""
+    """He hears why he waits, and does not fail as another one leaves a question unanswered."""
     asked, leaves = threading.Event(), threading.Event()
 
-    class First(Nobody):
+    class First(Staying):
         def secret(self, prompt: str) -> str | None:
             asked.set()
             leaves.wait(PATIENCE)
@@ -216,12 +221,13 @@ def test_who_waits_beside_one_who_leaves_is_asked(to_web1: link.Link) -> None:
         one = pool.submit(to_web1.opened, First())
         assert asked.wait(PATIENCE)
         other = pool.submit(to_web1.opened, second)
-        wait_until(lambda: len(to_web1._asks) == 2)
+        wait_until(lambda: second.shown)
         leaves.set()
         for refused in (one, other):
             with pytest.raises(Denied):
                 refused.result(PATIENCE)
     assert second.questions == 1
+    assert second.shown == ["jobctl: waiting: web1 has asked a question at another terminal"]
 
 
 @pytest.mark.parametrize("error", [Denied("refused"), Lost("broke")])

@@ -6,10 +6,10 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from jobctl.errors import Unreachable
@@ -197,33 +197,124 @@ class Gone(Nobody):
         raise Cancelled("he who was asked has left")
 
 
-Read: TypeAlias = "WeakKeyDictionary[Ask, set[str]]"
-"""What was shown to whom."""
-
-
 class Whoever:
-    """Asks whoever is there at the time of the question."""
+    """Asks who waits for a connection, or else at a terminal for a job over it; once it has to."""
 
     def __init__(
-        self, person: Callable[[], Ask], reader: Callable[[], Ask], read: Read | None = None
+        self,
+        label: str,
+        waiting: Callable[[], Ask | None],
+        hold_up: Callable[[str, Ask | None], None],
     ) -> None:
-        self._person = person
-        self._reader = reader
-        """Returns who may read something, should there be anybody."""
-        self._read: Read = WeakKeyDictionary() if read is None else read
+        """Ask in the name of a host.
+
+        :param waiting: returns somebody at a terminal who waits for a job.
+        :param hold_up: tells all who wait for jobs, but for one, why these do not go on.
+        """
+        self.why = f"{label} has asked a question at another terminal"
+        self._waiting = waiting
+        self._hold_up = hold_up
+        self._lock = threading.Lock()
+        self._askers: list[Ask] = []
+        """Who waits for the connection itself."""
+        self._asked: Ask | None = None
+        """Who has yet to answer a question."""
+        self._read: WeakKeyDictionary[Ask, set[str]] = WeakKeyDictionary()
+        """What was shown to whom."""
+        self.unheard = False
+        """There was a question, and nobody to answer it."""
+
+    @contextmanager
+    def beside(self, person: Ask | None) -> Iterator[None]:
+        """Have somebody answer questions, who waits for the connection meanwhile."""
+        if not person:
+            yield
+            return
+        with self._lock:
+            self._askers.append(person)
+        try:
+            self.remind()
+            yield
+        finally:
+            self._leave(person)
+
+    def present(self) -> Ask:
+        """Return who can be asked now."""
+        with self._lock:
+            if self._askers:
+                return self._askers[0]
+        return self._waiting() or Nobody()
+
+    def remind(self) -> None:
+        """Tell those who wait that somebody else is asked, if somebody is."""
+        with self._lock:
+            asked, others = self._asked, [ask for ask in self._askers if ask is not self._asked]
+        if asked:
+            self._hold_up(self.why, asked)
+            for other in others:
+                self.show_to(other, f"jobctl: waiting: {self.why}")
 
     def secret(self, prompt: str) -> str | None:
         """Ask for what is not shown."""
-        return self._person().secret(prompt)
+        with self._person() as person:
+            return person.secret(prompt)
 
     def confirm(self, question: str, fingerprint: str) -> bool:
         """Ask whether a key is to be trusted."""
-        return self._person().confirm(question, fingerprint)
+        with self._person() as person:
+            return person.confirm(question, fingerprint)
+
+    def show(self, text: str) -> None:
+        """Show something to who can be asked, if he has not read it yet."""
+        self.show_to(self.present(), text)
+
+    def show_to(self, reader: Ask, text: str) -> None:
+        """Show something to somebody who has not read it yet."""
+        with self._lock:
+            texts = self._read.setdefault(reader, set())
+            if text in texts:
+                return
+            texts.add(text)
+        reader.show(text)
+
+    @contextmanager
+    def _person(self) -> Iterator[Ask]:
+        """Give who can be asked; who leaves instead of an answer waits no more."""
+        person = self.present()
+        if isinstance(person, Nobody):
+            self.unheard = True
+            yield person
+            return
+        self._asked = person
+        self.remind()
+        try:
+            yield person
+        except Cancelled:
+            self._leave(person)
+            raise
+        finally:
+            self._asked = None
+
+    def _leave(self, person: Ask) -> None:
+        with self._lock:
+            self._askers = [other for other in self._askers if other is not person]
+
+
+class One:
+    """Asks just one of those who wait for a connection, or nobody."""
+
+    def __init__(self, person: Ask | None, whoever: Whoever) -> None:
+        self._person = person or Nobody()
+        self._whoever = whoever
+
+    def secret(self, prompt: str) -> str | None:
+        """Ask for what is not shown."""
+        return self._person.secret(prompt)
+
+    def confirm(self, question: str, fingerprint: str) -> bool:
+        """Ask whether a key is to be trusted."""
+        return self._person.confirm(question, fingerprint)
 
     def show(self, text: str) -> None:
         """Show something that he has not read yet."""
-        reader = self._reader()
-        texts = self._read.setdefault(reader, set())
-        if text not in texts:
-            texts.add(text)
-            reader.show(text)
+        self._whoever.show_to(self._person, text)

@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 from jobctl import links
-from jobctl.agent.caller import Nobody, Read, Whoever
+from jobctl.agent.caller import Nobody, One, Whoever
 from jobctl.agent.commands import ENDED, Commands, NoPlace
 from jobctl.agent.far import Far, NotDone, begun, unreachable
 from jobctl.agent.hands import hand
@@ -55,8 +54,8 @@ class Company(Protocol):
     def back(self, job: Carried, far: Far) -> None:
         """The host has a job, and can be told what was asked of it meanwhile."""
 
-    def held_up(self, jobs: Iterable[Carried], reason: str) -> None:
-        """Jobs cannot go on, as the host was not reached, and wait for the next attempt."""
+    def held_up(self, jobs: Iterable[Carried], reason: str, but: Ask | None = None) -> None:
+        """Jobs cannot go on, as the host was not reached yet; but one who waits knows that."""
 
     def person(self, jobs: Iterable[Carried]) -> Ask | None:
         """Return somebody at a terminal who waits for one of these jobs."""
@@ -87,12 +86,13 @@ class Link:
         self._far: Far | None = None
         self._bare: Commands | None = None
         """For commands on a host without a place for our files; kept while somebody runs one."""
-        self._asks: list[Ask] = []
-        self._read: Read = WeakKeyDictionary()
+        self._whoever = Whoever(
+            target.label,
+            lambda: company.person(self._all()),
+            lambda why, but: company.held_up(self._all(), why, but),
+        )
         self._asked = False
         """Somebody wants the connection now, and a refusal is no reason not to try again."""
-        self._unheard = False
-        """There was a question, and nobody to answer it."""
         self._losses = 0
         """How many connections broke in a row while they were set up."""
         self._closed, self._users = False, 0
@@ -168,22 +168,18 @@ class Link:
         :param ask: who answers questions meanwhile.
         :raises Unreachable: it could not be opened this time.
         """
-        with self._change:
+        with self._whoever.beside(ask), self._change:
             self._idle_since = time.monotonic()  # something is to be asked for
             if self._far and self._far.alive():
                 return self._far
             self._far = None  # it broke, and its thread has yet to find out
             if self._closed:
                 raise self.error or Unreachable(f"{self.target.label} was disconnected")
-            self._asks += [ask] if ask else []
             self._asked = True
             self.error = None
             self._change.notify_all()
-            try:
-                while self._far is None and self.error is None and not self._closed:
-                    self._change.wait()
-            finally:
-                self._asks = [other for other in self._asks if other is not ask]
+            while self._far is None and self.error is None and not self._closed:
+                self._change.wait()
             if self._far is None:
                 raise self.error or Unreachable(f"{self.target.label} was disconnected")
             return self._far
@@ -211,6 +207,7 @@ class Link:
             if self._far is None and any(job.whole in ids for job in self._jobs.values()):
                 self._asked = True
                 self._change.notify_all()
+        self._whoever.remind()
 
     def used(self, more: int) -> None:
         """Count who uses the connection, so that it stays: +1, and -1 afterwards."""
@@ -308,8 +305,8 @@ class Link:
 
     def _open(self) -> Far:
         self._note(LinkState.OPENING, self.error)
-        self._unheard = False
-        connection = self._connect(self.target, Whoever(self._person, self._present, self._read))
+        self._whoever.unheard = False
+        connection = self._connect(self.target, self._whoever)
         try:
             far = begun(connection, self._another, self.target.label)
         except BaseException as error:
@@ -340,26 +337,17 @@ class Link:
         return False
 
     def _another(self, ask: Ask | None) -> Connection:
-        who = ask or Nobody()
-        return self._connect(self.target, Whoever(lambda: who, lambda: who, self._read))
+        return self._connect(self.target, One(ask, self._whoever))
 
-    def _person(self) -> Ask:
-        person = self._present()
-        self._unheard = self._unheard or isinstance(person, Nobody)
-        return person
-
-    def _present(self) -> Ask:
-        """Return who waits for the connection, or at a terminal for a job over it."""
+    def _all(self) -> list[Carried]:
         with self._change:
-            asks, jobs = self._asks, list(self._jobs.values())
-        return asks[0] if asks else self._company.person(jobs) or Nobody()
+            return list(self._jobs.values())
 
     def _failed(self, error: Unreachable) -> None:
         """Tell who waits; jobs that never began and have no session to wait for have failed."""
         with self._change:
-            if left := isinstance(error, Cancelled):
-                del self._asks[:1]
-            if (left or self._unheard) and not isinstance(self._present(), Nobody):
+            unanswered = isinstance(error, Cancelled) or self._whoever.unheard
+            if unanswered and not isinstance(self._whoever.present(), Nobody):
                 self._asked = True
                 return  # who can answer came too late, or another one is there: once more
             self.error = error
@@ -468,9 +456,7 @@ class Link:
             self._tell_of_room()
 
     def _tell_of_room(self) -> None:
-        with self._change:
-            jobs = list(self._jobs.values())
-        self._company.held_up(jobs, self._room.lacking)
+        self._company.held_up(self._all(), self._room.lacking)
 
     def _left(self) -> float | None:
         """Return the seconds until there is something to do of which nobody tells; None: never."""

@@ -53,14 +53,14 @@ class Queue:
         state_dir: str,
         link_of: Callable[[Carried], Link],
         tell: Callable[[str], None],
-        tell_why: Callable[[set[str], str], None],
+        tell_why: Callable[[set[str], str, Ask | None], None],
         people: People,
     ) -> None:
         """Begin with nothing known.
 
         :param link_of: the link over which a job is reached.
         :param tell: is told the id of each job that has changed.
-        :param tell_why: is told the ids of whole jobs that do not go on, and the reason.
+        :param tell_why: is told the ids of whole jobs that do not go on, why, and who knows that.
         :param people: who waits for jobs at a terminal.
         """
         self._state_dir = state_dir
@@ -130,7 +130,7 @@ class Queue:
         """Do something for a job, or again with the next look if the disk had no room for it."""
         if why := lack(self._state_dir, attempt(work)):
             self.waiting.add(job_id)
-            self._tell_why({job_id}, why)
+            self._tell_why({job_id}, why, None)
 
     def _look_after(self, folder: Folder, most: int) -> None:
         if not folder.exists() or folder.finished():
@@ -155,7 +155,7 @@ class Queue:
             if not given and not self._may_begin(whole):
                 return
             task.unlink("run")
-            why = functools.partial(self._tell_why, {task.id})
+            why = functools.partial(self.held_up, [Carried(task)])
             spread = Spread(task, self._far_of, self._tell, self._spread_ended, why)
             self._spreads[task.id] = spread
             spread.begin()
@@ -247,9 +247,9 @@ class Queue:
         """Return somebody at a terminal who waits for one of these jobs."""
         return self._people.who_waits(job.whole for job in jobs)
 
-    def held_up(self, jobs: Iterable[Carried], reason: str) -> None:
-        """Tell that jobs cannot go on, as their host was not reached."""
-        self._tell_why({job.whole for job in jobs}, reason)
+    def held_up(self, jobs: Iterable[Carried], reason: str, but: Ask | None = None) -> None:
+        """Tell all who wait for them, but one, that jobs cannot go on as they are."""
+        self._tell_why({job.whole for job in jobs}, reason, but)
 
     def ended(self, job: Carried) -> None:
         """Tell that a job is finished, and do what was to be done then."""

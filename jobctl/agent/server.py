@@ -170,10 +170,10 @@ class Agent:
         if now is None or not now.wanted:  # since we looked
             self._let_go(session.name)
 
-    def tell_why(self, jobs: set[str], reason: str) -> None:
-        """Tell those who wait for some jobs why these do not go on."""
+    def tell_why(self, jobs: set[str], reason: str, but: Ask | None = None) -> None:
+        """Tell those who wait for some jobs, but one, why these do not go on."""
         for client in list(self._listeners):
-            if client.jobs & jobs:
+            if client.jobs & jobs and client is not but:
                 client.tell({"waiting": reason})
 
     def _look_soon(self) -> None:
