@@ -133,12 +133,13 @@ class Folder:
         A job whose runner was killed, or whose host was rebooted, is found out here, and
         written down as lost.
         """
-        if not self.exists():
-            return None
+        job = self._now(boot) if self.exists() else None
+        return job if self.exists() else None  # what is deleted meanwhile looks damaged
+
+    def _now(self, boot: str) -> Job:
         job = self.planned()
-        if job.child_count:
-            return self._as_damaged(parent_of(job, self._children(job.child_count, boot)))
-        return self._as_damaged(self._one(job, boot))
+        parts = self._children(job.child_count, boot)
+        return self._as_damaged(parent_of(job, parts) if parts else self._one(job, boot))
 
     def _as_damaged(self, job: Job) -> Job:
         """Return a job, as a failed one if it is over and its spec is damaged."""
@@ -167,8 +168,9 @@ class Folder:
         return job._replace(type=TYPE_REMOTE, location=location, session=self.session or None)
 
     def children(self, boot: str) -> list[Job]:
-        """Return its children as they are now."""
-        return self._children(records.integer(self.spec().get("children")) or 0, boot)
+        """Return its children as they are now, none of a job that is deleted meanwhile."""
+        found = self._children(records.integer(self.spec().get("children")) or 0, boot)
+        return found if self.exists() else []
 
     def _children(self, count: int, boot: str) -> list[Job]:
         return [

@@ -125,13 +125,7 @@ class Task(Folder):
             "created_at": records.number(spec.get("created")),
         }
 
-    def read(self, boot: str) -> Job | None:
-        """Return the whole job as it is now, or None if it was removed.
-
-        What is lost is found out here, and written down; see Folder.read().
-        """
-        if not self.exists():
-            return None
+    def _now(self, boot: str) -> Job:
         runs = self._runs(boot)
         states = self._states(runs, boot)
         tally = [(state.value, n) for state in State if (n := states.count(state))]
@@ -252,12 +246,11 @@ class Task(Folder):
         return process.any_with(self._variable(0)[:-12].encode())
 
     def children(self, boot: str) -> list[Job]:
-        """Return all children as they are now."""
+        """Return all children as they are now, none of a job that is deleted meanwhile."""
         runs, known, marks = self._runs(boot), self._known(), self.part_marks.all()
-        return [
-            self._part(number, runs, known, marks(number), boot)
-            for number in range(1, self.count + 1)
-        ]
+        numbers = range(1, self.count + 1)
+        found = [self._part(number, runs, known, marks(number), boot) for number in numbers]
+        return found if self.exists() else []
 
     def part(self, number: int, boot: str) -> Job | None:
         """Return a child as it is now, None if there is none of that number."""
@@ -564,7 +557,8 @@ class Part(Folder):
 
     def read(self, boot: str) -> Job | None:
         """Return the child as it is now, None if there is none."""
-        return self.task.part(self.number, boot)
+        job = self.task.part(self.number, boot)
+        return job if self.task.exists() else None
 
     def children(self, boot: str) -> list[Job]:
         """Return none: it is a child."""

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
 from conftest import PROGRAM, Jobctl, at_home, at_rest, processes_with, sleeper, wait_until
 
 from jobctl.cli.render import cells
+from jobctl.folder import Folder
+from jobctl.jobs import Jobs
 from jobctl.process import Identity, alive, boot_id, look
 
 # --- wait ---
@@ -419,6 +422,24 @@ def test_remove_while_others_look(jobctl: Jobctl) -> None:
         assert process.communicate(timeout=60)[1] == b""
         assert process.returncode == 0
     assert list((jobctl.state_dir / "jobs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "step"), [((), "planned"), (("--foreach", "-"), "_runs")])
+def test_what_is_deleted_while_it_is_read(
+    jobctl: Jobctl, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], step: str
+) -> None:
+    """It is no job any more: nothing is shown as damaged."""
+    for gone in (lambda folder: folder.read("") is None, lambda folder: folder.children("") == []):
+        job = jobctl.done(*words, "true", input=b"a\nb\n")
+        folder = Jobs(str(jobctl.state_dir)).folder(job)
+        done = getattr(folder, step)
+
+        def deletes(*arguments: str, folder: Folder = folder, done: Any = done) -> object:
+            folder.delete()
+            return done(*arguments)
+
+        monkeypatch.setattr(folder, step, deletes)
+        assert gone(folder)
 
 
 def test_closed_standard_input(jobctl: Jobctl) -> None:
