@@ -1330,15 +1330,24 @@ tell() {
     printf 'jobctl: job %s failed: %s\n' "$1" "${why#* * * * }" >&2
 }
 
+# Says, once, that job $1, which finished() has just looked at, is waited for as another machine
+# has it.
+say_who_has_it() {
+    case "$state $said_of " in
+    Disconnected*" $1 "*) ;;
+    Disconnected*) said_of="$said_of $1" && say "waiting: job $1 $reason" ;;
+    esac
+}
+
 # Delivers the output of $chosen until all are finished, and ends with their status.
 follow() {
     exec 4>&1 5>&2
-    waiting=$chosen
+    waiting=$chosen said_of=''
     while :; do
         still='' moved=''
         for number in $waiting; do
             [ -f "$number/spec" ] || continue
-            finished "$number" || still="$still $number"
+            finished "$number" || { still="$still $number" && say_who_has_it "$number"; }
             collect "$number"
         done
         waiting=$still
@@ -1392,7 +1401,7 @@ do_wait() {
     set_deadline
     ready_output
     choose_some "$@"
-    waiting=$chosen done=''
+    waiting=$chosen done='' said_of=''
     while [ -n "$waiting" ]; do
         still=''
         for number in $waiting; do
@@ -1404,6 +1413,7 @@ do_wait() {
                 [ -z "$opt_any" ] || break 2
             else
                 still="$still $number"
+                say_who_has_it "$number"
             fi
         done
         waiting=$still

@@ -120,6 +120,10 @@ def test_a_job_of_another_machine(jobctl: Jobctl, tmp_path: Path, program: list[
     assert "is Disconnected" in there(jobctl, 4, *program, "remove", job)
     waits = there(jobctl, 0, *program, "start", "-q", "--after-ok", job, "echo", "then").strip()
     there(jobctl, 124, *program, "wait", "--timeout", "0.5", waits)
+    why = f"jobctl: waiting: job {job} runs on {hostname()}, which shares this state directory\n"
+    for verb in (("wait",), ("receive", "--wait")):
+        said = there(jobctl, 124, *program, *verb, "--timeout", "1.5", job)
+        assert said.count("waiting: ") == said.count(why) == 1
     assert jobctl.job(job) == record
     assert not list(jobctl.folder(job).glob("stop*"))
     go.touch()
@@ -144,6 +148,9 @@ def test_items_of_another_machine(jobctl: Jobctl, tmp_path: Path) -> None:
     for words in (("stop", job), ("stop", f"{job}.1"), ("stop", "--signal", "KILL", job)):
         assert f"runs on {hostname()}" in there(jobctl, 5, PROGRAM, *words)
     there(jobctl, 5, PROGRAM, "remove", "--force", job)
+    for whole in (job, f"{job}.1"):
+        said = there(jobctl, 124, PROGRAM, "wait", "--timeout", "1", whole)
+        assert said.count(f"jobctl: waiting: job {job} runs on {hostname()}") == 1
     mend(jobctl.folder(job))
     states = [child["state"] for child in children(jobctl, job)]
     assert states == ["Running", "NotStarted", "NotStarted"]

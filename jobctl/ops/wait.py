@@ -11,7 +11,7 @@ from jobctl.errors import Refused
 from jobctl.folder import Folder
 from jobctl.jobs import Jobs
 from jobctl.links import Links
-from jobctl.model import TYPE_REMOTE, Job, order
+from jobctl.model import TYPE_REMOTE, Job, State, order
 from jobctl.process import Identity, Watch
 from jobctl.runner import resume
 from jobctl.share import FarTask
@@ -47,7 +47,7 @@ class Ends:
             raises Refused.
         :param ask: has a person at the terminal answer what hosts want to know.
         :param news: of these jobs, if somebody listens already.
-        :param tell: is told why a host that is waited for is out of reach.
+        :param tell: is told why a host, or another machine, is waited for.
         """
         self._jobs = jobs
         self._boot = process.boot_id()
@@ -57,6 +57,8 @@ class Ends:
         self._items: dict[Task, set[int]] = {}
         """The items that were not told yet, of which there may be many."""
         self._told: dict[Task, int] = {}
+        self._held = set[str]()
+        """Jobs of other machines, of which that was told."""
         self._ending = False
         """Whether all items of a job have ended, and its own end is about to be written down."""
         self._others = set[str]()
@@ -124,7 +126,7 @@ class Ends:
         for task in list(self._items):
             wanted = self._items[task]
             resume(task)
-            task.read(self._boot)  # what is lost is found out by that
+            self._tell_who_has(task.read(self._boot))  # what is lost is found out by that
             if not task.exists() or task.finished():
                 numbers = sorted(wanted)
             else:
@@ -150,6 +152,7 @@ class Ends:
             # Its files tell that it goes on: to read the whole takes longer.
             far = folder.is_far and folder.exists() and not folder.finished()
             job = None if far else folder.read(self._boot)
+            self._tell_who_has(job)
             if not far and (job is None or job.state.finished):
                 self._others.discard(job_id)
                 del self._folders[job_id]
@@ -177,6 +180,13 @@ class Ends:
                 self._news = News(self._jobs.state_dir, ids, self._ask, self._tell)
                 self._news.listen(self._watch)
         return ended
+
+    def _tell_who_has(self, job: Job | None) -> None:
+        """Tell once why a job is waited for that only another machine can act on."""
+        away = job is not None and job.state is State.DISCONNECTED and job.type != TYPE_REMOTE
+        if self._tell and away and job and job.id not in self._held:
+            self._held.add(job.id)
+            self._tell(f"waiting: job {job.id} {job.reason}")
 
     def _far_before(self, folder: Folder) -> set[str]:
         """Return the ids of jobs on hosts that a job here waits for, itself or by others."""
