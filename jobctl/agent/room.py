@@ -6,7 +6,6 @@ import errno
 import os
 import threading
 import time
-from contextlib import suppress
 
 from jobctl.whole import lack
 
@@ -40,13 +39,11 @@ class Room:
         path = f"{self._state_dir}/.room.{os.getpid()}.{threading.get_ident()}"
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb", 0) as file:
+                os.unlink(path)  # it is gone when it is closed, or we are killed
                 if file.write(_PROBE) != len(_PROBE):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.lacking = ""
         except OSError as error:
             self.lacks(error)
             self._next = time.monotonic() + _BEAT
-        finally:
-            with suppress(OSError):
-                os.unlink(path)
         return not self.lacking
