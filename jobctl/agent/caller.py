@@ -198,7 +198,7 @@ class Gone(Nobody):
 
 
 class Whoever:
-    """Asks who waits for a connection, or else at a terminal for a job over it; once it has to."""
+    """Asks one of those who wait for a connection, or else for a job over it; tells the others."""
 
     def __init__(
         self,
