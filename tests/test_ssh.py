@@ -240,7 +240,7 @@ def test_terminal(web1: Connection) -> None:
 
 
 def test_a_stream_let_go(web1: Connection) -> None:
-    stream = web1.open("sleep 20")
+    stream = web1.open("cat")
     reader = in_thread(lambda: stream.read(1))
     time.sleep(0.05)
     stream.close()

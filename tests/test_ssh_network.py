@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, wait_until
+from paramiko.channel import Channel
 from sshd import (
     MakeSshd,
     Person,
@@ -81,6 +83,26 @@ def test_what_came_before_a_break_is_delivered(sshd: Sshd, wire: Wire) -> None:
         left -= len(stream.read(min(left, 1000)))
     with pytest.raises(Lost):
         stream.read(1)
+
+
+def test_what_is_lost_does_not_stand(
+    sshd: Sshd, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the instant on when who reads is told, before paramiko has seen to all its channels."""
+    connection = reach(sshd)
+    streams = [connection.open("cat") for _ in range(2)]
+    told, unlink = threading.Event(), Channel.__dict__["_unlink"]
+
+    def slowly(channel: Channel) -> None:
+        unlink(channel)
+        told.wait(PATIENCE)
+
+    monkeypatch.setattr(Channel, "_unlink", slowly)
+    wire.cut()
+    with pytest.raises(Lost):
+        streams[0].read(1)
+    assert not connection.alive()
+    told.set()
 
 
 @pytest.mark.parametrize("busy", [False, True])

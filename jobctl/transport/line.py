@@ -75,6 +75,11 @@ class Line:
         self._interval = 0.0
         self._probe: Callable[[], None] | None = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended on this side."""
+        return self._closed
+
     def limit(self, seconds: float | None, late: str = "") -> None:
         """End the line in so many seconds, with late as the reason; None: never."""
         self._late = late

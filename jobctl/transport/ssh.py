@@ -288,8 +288,9 @@ class SshConnection:
         return line.Line(channel, self.close)
 
     def alive(self) -> bool:
-        """Whether the connection stands, as far as is known."""
-        return self._transport.is_active()
+        """Whether the connection stands, as far as is known; not once Lost was raised."""
+        # What reads of it is told before paramiko's own flag says so.
+        return self._transport.is_active() and not self._transport.line.closed
 
     def lost(self) -> Lost:
         """Return the error that says why it does not."""
