@@ -347,6 +347,22 @@ def test_the_agent_is_killed_again_and_again(far: Far, count: int) -> None:
     ]
 
 
+def test_an_agent_that_was_killed_before_the_end_was_written(far: Far) -> None:
+    """All items had ended: the next agent writes it, and begins what is new beside it."""
+    job = far.on("web1,web2", "--foreach", "-", "-c", "echo {}; exit {}", input=b"0\n3\n0\n")
+    assert far.outcome(job)[0] == "Failed"
+    ended = far.jobs("--children", job)
+    far.kill_agent()
+    (far.folder(job) / "exit").unlink()
+    far.start("-w", "-H", "web3", "true")
+    far.run("wait", job, status=1)
+    again = far.jobs("--children", job)
+    assert [child["state"] for child in again] == [child["state"] for child in ended]
+    assert [child["ended_at"] for child in again[1:]] == [child["ended_at"] for child in ended[1:]]
+    assert b"".join(sorted(far.run("receive", job).stdout.splitlines(True))) == b"0\n0\n3\n"
+    assert "Traceback" not in (far.state_dir / "agent.log").read_text()
+
+
 @pytest.mark.long
 def test_slots_there_are_killed(far: Far, tmp_path: Path) -> None:
     ran = far.sshd.home / "ran"
