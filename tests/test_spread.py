@@ -86,15 +86,16 @@ def hosts(task: FarTask) -> dict[int, Host]:
     return {number: Host(task, number) for number in (1, 2, 3)}
 
 
+def ignore(job_id: str) -> None:
+    """Do nothing with what is told of a job."""
+
+
 @pytest.fixture
 def spread(task: FarTask, hosts: dict[int, Host]) -> Iterator[Spread]:
     """Give the job as the agent has it."""
 
     def far_of(share: object) -> Far:
         return hosts[share.number]  # type: ignore[attr-defined,return-value]
-
-    def ignore(job_id: str) -> None:
-        pass
 
     spread = Spread(task, far_of, ignore, ignore, ignore)
     spread.begin()
@@ -369,3 +370,36 @@ def test_a_share_that_is_damaged_keeps_no_other_from_going_on(task: FarTask) -> 
     assert looked_after == {"1@2", "1@3"}
     wait_until(lambda: all(task.ended(number) for number in range(1, 5)))
     task.delete()
+
+
+UNLIMITED = 1 << 31
+
+
+@pytest.mark.parametrize(
+    ("throttle", "slots", "held"),
+    [
+        (6, (2, 2, 2), False),
+        (5, (2, 2, 2), True),
+        (100, (2, 2, 0), True),  # it is not known yet what the third can run
+        (4, (2, 2, None), False),  # it will never run any
+        (3, (2, 2, None), True),
+        (UNLIMITED, (2, 2, 0), False),
+    ],
+)
+def test_items_wait_on_hosts_unless_a_throttle_holds_them_here(
+    task: FarTask,
+    monkeypatch: pytest.MonkeyPatch,
+    throttle: int,
+    slots: tuple[int | None, ...],
+    held: bool,
+) -> None:
+    monkeypatch.setattr(Spread, "left", 1000)
+    spread = Spread(task, lambda share: None, ignore, ignore, ignore)
+    spread.throttle = throttle
+    for share, number in zip(spread.shares, slots, strict=True):
+        share.slots = number or 0
+        share.hopeless = number is None
+    first = spread.shares[0]
+    first.note_ended(100)
+    assert spread.throttled == held
+    assert (first.enough() == first.slots) == held

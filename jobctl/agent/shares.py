@@ -43,6 +43,7 @@ told to end them."""
 _GONE = "gone"
 """What a host says that has no folder of the job."""
 _UNLIMITED = 1 << 31
+"""More items than there are."""
 _MOST_SLOTS = 10_000
 """Slots that a host may have had for one job, besides one for each item that it was given: others
 are made only when some were killed."""
@@ -185,7 +186,7 @@ class Share(Carried):
 
     def enough(self) -> int:
         """Return how many items the host should have: those that run, and some that wait."""
-        if self.spread.throttle < _UNLIMITED:
+        if self.spread.throttled:
             return self.slots
         now = time.monotonic()
         while self._ended and now - self._ended[0] > 2.0:
@@ -273,6 +274,14 @@ class Spread:
     def left(self) -> int:
         """How many items no host has."""
         return max(0, self.task.count + 1 - self._next) + len(self._returned)
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the hosts may run more items at once, all together, than is allowed."""
+        if self.throttle == _UNLIMITED:
+            return False
+        slots = [share.slots or _UNLIMITED for share in self.shares if not share.hopeless]
+        return sum(slots) > self.throttle
 
     @staticmethod
     def shares_of(task: FarTask) -> list[Share]:
@@ -420,7 +429,9 @@ class Spread:
             if has >= share.slots and 2 * (has - share.slots) >= enough - share.slots:
                 return False
             room = enough - has
-            room = min(room, self.throttle - sum(map(len, self._unended.values())), _MOST)
+            if self.throttled:
+                room = min(room, self.throttle - sum(map(len, self._unended.values())))
+            room = min(room, _MOST)
             numbers = self._take(room)
             if not numbers:
                 return False
