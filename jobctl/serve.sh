@@ -1040,18 +1040,26 @@ arm() {
     [ "$wakes" = yes ] && [ "$armed" != "$files$growing" ] || return 0
     disarm
     # shellcheck disable=SC2086  # without spaces, all of them
-    tail -q -n 0 -f $files $growing >&6 2>/dev/null &
+    tail $ending -q -n 0 -f $files $growing >&6 2>/dev/null &
     tail=$! armed=$files$growing
     [ -z "$listening" ] || return 0
-    { dd bs=65536 count=1 <&6 >/dev/null 2>&1; echo wake >"$ear"; } >/dev/null &
+    {
+        [ ! -r /proc/self/fd/6 ] || exec 6</proc/self/fd/6
+        dd bs=65536 count=1 <&6 >/dev/null 2>&1
+        echo wake >"$ear"
+    } >/dev/null &
     listening=$!
 }
 
+# Sets ending to how tail is told to end, within seconds, when we are killed; the others cannot be.
 learn_wakes() {
-    wakes=no
+    wakes=no ending=''
     case $(uname)$(tail --version 2>/dev/null) in
-    Linux*GNU* | Darwin* | *BSD*) wakes=yes && own_pipe 6 ;;
+    Linux*GNU*) wakes=yes ending="--pid=$(exec sh -c 'printf %s "$PPID"') -s 5" ;;
+    Darwin* | *BSD*) wakes=yes ;;
+    *) return ;;
     esac
+    own_pipe 6
 }
 
 disarm() {

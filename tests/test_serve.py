@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import processes_with, wait_until
 
 import jobctl
 from jobctl import quoting
@@ -238,6 +241,45 @@ def test_both_of_its_processes_end_when_the_first_is_killed(served: Served) -> N
     # Its output ends with the last process that could write it.
     assert served.process.stdout
     assert served.process.stdout.read() == b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other tail ends with who started it")
+def test_nothing_of_the_second_is_left_when_it_is_killed(served: Served, tmp_path: Path) -> None:
+    """What waits with it for files to grow ends too, though none of them grows any more."""
+    go = tmp_path / "go"
+    job = served.accept("1", f"until [ -e {go} ]; do sleep 0.05; done")
+    served.send("look")
+    tail = wait_until(lambda: processes_with(f"guest/{job}/stdout"))[0]
+
+    def parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+    def below(above: int) -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                found += [int(folder.name)] if parent(int(folder.name)) == above else []
+        return found + [pid for one in found for pid in below(one)]
+
+    second = parent(tail)
+    assert second not in (1, served.process.pid)
+    others = below(second)
+    assert tail in others
+    assert len(others) > 1
+    os.kill(second, signal.SIGKILL)
+    wait_until(lambda: not any(map(command_of, others)))
+    go.touch()
+    served.process.kill()
+    assert served.process.stdout
+    assert served.process.stdout.read()
+
+
+def command_of(pid: int) -> str:
+    """Return what a process runs, "" once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_so_they_do_while_a_job_keeps_them_busy(served: Served, tmp_path: Path) -> None:
