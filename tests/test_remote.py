@@ -505,7 +505,8 @@ def test_one_after_the_other(far: Far, tmp_path: Path) -> None:
     third = step(3, "-H", "web1,web2", "--after-ok", second)
     fourth = step(4, "--after-ok", third)
     fifth = step(5, "-H", "web1", "--after", fourth)
-    assert far.job(fifth)["reason"] == f"waiting for job {fourth}"
+    # The agent, which knows that, may have yet to look at it.
+    wait_until(lambda: far.job(fifth)["reason"] == f"waiting for job {fourth}")
     said = ""
     for number in range(1, 6):
         both = 2 if number == 3 else 1
