@@ -403,3 +403,20 @@ def test_items_wait_on_hosts_unless_a_throttle_holds_them_here(
     first.note_ended(100)
     assert spread.throttled == held
     assert (first.enough() == first.slots) == held
+
+
+def test_nothing_is_given_to_a_host_that_is_given_up_meanwhile(
+    task: FarTask, hosts: dict[int, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would tell of it any more: the job would never end."""
+    spread = Spread(task, lambda share: None, ignore, ignore, ignore)
+    third = spread.shares[2]
+    third.slots = 2
+
+    def given_up(share: Share) -> bool:
+        spread.fail(share, "it lies")
+        return False
+
+    monkeypatch.setattr(Share, "stop_asked", property(given_up))
+    assert not spread._give(third, hosts[3])  # type: ignore[arg-type]
+    assert (spread.left, third.place.given()) == (2, [])

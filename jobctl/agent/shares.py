@@ -419,10 +419,8 @@ class Spread:
             for first, count in unsure:
                 self._send(share, far, range(first, first + count), again=True)
             return True
-        if share.hopeless:
-            return False
         with self._change:
-            if share.stop_asked:
+            if share.stop_asked or share.hopeless:
                 return False
             enough, has = share.enough(), len(self._unended[share.number])
             # Some at a time, before the half of what is to wait there is used up.
