@@ -372,9 +372,6 @@ def test_a_share_that_is_damaged_keeps_no_other_from_going_on(task: FarTask) -> 
     task.delete()
 
 
-UNLIMITED = 1 << 31
-
-
 @pytest.mark.parametrize(
     ("throttle", "slots", "held"),
     [
@@ -383,7 +380,7 @@ UNLIMITED = 1 << 31
         (100, (2, 2, 0), True),  # it is not known yet what the third can run
         (4, (2, 2, None), False),  # it will never run any
         (3, (2, 2, None), True),
-        (UNLIMITED, (2, 2, 0), False),
+        (shares._UNLIMITED, (2, 2, 0), False),
     ],
 )
 def test_items_wait_on_hosts_unless_a_throttle_holds_them_here(

@@ -211,7 +211,7 @@ class Whoever:
         :param waiting: returns somebody at a terminal who waits for a job.
         :param hold_up: tells all who wait for jobs, but for one, why these do not go on.
         """
-        self.why = f"{label} has asked a question at another terminal"
+        self._why = f"{label} has asked a question at another terminal"
         self._waiting = waiting
         self._hold_up = hold_up
         self._lock = threading.Lock()
@@ -250,9 +250,9 @@ class Whoever:
         with self._lock:
             asked, others = self._asked, [ask for ask in self._askers if ask is not self._asked]
         if asked:
-            self._hold_up(self.why, asked)
+            self._hold_up(self._why, asked)
             for other in others:
-                self.show_to(other, f"jobctl: waiting: {self.why}")
+                self.show_to(other, f"jobctl: waiting: {self._why}")
 
     def secret(self, prompt: str) -> str | None:
         """Ask for what is not shown."""

@@ -183,8 +183,9 @@ class Ends:
 
     def _tell_who_has(self, job: Job | None) -> None:
         """Tell once why a job is waited for that only another machine can act on."""
-        away = job is not None and job.state is State.DISCONNECTED and job.type != TYPE_REMOTE
-        if self._tell and away and job and job.id not in self._held:
+        if not (self._tell and job) or job.id in self._held:
+            return
+        if job.state is State.DISCONNECTED and job.type != TYPE_REMOTE:
             self._held.add(job.id)
             self._tell(f"waiting: job {job.id} {job.reason}")
 
