@@ -346,6 +346,14 @@ def _living() -> Iterator[tuple[int, str]]:
             yield int(pid), arguments
 
 
+def parent_of(pid: int) -> int:
+    """Return the parent of a process, 0 if that has ended; only on Linux."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def nothing_left(*homes: Path, but: Iterable[int] = ()) -> None:
     """Fail if a process goes on that has one of these home directories; end it.
 

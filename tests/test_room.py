@@ -8,7 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, Jobctl, at_home, nothing_left, processes_with, sleeping, wait_until
+from conftest import (
+    PATIENCE,
+    Jobctl,
+    at_home,
+    nothing_left,
+    parent_of,
+    processes_with,
+    sleeping,
+    wait_until,
+)
 from disk import Disk, mounted
 from far import Far
 from sshd import Sshd
@@ -165,30 +174,25 @@ def test_there_is_no_place_for_another_file(jobctl: Jobctl, tmp_path: Path) -> N
     ran, go = tmp_path / "ran", tmp_path / "go"
     text = f"echo {{}} >>{ran}; until [ -e {go} ]; do sleep 0.05; done; echo {{}}"
     with mounted(disk, "nr_inodes=150"):
-        items = "".join(f"{number}\n" for number in range(1, 9)).encode()
-        job = jobctl.start("-t", "2", "--foreach", "-", "-c", text, input=items)
-        wait_until(lambda: ran.exists() and len(ran.read_text().split()) == 2)
-        with suppress(OSError):
-            for number in range(150):
-                (disk / f"fill{number}").touch()
-        go.touch()
-        wait_until(lambda: _asleep(disk / "state"))
-        for path in disk.glob("fill*"):
-            path.unlink()
-        jobctl.run("wait", job, "--timeout", "60")
-        assert sorted(ran.read_text()) == sorted("12345678" + "\n" * 8)
-        assert sorted(jobctl.run("receive", job).stdout.split()) == sorted(items.split())
-        jobctl.stop_all()
+        try:
+            items = "".join(f"{number}\n" for number in range(1, 9)).encode()
+            job = jobctl.start("-t", "2", "--foreach", "-", "-c", text, input=items)
+            wait_until(lambda: ran.exists() and len(ran.read_text().split()) == 2)
+            with suppress(OSError):
+                for number in range(150):
+                    (disk / f"fill{number}").touch()
+            go.touch()
+            wait_until(lambda: _asleep(disk / "state"))
+            for path in disk.glob("fill*"):
+                path.unlink()
+            jobctl.run("wait", job, "--timeout", "60")
+            assert sorted(ran.read_text()) == sorted("12345678" + "\n" * 8)
+            assert sorted(jobctl.run("receive", job).stdout.split()) == sorted(items.split())
+        finally:
+            jobctl.stop_all()
 
 
 def _asleep(state: Path) -> bool:
     """Whether a slot sleeps until there is room."""
     slots = processes_with(f"items.sh slots {state}")
-    return any(_parent(pid) in slots for pid in sleeping("sleep 1"))
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
-    except OSError:
-        return 0
+    return any(parent_of(pid) in slots for pid in sleeping("sleep 1"))

@@ -11,11 +11,10 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import processes_with, wait_until
+from conftest import parent_of, processes_with, wait_until
 
 import jobctl
 from jobctl import quoting
@@ -251,35 +250,21 @@ def test_nothing_of_the_second_is_left_when_it_is_killed(served: Served, tmp_pat
     served.send("look")
     tail = wait_until(lambda: processes_with(f"guest/{job}/stdout"))[0]
 
-    def parent(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    def below(above: int) -> set[int]:
+        found = {pid for pid in processes_with("") if parent_of(pid) == above}
+        return found.union(*map(below, found))
 
-    def below(above: int) -> list[int]:
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                found += [int(folder.name)] if parent(int(folder.name)) == above else []
-        return found + [pid for one in found for pid in below(one)]
-
-    second = parent(tail)
+    second = parent_of(tail)
     assert second not in (1, served.process.pid)
     others = below(second)
     assert tail in others
     assert len(others) > 1
     os.kill(second, signal.SIGKILL)
-    wait_until(lambda: not any(map(command_of, others)))
+    wait_until(lambda: others.isdisjoint(processes_with("")))
     go.touch()
     served.process.kill()
     assert served.process.stdout
     assert served.process.stdout.read()
-
-
-def command_of(pid: int) -> str:
-    """Return what a process runs, "" once it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def test_so_they_do_while_a_job_keeps_them_busy(served: Served, tmp_path: Path) -> None:
